@@ -1,0 +1,100 @@
+"""One interrupt on its way to a sink: which gsi, by which route, and what to do with the line."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+from aioirqfd.errors import RoutingError
+
+PIC_PINS: Final = 16
+"""Pins of the 8259 pair: 0-7 on the master, 8-15 on the slave (row G06)."""
+IOAPIC_PINS: Final = 24
+"""Pins of the IOAPIC (row G06)."""
+_PINS: Final = {"pic": PIC_PINS, "ioapic": IOAPIC_PINS}
+_U32: Final = 2**32
+_U64: Final = 2**64
+
+
+def _is_int(value: object, below: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < below
+
+
+@dataclass(frozen=True, slots=True)
+class IrqchipPin:
+    """A route to an input pin of an interrupt controller (``KVM_IRQ_ROUTING_IRQCHIP``).
+
+    Args:
+        chip: ``"pic"`` (the 8259 pair, pins 0..15) or ``"ioapic"`` (pins 0..23).
+        pin: The input pin.
+
+    Raises:
+        RoutingError: EINVAL, as the kernel says for a chip or pin that is not there (row G06).
+    """
+
+    chip: str
+    pin: int
+
+    def __post_init__(self) -> None:
+        if self.chip not in _PINS:
+            raise RoutingError(f"no irqchip {self.chip!r}; there are {sorted(_PINS)}")
+        if not _is_int(self.pin, _PINS[self.chip]):
+            raise RoutingError(f"{self.chip} has pins 0..{_PINS[self.chip] - 1}, not {self.pin!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Msi:
+    """A route to a message: one 32-bit write of ``data`` to ``address`` (``KVM_IRQ_ROUTING_MSI``).
+
+    Args:
+        address: 64-bit message address, 0..2**64-1.
+        data: 32-bit message data, 0..2**32-1.
+        devid: The requester id where the interrupt controller wants one (``KVM_MSI_VALID_DEVID``; arm64's ITS), else None.
+
+    Raises:
+        RoutingError: EINVAL for a value out of range.
+    """
+
+    address: int
+    data: int
+    devid: int | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_int(self.address, _U64):
+            raise RoutingError(f"an MSI address is 0..2**64-1, not {self.address!r}")
+        if not _is_int(self.data, _U32):
+            raise RoutingError(f"MSI data is 0..2**32-1, not {self.data!r}")
+        if self.devid is not None and not _is_int(self.devid, _U32):
+            raise RoutingError(f"a device id is 0..2**32-1 or None, not {self.devid!r}")
+
+
+Route = IrqchipPin | Msi
+"""Where a gsi goes."""
+
+
+class Action(enum.Enum):
+    """What is done with the line.
+
+    ``PULSE`` raises and lowers it (an edge; an MSI is always this). ``ASSERT`` raises a level-triggered line, ``DEASSERT``
+    lowers it. Asserting a raised line, or lowering a low one, changes nothing (rows R01, L02).
+    """
+
+    PULSE = "pulse"
+    ASSERT = "assert"
+    DEASSERT = "deassert"
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """What a sink is handed. A gsi that is routed to several chips gives one of these for each, in the table's order (row W01).
+
+    Args:
+        gsi: The global system interrupt, 0..2**32-1.
+        route: Where it goes.
+        action: What is done with the line.
+    """
+
+    gsi: int
+    route: Route
+    action: Action = Action.PULSE

@@ -1,0 +1,82 @@
+"""What an interrupt sink is: the protocols between the injection path and the interrupt controller behind it.
+
+Only ``inject`` is required. Each further method is a faster tier, looked for once when the manager is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from aioirqfd.eventfd import EventFd
+    from aioirqfd.irqfd.interrupt import Interrupt
+    from aioirqfd.irqfd.routing import RoutingTable
+
+
+@runtime_checkable
+class InterruptSink(Protocol):
+    """The slow path: may wait."""
+
+    async def inject(self, interrupt: Interrupt) -> None:
+        """Deliver one interrupt; return once it is the sink's.
+
+        Runs on the work queue, one call per irqfd at a time. Whatever it raises counts as "not delivered": the same
+        interrupt is tried again with back-off, so raise only when it was not taken.
+        """
+
+
+@runtime_checkable
+class FastSink(InterruptSink, Protocol):
+    """A sink that can often take an interrupt at once (the kernel's ``kvm_arch_set_irq_inatomic``)."""
+
+    def try_inject(self, interrupt: Interrupt) -> bool:
+        """Deliver now without blocking and return True, or return False and leave it to the work queue (row M02).
+
+        Called in the top half, on the loop's thread: keep it short. An exception counts as False.
+        """
+
+
+@runtime_checkable
+class BatchSink(FastSink, Protocol):
+    """A fast sink that takes many at once."""
+
+    def try_inject_batch(self, interrupts: Sequence[Interrupt], /) -> int:
+        """Deliver from the front, and return how many were taken (0..len). The rest go to the work queue.
+
+        The sequence is only valid during the call. An exception counts as 0 taken.
+        """
+
+
+@runtime_checkable
+class OffloadSink(InterruptSink, Protocol):
+    """A sink that can watch the eventfd itself, as the kernel does for ``KVM_IRQFD``."""
+
+    def offload(self, eventfd: EventFd, interrupt: Interrupt, resamplefd: EventFd | None) -> bool:
+        """Take over the eventfd: from now on its signals are delivered without this process. False: not possible, use the loop.
+
+        With ``resamplefd`` the line is level-triggered: asserted by a signal, lowered by the guest's EOI, which signals it.
+        """
+
+    def reclaim(self, eventfd: EventFd, interrupt: Interrupt) -> None:
+        """Give an offloaded eventfd back, as a barrier: what was signalled before has been delivered (row I20)."""
+
+
+@runtime_checkable
+class AckSink(InterruptSink, Protocol):
+    """A sink that knows when the guest acknowledges (EOI): it is given the callable once, when the manager is made."""
+
+    def bind(self, ack: Callable[[int], None]) -> None:
+        """Keep ``ack`` and call it with the gsi at each end of interrupt.
+
+        From any thread, and outside the sink's own locks: it lowers the line by calling back ``try_inject`` where there is
+        one, and signals the resamplefds.
+        """
+
+
+@runtime_checkable
+class RoutedSink(InterruptSink, Protocol):
+    """A sink that wants to know the whole table, for instance to map an end of interrupt back to its gsi."""
+
+    def set_routing(self, table: RoutingTable) -> None:
+        """Take the new table. Raising refuses it: the manager keeps the old one (row G09)."""

@@ -1,0 +1,36 @@
+"""The tracer protocol: how the core says what happened, without knowing who listens.
+
+It sits at the bottom of the house, beside the errors, because every floor calls it and it calls nobody.
+Implementations live in :mod:`aioirqfd.tracing`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, final
+
+
+class Tracer(Protocol):
+    """Hears of state changes. Called on the loop's thread; must not block and must not raise.
+
+    Attributes:
+        per_interrupt: Ask for an event for every single interrupt too. This takes the C fast path out of use for the
+            managers that carry this tracer, so it is for debugging; read once, when the manager is made.
+    """
+
+    per_interrupt: bool
+
+    def emit(self, event: str, /, **fields: object) -> None:
+        """Take one event: a constant snake_case name, and its fields (``gsi``, ``fd``, ``eventfd_id``, counts, seconds)."""
+
+
+@final
+class NullTracer:
+    """Hears nothing; the default."""
+
+    per_interrupt = False
+
+    def emit(self, event: str, /, **fields: object) -> None:
+        """Drop the event."""
+
+
+NULL_TRACER = NullTracer()
