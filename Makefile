@@ -1,0 +1,156 @@
+# Everything from a fresh clone: `make vmm` and `make test` need Python 3.11+ and make; a C compiler makes them fast.
+# PYTHON=python3.12 chooses the interpreter, VENV=.venv-3.12 where its virtual environment goes, ARGS=... what is handed on.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+# -P keeps the current directory off the path, so that what is tested is what is installed. Under -W error from the first import on.
+PYTEST := $(PY) -P -W error -m pytest
+
+C_SOURCES := $(wildcard aioirqfd/counter/*.c aioirqfd/counter/*.h)
+C_ALL := $(C_SOURCES) $(wildcard tests/native/*.c tests/native/*.h)
+NATIVE_TESTS := $(wildcard tests/native/*.c)
+
+.PHONY: help vmm test test-c test-python lint format docs sanitize tsan dist clean install
+
+help:
+	@echo 'make vmm        run the example VMM (ARGS=...)'
+	@echo 'make test       the suite with the C module, then with its pure-Python twin (ARGS=... goes to pytest)'
+	@echo 'make lint       ruff, mypy, pyright, clang-format'
+	@echo 'make format     ruff format, ruff check --fix, clang-format'
+	@echo 'make docs       Sphinx, warnings are errors'
+	@echo 'make sanitize   the suite on a build with AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make tsan       the free-standing C tests under ThreadSanitizer'
+	@echo 'make dist       sdist, the platform wheel and the py3-none-any wheel'
+	@echo 'make clean      remove what was built, and $(VENV)'
+	@echo 'PYTHON=$(PYTHON) VENV=$(VENV)'
+
+# ------------------------------------------------------------------------------------------------------------ set-up
+
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit("aioirqfd needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@echo '== $(VENV): making it with $(PYTHON)'
+	@$(PYTHON) -m venv $(VENV) || { echo '$(PYTHON) -m venv failed; on Debian: apt-get install python3-venv' >&2; exit 1; }
+	@$(PIP) install --upgrade 'pip>=25.1' 'setuptools>=77'
+	@touch $@
+
+# An old build of the C module must not outlive a failed one.
+$(VENV)/.stamp-install: $(VENV)/.stamp-venv pyproject.toml setup.py $(C_SOURCES)
+	@echo '== $(VENV): installing aioirqfd'
+	@rm -f aioirqfd/counter/_native"$$($(PY) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')"
+	@rm -rf build/temp.* build/lib.*
+	@PYTHONWARNINGS='ignore:Editable installation' $(PIP) install --editable '.[all]'
+	@touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-install
+	@echo '== $(VENV): installing the test dependencies'
+	@$(PIP) install --group test
+	@touch $@
+
+$(VENV)/.stamp-lint: $(VENV)/.stamp-install
+	@echo '== $(VENV): installing the linters'
+	@$(PIP) install --group lint
+	@touch $@
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-install
+	@echo '== $(VENV): installing Sphinx'
+	@$(PIP) install --group docs
+	@touch $@
+
+install: $(VENV)/.stamp-install
+
+# Which implementation an import gives: c or python. The suites choose for themselves, whatever the caller's environment says.
+UNFORCED := env -u AIOIRQFD_PURE_PYTHON
+LIVE = $$($(PY) -P -c 'import aioirqfd; print(aioirqfd.IMPLEMENTATION)')
+
+# ----------------------------------------------------------------------------------------------------------- running
+
+vmm: $(VENV)/.stamp-install
+	@live="$(LIVE)"; if [ "$$live" != c ]; then \
+		echo '== NOTE: the C module is not live; the VMM runs on the pure-Python implementation, which is slower.'; fi
+	$(PY) -m examples.vmm $(ARGS)
+
+test: $(VENV)/.stamp-test
+	@unset AIOIRQFD_PURE_PYTHON; live="$(LIVE)"; if [ "$$live" = c ]; then \
+		$(MAKE) --no-print-directory test-c test-python; \
+	else \
+		echo '== NOTE: the C module could not be built; running the suite on the pure-Python implementation only.'; \
+		$(MAKE) --no-print-directory test-python; \
+	fi
+
+test-c: $(VENV)/.stamp-test
+	@echo '== the suite, C implementation'
+	$(UNFORCED) $(PYTEST) $(ARGS)
+
+# The twin differs in the counter and the drain: what QEMU does on the far side of a socket is the same for both.
+test-python: $(VENV)/.stamp-test
+	@echo '== the suite, pure-Python implementation'
+	AIOIRQFD_PURE_PYTHON=1 $(PYTEST) -m 'not qemu' $(ARGS)
+
+lint: $(VENV)/.stamp-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict aioirqfd $(if $(wildcard examples/*.py examples/*/*.py),examples)
+	$(BIN)/pyright --warnings --pythonpath $(PY)
+	@if [ -n '$(C_ALL)' ]; then \
+		if [ -x $(BIN)/clang-format ]; then \
+			echo '$(BIN)/clang-format --dry-run -Werror $(C_ALL)'; $(BIN)/clang-format --dry-run -Werror $(C_ALL); \
+		else echo '== clang-format is not installed: the C layout was not checked'; fi; fi
+
+format: $(VENV)/.stamp-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	@if [ -n '$(C_ALL)' ] && [ -x $(BIN)/clang-format ]; then $(BIN)/clang-format -i $(C_ALL); fi
+
+docs: $(VENV)/.stamp-docs
+	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+# ---------------------------------------------------------------------------------------------------------- sanitizers
+
+SAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1
+CC ?= cc
+
+# A whole copy of the package goes to build/asan, so that the installed one is left alone. The interpreter itself leaks at
+# exit by design, hence detect_leaks=0; pytest -s, or it swallows the sanitizers' reports.
+sanitize: $(VENV)/.stamp-test
+	rm -rf build/asan build/asan-temp
+	CFLAGS='$(SAN_FLAGS)' LDFLAGS='-fsanitize=address,undefined' AIOIRQFD_WERROR=1 \
+		$(PY) setup.py --quiet build --build-lib build/asan --build-temp build/asan-temp
+	@ls build/asan/aioirqfd/counter/_native*.so >/dev/null || { echo 'the C module could not be built' >&2; exit 1; }
+	$(UNFORCED) PYTHONPATH="$$PWD/build/asan" PYTHONSAFEPATH=1 PYTHONMALLOC=malloc \
+		LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0:abort_on_error=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+		$(PYTEST) -s --expect-implementation=c -p no:cacheprovider -o pythonpath='build/asan .' $(ARGS)
+
+# setarch -R: ThreadSanitizer's fixed shadow does not fit every randomised layout.
+tsan:
+	@if [ -z '$(NATIVE_TESTS)' ]; then echo '== no free-standing C tests in tests/native'; fi
+	@mkdir -p build/tsan; for source in $(NATIVE_TESTS); do \
+		program=build/tsan/$$(basename $$source .c); \
+		echo "== $$source under ThreadSanitizer"; \
+		$(CC) -std=c11 -Wall -Wextra -g -O1 -fsanitize=thread -pthread -Iaioirqfd/counter -o $$program $$source; \
+		TSAN_OPTIONS=halt_on_error=1 setarch -R $$program; \
+	done
+
+# ---------------------------------------------------------------------------------------------------------------- dist
+
+# The platform wheel is built from the sdist, which proves that the sdist is whole.
+dist: $(VENV)/.stamp-install
+	@$(PIP) install 'build>=1.2'
+	rm -rf dist build/lib.* build/bdist.* build/temp.*
+	$(PY) -m build --outdir dist .
+	rm -rf build/lib build/lib.* build/bdist.*
+	AIOIRQFD_NO_EXTENSION=1 $(PY) -m build --wheel --outdir dist .
+	@ls -l dist
+
+clean:
+	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)
+	rm -f aioirqfd/counter/_native*.so
+	find aioirqfd tests examples docs -name __pycache__ -type d -prune -exec rm -rf {} +

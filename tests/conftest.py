@@ -1,0 +1,205 @@
+"""What every test gets: both event loops, a check that it leaves nothing behind, and honest skips."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import importlib
+import os
+import platform
+import re
+import shutil
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+import pytest_asyncio
+import uvloop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+KVM = Path("/dev/kvm")
+KVM_GET_API_VERSION = 0xAE00
+KVM_CREATE_VM = 0xAE01
+QEMU = "qemu-system-x86_64"
+
+
+def why_no_kvm() -> str | None:
+    """None where KVM can make a virtual machine, else the reason why not."""
+    try:
+        fd = os.open(KVM, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        return f"{KVM}: {error.strerror}"
+    try:
+        version = fcntl.ioctl(fd, KVM_GET_API_VERSION, 0)
+        if version != 12:
+            return f"{KVM}: API version {version}, not 12"
+        os.close(fcntl.ioctl(fd, KVM_CREATE_VM, 0))
+    except OSError as error:
+        return f"{KVM}: {error.strerror}"
+    finally:
+        os.close(fd)
+    return None
+
+
+NO_KVM = why_no_kvm()
+NO_QEMU = None if shutil.which(QEMU) else f"{QEMU} is not installed"
+
+
+# ------------------------------------------------------------------------------------------------------------- skips
+
+
+class AllowedSkip(NamedTuple):
+    """A skip that --strict-skips lets pass: both patterns are matched from the start."""
+
+    nodeid: str
+    reason: str
+
+
+# Each entry is a thing that a machine may honestly lack. Where the thing is there, its tests run or the run fails.
+ALLOWED_SKIPS = (
+    *((AllowedSkip(".*", "needs KVM: "),) if NO_KVM else ()),
+    *((AllowedSkip(".*", "needs QEMU: "),) if NO_QEMU else ()),
+)
+
+
+class StrictSkips:
+    """Fails the run when a test was skipped for a reason that nobody has allowed."""
+
+    def __init__(self) -> None:
+        self.forbidden: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self.note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped:
+            self.note(report)
+
+    def note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        if not any(re.match(skip.nodeid, report.nodeid) and re.match(skip.reason, reason) for skip in ALLOWED_SKIPS):
+            self.forbidden.append(f"{report.nodeid}: {reason}")
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.forbidden and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.forbidden:
+            terminalreporter.section("skipped, and not allowed to be (--strict-skips)", red=True, bold=True)
+            for line in self.forbidden:
+                terminalreporter.line(line)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("aioirqfd")
+    group.addoption("--strict-skips", action="store_true", help="fail if a test is skipped for a reason not allowed")
+    group.addoption("--expect-implementation", choices=["c", "python"], help="fail at once unless this one is live")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    expected = config.getoption("--expect-implementation")
+    if expected is not None and implementation() != expected:
+        raise pytest.UsageError(f"the live implementation is {implementation()}, not {expected}")
+    if config.getoption("--strict-skips"):
+        config.pluginmanager.register(StrictSkips(), "strict-skips")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if NO_KVM and item.get_closest_marker("kvm"):
+            item.add_marker(pytest.mark.skip(reason=f"needs KVM: {NO_KVM}"))
+        if NO_QEMU and item.get_closest_marker("qemu"):
+            item.add_marker(pytest.mark.skip(reason=f"needs QEMU: {NO_QEMU}"))
+
+
+# ------------------------------------------------------------------------------------------------------------ header
+
+
+def implementation() -> str:
+    """What ``aioirqfd.IMPLEMENTATION`` says, or why it could not be asked."""
+    try:
+        return str(getattr(importlib.import_module("aioirqfd"), "IMPLEMENTATION", "unknown"))
+    except ImportError as error:
+        return f"not importable ({error})"
+
+
+def pytest_report_header() -> str:
+    names = {"c": "C", "python": "pure Python"}
+    live = implementation()
+    return (
+        f"aioirqfd: {names.get(live, live)} implementation, Python {platform.python_version()}, uvloop {uvloop.__version__}, "
+        f"Linux {platform.release()}, KVM {NO_KVM or 'usable'}, QEMU {NO_QEMU or 'found'}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- loops
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config,
+    item: pytest.Item,
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+# ------------------------------------------------------------------------------------------------------------- leaks
+
+
+def open_fds() -> dict[int, str]:
+    """This process's open fds and what each one is."""
+    fds: dict[int, str] = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            fds[int(entry.name)] = str(entry.readlink())
+        except FileNotFoundError:
+            continue  # the fd that listed the directory
+    return fds
+
+
+@pytest.fixture(scope="session", autouse=True)
+def first_uvloop() -> None:
+    """The first uvloop loop of a process opens libuv's signal pipe for good; it is not to be the first test's leak."""
+    uvloop.new_event_loop().close()
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(first_uvloop: None) -> Iterator[None]:
+    """Fail a test that leaves an fd or a thread behind: set up before the test's loop, torn down after it."""
+    fds = open_fds()
+    threads = set(threading.enumerate())
+    yield
+    leaked_fds = {fd: what for fd, what in open_fds().items() if fds.get(fd) != what}
+    if leaked_fds:
+        gc.collect()  # a cycle may hold the last reference; what its finaliser has to say becomes an error of its own
+        leaked_fds = {fd: what for fd, what in open_fds().items() if fds.get(fd) != what}
+    leaked_threads = [thread.name for thread in threading.enumerate() if thread not in threads]
+    if leaked_fds or leaked_threads:
+        pytest.fail(f"leaked: fds {leaked_fds}, threads {leaked_threads}", pytrace=False)
+
+
+@pytest_asyncio.fixture
+async def no_loop_leaks_async() -> AsyncIterator[None]:
+    tasks = asyncio.all_tasks()
+    errors: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(repr(context)))
+    yield
+    leaked = sorted(map(repr, asyncio.all_tasks() - tasks - {asyncio.current_task()}))
+    if leaked or errors:
+        pytest.fail(f"leaked tasks: {leaked}; errors that only the loop saw: {errors}", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def no_loop_leaks(no_leaks: None, request: pytest.FixtureRequest) -> None:
+    """Fail an async test that leaves a task or an unseen error: after its async fixtures are gone, before its loop is.
+
+    A test that expects such an error sets an exception handler of its own.
+    """
+    if request.node.get_closest_marker("asyncio"):
+        request.getfixturevalue("no_loop_leaks_async")
