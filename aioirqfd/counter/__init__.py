@@ -1,0 +1,30 @@
+"""Counts and drains: the C-accelerated counter module, its pure-Python twin, and the choice between them.
+
+``AIOIRQFD_PURE_PYTHON=1`` in the environment forces the twin; where the native module was not built it is used by itself.
+No asyncio in here.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, TopHalf, fdinfo
+
+    IMPLEMENTATION: Final[str]
+elif os.environ.get("AIOIRQFD_PURE_PYTHON", "") not in {"", "0"}:
+    from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, TopHalf, fdinfo
+
+    IMPLEMENTATION = "python"
+else:
+    try:
+        from aioirqfd.counter._native import MAX, Counter, Drain, EventFdCtx, TopHalf, fdinfo
+
+        IMPLEMENTATION = "c"
+    except ImportError:
+        from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, TopHalf, fdinfo
+
+        IMPLEMENTATION = "python"
+
+__all__ = ["IMPLEMENTATION", "MAX", "Counter", "Drain", "EventFdCtx", "TopHalf", "fdinfo"]

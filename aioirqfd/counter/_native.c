@@ -1,0 +1,128 @@
+/* The native counter module. Its pure-Python twin is _python.py: the same names, the same tests. */
+#include "_native.h"
+
+#include <errno.h>
+
+static PyObject *
+native_fdinfo(PyObject *Py_UNUSED(module), PyObject *arg)
+{
+    int fd = (int)PyLong_AsLong(arg);
+    if (fd == -1 && PyErr_Occurred() != NULL) {
+        return NULL;
+    }
+    uint64_t count;
+    long id;
+    int semaphore;
+    int found = eventfd_peek(fd, &count, &id, &semaphore);
+    if (found < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    if (found == 0) {
+        Py_RETURN_NONE;
+    }
+    return Py_BuildValue("KlN", (unsigned long long)count, id, PyBool_FromLong(semaphore));
+}
+
+static PyMethodDef native_methods[] = {
+    {"fdinfo", native_fdinfo, METH_O,
+     PyDoc_STR("fdinfo(fd, /)\n--\n\n(count, eventfd-id, semaphore) of an eventfd, None for another kind of file; OSError EBADF (E25).")},
+    {NULL, NULL, 0, NULL},
+};
+
+static int
+add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type)
+{
+    *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    return *type == NULL ? -1 : PyModule_AddType(module, *type);
+}
+
+static int
+native_exec(PyObject *module)
+{
+    native_state *state = native_state_of(module);
+    PyObject *errors = PyImport_ImportModule("aioirqfd.errors");
+    if (errors == NULL) {
+        return -1;
+    }
+    state->would_block = PyObject_GetAttrString(errors, "WouldBlock");
+    state->closed_error = PyObject_GetAttrString(errors, "ClosedError");
+    Py_DECREF(errors);
+    state->str_wakeup = PyUnicode_InternFromString("wakeup");
+    state->str_defer = PyUnicode_InternFromString("defer");
+    state->str_on_ready = PyUnicode_InternFromString("_on_ready");
+    if (state->would_block == NULL || state->closed_error == NULL || state->str_wakeup == NULL || state->str_defer == NULL ||
+        state->str_on_ready == NULL) {
+        return -1;
+    }
+    PyObject *max = PyLong_FromUnsignedLongLong(COUNTER_MAX);
+    if (max == NULL || PyModule_AddObjectRef(module, "MAX", max) < 0) {
+        Py_XDECREF(max);
+        return -1;
+    }
+    Py_DECREF(max);
+    if (add_type(module, &counter_spec, &state->counter_type) < 0 ||
+        add_type(module, &eventfd_ctx_spec, &state->eventfd_ctx_type) < 0 ||
+        add_type(module, &top_half_spec, &state->top_half_type) < 0 ||
+        add_type(module, &drain_spec, &state->drain_type) < 0) {
+        return -1;
+    }
+    return 0;
+}
+
+static int
+native_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    native_state *state = native_state_of(module);
+    Py_VISIT(state->counter_type);
+    Py_VISIT(state->eventfd_ctx_type);
+    Py_VISIT(state->top_half_type);
+    Py_VISIT(state->drain_type);
+    Py_VISIT(state->would_block);
+    Py_VISIT(state->closed_error);
+    return 0;
+}
+
+static int
+native_clear(PyObject *module)
+{
+    native_state *state = native_state_of(module);
+    Py_CLEAR(state->counter_type);
+    Py_CLEAR(state->eventfd_ctx_type);
+    Py_CLEAR(state->top_half_type);
+    Py_CLEAR(state->drain_type);
+    Py_CLEAR(state->would_block);
+    Py_CLEAR(state->closed_error);
+    Py_CLEAR(state->str_wakeup);
+    Py_CLEAR(state->str_defer);
+    Py_CLEAR(state->str_on_ready);
+    return 0;
+}
+
+static void
+native_free(void *module)
+{
+    (void)native_clear((PyObject *)module);
+}
+
+static PyModuleDef_Slot native_slots[] = {
+    {Py_mod_exec, (void *)native_exec},
+    {0, NULL},
+};
+
+struct PyModuleDef native_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "aioirqfd.counter._native",
+    .m_doc = PyDoc_STR("Counts and drains, in C."),
+    .m_size = sizeof(native_state),
+    .m_methods = native_methods,
+    .m_slots = native_slots,
+    .m_traverse = native_traverse,
+    .m_clear = native_clear,
+    .m_free = native_free,
+};
+
+PyMODINIT_FUNC
+PyInit__native(void)
+{
+    return PyModuleDef_Init(&native_module);
+}

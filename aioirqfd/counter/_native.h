@@ -1,0 +1,156 @@
+/* What the files of the native counter module share: its state and the layout of its types. */
+#ifndef AIOIRQFD_NATIVE_H
+#define AIOIRQFD_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "_core.h"
+
+typedef struct {
+    PyTypeObject *counter_type;
+    PyTypeObject *eventfd_ctx_type;
+    PyTypeObject *top_half_type;
+    PyTypeObject *drain_type;
+    PyObject *would_block;  /* aioirqfd.errors.WouldBlock */
+    PyObject *closed_error; /* aioirqfd.errors.ClosedError */
+    PyObject *str_wakeup;
+    PyObject *str_defer;
+    PyObject *str_on_ready;
+} native_state;
+
+extern struct PyModuleDef native_module;
+
+static inline native_state *
+native_state_of(PyObject *module)
+{
+    return (native_state *)PyModule_GetState(module);
+}
+
+/* For methods of subclassable types, where the type at hand may be a Python subclass. */
+static inline native_state *
+native_state_of_object(PyObject *self)
+{
+    PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &native_module);
+    return module != NULL ? native_state_of(module) : NULL;
+}
+
+typedef struct drain_object DrainObject;
+typedef struct top_half_object TopHalfObject;
+typedef struct eventfd_ctx_object EventFdCtxObject;
+
+/* What of an eventfd's kernel count was injected already, and is left in place for the time being. */
+enum seen {
+    SEEN_NOTHING = 0,  /* whatever the eventfd holds is news */
+    SEEN_LEFTOVER = 1, /* there at assign time and injected once; stays until the next write (P01, P03, P04) */
+    SEEN_UNREAD = 2,   /* injected without a read, to save the system call under load */
+};
+
+/* The in-process half of an eventfd (the kernel's struct eventfd_ctx), base class of aioirqfd.EventFd.
+   Everything but the counter and the node is guarded by the GIL. */
+struct eventfd_ctx_object {
+    PyObject_HEAD
+    PyObject *weakrefs;
+    counter_t count; /* signals of this process that are not in the kernel's counter; only while listening */
+    mailbox_node_t node;
+    DrainObject *drain;       /* strong, while registered */
+    TopHalfObject *top_half;  /* strong, while bound to an irqfd */
+    PyObject *irqfd;          /* strong, while bound */
+    PyObject *interrupt;      /* strong: the cached Interrupt; present exactly while the fast path may be taken */
+    uint64_t route_generation; /* of the top half, when interrupt was made */
+    uint64_t signals;         /* counted out of the counters so far */
+    uint64_t wakeups;         /* dispatches to the irqfd */
+    uint64_t fast;            /* of these, taken by the sink at once */
+    int fd;                   /* -1 once closed */
+    uint32_t index;           /* slot in the drain */
+    uint32_t generation;      /* of that slot */
+    bool semaphore;
+    bool blocking;      /* the fd is not O_NONBLOCK: reads must not wait */
+    bool listening;     /* somebody in this process hears the signals: count them here, not in the kernel */
+    bool want_count;    /* a handler asks for the count: read at every event */
+    bool event;         /* an epoll event was taken and not dispatched yet: the kernel's counter is to be looked at */
+    bool fresh;         /* the next event stems from a count that was there at assign time */
+    bool held;          /* in top_half->held */
+    bool in_unread;     /* in drain->unread */
+    unsigned char seen; /* enum seen */
+};
+
+/* An irqfd on its way through the fast path. */
+typedef struct {
+    EventFdCtxObject *ctx; /* strong */
+    PyObject *irqfd;       /* strong, from the moment the count was consumed */
+    uint64_t count;
+} batch_entry;
+
+/* One per manager: takes ready irqfds, tries the sink at once, defers the rest to IrqFd. */
+struct top_half_object {
+    PyObject_HEAD
+    PyObject *try_inject;       /* callable or NULL */
+    PyObject *try_inject_batch; /* callable or NULL */
+    PyObject *on_error;         /* callable, gets the exception of a fast path that raised */
+    batch_entry *batch;
+    Py_ssize_t batch_len, batch_cap;
+    EventFdCtxObject **held; /* strong: owed, but the manager is paused or its queue full */
+    Py_ssize_t held_len, held_cap;
+    TopHalfObject *touched_next; /* chain of one pass, strong */
+    bool touched;
+    bool paused;
+    bool full;
+    uint64_t generation; /* of the routing table */
+};
+
+typedef struct {
+    EventFdCtxObject *ctx; /* borrowed: the ctx leaves the drain before it dies */
+    uint32_t generation;   /* counts the slot's tenants, so that a stale event finds nobody */
+    uint32_t next_free;
+} drain_slot;
+
+/* One private epoll, and the mailbox that in-process signals of other threads come through. */
+struct drain_object {
+    PyObject_HEAD
+    int epfd;
+    int wakefd;
+    unsigned long thread; /* PyThread_get_thread_ident() of the loop's thread */
+    bool dispatching;
+    bool dead; /* closed, or inherited by a forked child */
+    mailbox_t mailbox;
+    mailbox_node_t *backlog; /* taken from the mailbox, not dispatched yet; oldest first */
+    mailbox_node_t *backlog_tail;
+    drain_slot *slots;
+    uint32_t slots_cap, free_head;
+    Py_ssize_t attached;
+    int max_events;
+    struct epoll_event *events; /* max_events */
+    EventFdCtxObject **ready;   /* 2 * max_events */
+    PyObject *unread;           /* list of ctx whose count was left unread */
+    PyObject *on_unread;        /* callable or NULL: the list is not empty any more */
+};
+
+/* counter.c */
+extern PyType_Spec counter_spec;
+int native_u64_from(PyObject *object, uint64_t low, const char *what, uint64_t *value);
+
+/* eventfd_ctx.c */
+extern PyType_Spec eventfd_ctx_spec;
+int eventfd_read_now(int fd, bool blocking, uint64_t *value);
+int eventfd_peek(int fd, uint64_t *count, long *id, int *semaphore);
+bool eventfd_ctx_consume(EventFdCtxObject *ctx, bool lazy, uint64_t *count);
+void eventfd_ctx_put_back(EventFdCtxObject *ctx, uint64_t n);
+
+/* top_half.c */
+extern PyType_Spec top_half_spec;
+bool top_half_is_fast(const EventFdCtxObject *ctx);
+int top_half_hold(TopHalfObject *top_half, EventFdCtxObject *ctx);
+int top_half_batch(TopHalfObject *top_half, EventFdCtxObject *ctx);
+void top_half_flush(native_state *state, TopHalfObject *top_half, bool lazy);
+void top_half_one(native_state *state, EventFdCtxObject *ctx);
+void top_half_wakeup(native_state *state, EventFdCtxObject *ctx, bool lazy);
+
+/* drain.c */
+extern PyType_Spec drain_spec;
+void drain_post(DrainObject *drain, EventFdCtxObject *ctx);
+void drain_forget(EventFdCtxObject *ctx);
+int drain_mark_unread(DrainObject *drain, EventFdCtxObject *ctx);
+bool drain_is_here(const DrainObject *drain);
+
+#endif

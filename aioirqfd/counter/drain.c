@@ -1,0 +1,604 @@
+/* Drain: the private epoll of one loop and the mailbox beside it. run() takes a bounded number of events from both and dispatches
+   them; the loop calls it whenever the epoll fd is readable.
+
+   The eventfds are registered edge-triggered: every write makes a new event although nothing was read (E20), so under load the
+   read(2) can be left out. What is missing then is the ordering that the read gave: libuv left it out once without a fence and
+   had to take it back. Here an acquire fence follows epoll_wait.
+
+   An epoll event carries slot and generation, never a pointer: a slot whose eventfd is gone answers to nobody, also when the fd
+   number was taken over in the same batch, or when a dup of a closed fd keeps reporting (E22). */
+#include "_native.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <structmember.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define WAKE_EVENT UINT64_MAX
+#define NO_SLOT UINT32_MAX
+/* From so many ready eventfds in one pass on, counts that nobody asked for stay unread. */
+#define LAZY_FROM 8
+
+static EventFdCtxObject *
+ctx_of(mailbox_node_t *node)
+{
+    return (EventFdCtxObject *)((char *)node - offsetof(EventFdCtxObject, node));
+}
+
+bool
+drain_is_here(const DrainObject *drain)
+{
+    return drain->thread == PyThread_get_thread_ident();
+}
+
+static void
+drain_wake(const DrainObject *drain)
+{
+    const uint64_t one = 1;
+    ssize_t put;
+    do {
+        put = write(drain->wakefd, &one, sizeof(one));
+    } while (put < 0 && errno == EINTR);
+}
+
+/* Post an owed ctx, from any thread. */
+void
+drain_post(DrainObject *drain, EventFdCtxObject *ctx)
+{
+    if (mailbox_link(&ctx->node)) {
+        Py_INCREF(ctx);
+        if (mailbox_push(&drain->mailbox, &ctx->node)) {
+            drain_wake(drain);
+        }
+    }
+}
+
+int
+drain_mark_unread(DrainObject *drain, EventFdCtxObject *ctx)
+{
+    if (ctx->in_unread || drain == NULL || drain->unread == NULL) {
+        return 0;
+    }
+    if (PyList_Append(drain->unread, (PyObject *)ctx) < 0) {
+        return -1;
+    }
+    ctx->in_unread = true;
+    if (PyList_GET_SIZE(drain->unread) == 1 && drain->on_unread != NULL) {
+        PyObject *done = PyObject_CallNoArgs(drain->on_unread);
+        if (done == NULL) {
+            return -1;
+        }
+        Py_DECREF(done);
+    }
+    return 0;
+}
+
+/* Take the ctx out of its drain; also from its dealloc, and when the fd is closed already. */
+void
+drain_forget(EventFdCtxObject *ctx)
+{
+    DrainObject *drain = ctx->drain;
+    if (drain == NULL) {
+        return;
+    }
+    drain_slot *slot = &drain->slots[ctx->index];
+    slot->ctx = NULL;
+    slot->generation++;
+    slot->next_free = drain->free_head;
+    drain->free_head = ctx->index;
+    drain->attached--;
+    if (!drain->dead && ctx->fd >= 0) {
+        (void)epoll_ctl(drain->epfd, EPOLL_CTL_DEL, ctx->fd, NULL);
+    }
+    ctx->drain = NULL;
+    Py_DECREF(drain);
+}
+
+static int
+slots_grow(DrainObject *self)
+{
+    uint32_t cap = self->slots_cap ? 2 * self->slots_cap : 16;
+    drain_slot *grown = PyMem_Realloc(self->slots, cap * sizeof(*grown));
+    if (grown == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (uint32_t i = self->slots_cap; i < cap; i++) {
+        grown[i] = (drain_slot){.next_free = i + 1 < cap ? i + 1 : NO_SLOT};
+    }
+    self->free_head = self->slots_cap;
+    self->slots = grown;
+    self->slots_cap = cap;
+    return 0;
+}
+
+static PyObject *
+drain_add(PyObject *op, PyObject *arg)
+{
+    DrainObject *self = (DrainObject *)op;
+    native_state *state = native_state_of_object(op);
+    if (state == NULL) {
+        return NULL;
+    }
+    if (!PyObject_TypeCheck(arg, state->eventfd_ctx_type)) {
+        PyErr_SetString(PyExc_TypeError, "add() takes an EventFdCtx");
+        return NULL;
+    }
+    EventFdCtxObject *ctx = (EventFdCtxObject *)arg;
+    if (ctx->drain != NULL || self->dead) {
+        PyErr_SetString(PyExc_RuntimeError, "add() takes an unregistered eventfd, and an open drain");
+        return NULL;
+    }
+    if (self->free_head == NO_SLOT && slots_grow(self) < 0) {
+        return NULL;
+    }
+    uint32_t index = self->free_head;
+    drain_slot *slot = &self->slots[index];
+    struct pollfd ask = {.fd = ctx->fd, .events = POLLIN};
+    bool fresh = poll(&ask, 1, 0) == 1 && (ask.revents & POLLIN) != 0;
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u64 = ((uint64_t)slot->generation << 32) | index};
+    if (epoll_ctl(self->epfd, EPOLL_CTL_ADD, ctx->fd, &event) < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    self->free_head = slot->next_free;
+    slot->ctx = ctx;
+    self->attached++;
+    ctx->index = index;
+    ctx->generation = slot->generation;
+    ctx->fresh = fresh;
+    ctx->event = false;
+    ctx->drain = (DrainObject *)Py_NewRef(self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+drain_remove(PyObject *op, PyObject *arg)
+{
+    native_state *state = native_state_of_object(op);
+    if (state == NULL) {
+        return NULL;
+    }
+    if (!PyObject_TypeCheck(arg, state->eventfd_ctx_type) || (PyObject *)((EventFdCtxObject *)arg)->drain != op) {
+        PyErr_SetString(PyExc_TypeError, "remove() takes an EventFdCtx of this drain");
+        return NULL;
+    }
+    drain_forget((EventFdCtxObject *)arg);
+    Py_RETURN_NONE;
+}
+
+static EventFdCtxObject *
+slot_tenant(const DrainObject *self, uint64_t data)
+{
+    uint32_t index = (uint32_t)data;
+    if (data == WAKE_EVENT || index >= self->slots_cap || self->slots[index].generation != (uint32_t)(data >> 32)) {
+        return NULL;
+    }
+    return self->slots[index].ctx;
+}
+
+static int
+wait_now(DrainObject *self)
+{
+    int n;
+    do {
+        n = epoll_wait(self->epfd, self->events, self->max_events, 0);
+    } while (n < 0 && errno == EINTR);
+    /* What the writer did before its write is seen from here on; without a read(2) nothing else says so. */
+    atomic_thread_fence(memory_order_acquire);
+    return n;
+}
+
+static void
+take_mailbox(DrainObject *self)
+{
+    mailbox_node_t *chain = mailbox_pop_all(&self->mailbox);
+    if (chain == NULL) {
+        return;
+    }
+    if (self->backlog_tail != NULL) {
+        self->backlog_tail->next = chain;
+    } else {
+        self->backlog = chain;
+    }
+    while (chain->next != NULL) {
+        chain = chain->next;
+    }
+    self->backlog_tail = chain;
+}
+
+static EventFdCtxObject *
+pop_backlog(DrainObject *self)
+{
+    mailbox_node_t *node = self->backlog;
+    if (node == NULL) {
+        return NULL;
+    }
+    self->backlog = node->next;
+    if (self->backlog == NULL) {
+        self->backlog_tail = NULL;
+    }
+    mailbox_unlink(node);
+    return ctx_of(node);
+}
+
+static PyObject *
+drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    DrainObject *self = (DrainObject *)op;
+    native_state *state = native_state_of_object(op);
+    if (state == NULL) {
+        return NULL;
+    }
+    if (self->dead || self->dispatching) {
+        return PyLong_FromLong(0);
+    }
+    int n = wait_now(self);
+    if (n < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_INCREF(self);
+    self->dispatching = true;
+    EventFdCtxObject **ready = self->ready;
+    Py_ssize_t len = 0;
+    /* The mailbox first: what was held back for want of room comes through it, and must not be overtaken for ever. */
+    take_mailbox(self);
+    for (int i = 0; i < self->max_events; i++) {
+        EventFdCtxObject *ctx = pop_backlog(self);
+        if (ctx == NULL) {
+            break;
+        }
+        ready[len++] = ctx;
+    }
+    if (self->backlog != NULL) {
+        drain_wake(self);
+    }
+    for (int i = 0; i < n; i++) {
+        EventFdCtxObject *ctx = slot_tenant(self, self->events[i].data.u64);
+        if (ctx != NULL) {
+            ctx->event = true;
+            if (mailbox_owe(&ctx->node)) {
+                ready[len++] = (EventFdCtxObject *)Py_NewRef(ctx);
+            }
+        }
+    }
+    bool lazy = n >= LAZY_FROM;
+
+    /* First what needs no Python of ours, a batch for each manager; then the rest, one by one. */
+    TopHalfObject *touched = NULL;
+    Py_ssize_t slow = 0;
+    for (Py_ssize_t i = 0; i < len; i++) {
+        EventFdCtxObject *ctx = ready[i];
+        if (top_half_is_fast(ctx) && top_half_batch(ctx->top_half, ctx) == 0) {
+            TopHalfObject *top_half = ctx->top_half;
+            if (!top_half->touched) {
+                top_half->touched = true;
+                top_half->touched_next = touched;
+                touched = (TopHalfObject *)Py_NewRef(top_half);
+            }
+            Py_DECREF(ctx);
+        } else {
+            ready[slow++] = ctx;
+        }
+    }
+    while (touched != NULL) {
+        TopHalfObject *top_half = touched;
+        touched = top_half->touched_next;
+        top_half->touched_next = NULL;
+        top_half->touched = false;
+        top_half_flush(state, top_half, lazy);
+        Py_DECREF(top_half);
+    }
+    for (Py_ssize_t i = 0; i < slow; i++) {
+        EventFdCtxObject *ctx = ready[i];
+        if (mailbox_is_owed(&ctx->node)) {
+            top_half_wakeup(state, ctx, false);
+        }
+        Py_DECREF(ctx);
+    }
+    self->dispatching = false;
+    Py_DECREF(self);
+    return PyLong_FromSsize_t(len);
+}
+
+/* Note every event there is, without dispatching: afterwards whatever was signalled before the call is owed, in the mailbox. */
+static int
+collect(DrainObject *self)
+{
+    int n;
+    do {
+        n = wait_now(self);
+        for (int i = 0; i < n; i++) {
+            EventFdCtxObject *ctx = slot_tenant(self, self->events[i].data.u64);
+            if (ctx != NULL) {
+                ctx->event = true;
+                if (mailbox_owe(&ctx->node)) {
+                    drain_post(self, ctx);
+                }
+            }
+        }
+    } while (n == self->max_events);
+    return n;
+}
+
+static PyObject *
+drain_collect(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    DrainObject *self = (DrainObject *)op;
+    if (!self->dead && collect(self) < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
+/* Empty the eventfd and return what of it was not injected yet (0: nothing is owed). Exact although the kernel's counter may hold
+   what was injected without a read: what it held before a collect that brought no event is old, the rest is new. */
+static int
+settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
+{
+    uint64_t old = 0;
+    uint64_t value = 0;
+    long id;
+    int semaphore;
+    *owed = 0;
+    if (ctx->seen != SEEN_NOTHING && eventfd_peek(ctx->fd, &old, &id, &semaphore) != 1) {
+        old = 0;
+    }
+    if (collect(self) < 0) {
+        return -1;
+    }
+    bool due = mailbox_settle(&ctx->node);
+    bool leftover = ctx->seen == SEEN_LEFTOVER || ctx->fresh;
+    ctx->event = false;
+    ctx->fresh = false;
+    uint64_t total = ctx->semaphore ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
+    ctx->signals += total;
+    if (!(ctx->semaphore && total > 0)) {
+        if (eventfd_read_now(ctx->fd, ctx->blocking, &value) < 0) {
+            value = 0;
+        }
+        ctx->signals += value;
+    }
+    if (!due && ctx->semaphore && leftover) {
+        value = 0; /* one of what was there when it was bound: injected then */
+    } else if (!due && ctx->seen != SEEN_NOTHING) {
+        value = value > old ? value - old : 0;
+    }
+    ctx->seen = SEEN_NOTHING;
+    *owed = value > UINT64_MAX - total ? UINT64_MAX : total + value;
+    if (due && *owed == 0) {
+        *owed = 1;
+    }
+    return 0;
+}
+
+static PyObject *
+drain_settle(PyObject *op, PyObject *arg)
+{
+    DrainObject *self = (DrainObject *)op;
+    native_state *state = native_state_of_object(op);
+    if (state == NULL) {
+        return NULL;
+    }
+    if (!PyObject_TypeCheck(arg, state->eventfd_ctx_type) || (PyObject *)((EventFdCtxObject *)arg)->drain != op) {
+        PyErr_SetString(PyExc_TypeError, "settle() takes an EventFdCtx of this drain");
+        return NULL;
+    }
+    uint64_t owed = 0;
+    if (!self->dead && settle(self, (EventFdCtxObject *)arg, &owed) < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return PyLong_FromUnsignedLongLong(owed);
+}
+
+/* Read up to `limit` of the counts that were left unread; return how many are still to do. */
+static PyObject *
+drain_settle_unread(PyObject *op, PyObject *arg)
+{
+    DrainObject *self = (DrainObject *)op;
+    Py_ssize_t limit = PyNumber_AsSsize_t(arg, PyExc_OverflowError);
+    if (limit == -1 && PyErr_Occurred() != NULL) {
+        return NULL;
+    }
+    Py_ssize_t n = PyList_GET_SIZE(self->unread);
+    Py_ssize_t from = n > limit ? n - limit : 0;
+    PyObject *some = PyList_GetSlice(self->unread, from, n);
+    if (some == NULL || PyList_SetSlice(self->unread, from, n, NULL) < 0) {
+        Py_XDECREF(some);
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(some); i++) {
+        EventFdCtxObject *ctx = (EventFdCtxObject *)PyList_GET_ITEM(some, i);
+        uint64_t owed = 0;
+        ctx->in_unread = false;
+        if (self->dead || ctx->drain != self || ctx->seen != SEEN_UNREAD || mailbox_is_owed(&ctx->node)) {
+            continue; /* gone, read in the meantime, or about to be dispatched */
+        }
+        if (settle(self, ctx, &owed) == 0 && owed > 0) {
+            eventfd_ctx_put_back(ctx, owed);
+            if (mailbox_owe(&ctx->node)) {
+                drain_post(self, ctx);
+            }
+        }
+    }
+    Py_DECREF(some);
+    return PyLong_FromSsize_t(from);
+}
+
+static void
+release_mail(DrainObject *self)
+{
+    take_mailbox(self);
+    EventFdCtxObject *ctx;
+    while ((ctx = pop_backlog(self)) != NULL) {
+        Py_DECREF(ctx);
+    }
+}
+
+static void
+shut(DrainObject *self)
+{
+    if (self->epfd >= 0) {
+        close(self->epfd);
+        close(self->wakefd);
+        self->epfd = self->wakefd = -1;
+    }
+    self->dead = true;
+}
+
+static PyObject *
+drain_close(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    DrainObject *self = (DrainObject *)op;
+    shut(self);
+    release_mail(self);
+    Py_CLEAR(self->on_unread);
+    if (self->unread != NULL && PyList_SetSlice(self->unread, 0, PyList_GET_SIZE(self->unread), NULL) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+drain_fileno(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    return PyLong_FromLong(((DrainObject *)op)->epfd);
+}
+
+static PyObject *
+drain_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keywords[] = {"max_events", "on_unread", NULL};
+    int max_events = 1024;
+    PyObject *on_unread = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|iO:Drain", keywords, &max_events, &on_unread)) {
+        return NULL;
+    }
+    if (max_events < 1 || max_events > 1 << 20) {
+        PyErr_SetString(PyExc_ValueError, "max_events is 1..2**20");
+        return NULL;
+    }
+    DrainObject *self = (DrainObject *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->epfd = self->wakefd = -1;
+    self->free_head = NO_SLOT;
+    self->max_events = max_events;
+    self->thread = PyThread_get_thread_ident();
+    self->on_unread = on_unread != Py_None ? Py_NewRef(on_unread) : NULL;
+    self->unread = PyList_New(0);
+    self->events = PyMem_Calloc((size_t)max_events, sizeof(*self->events));
+    self->ready = PyMem_Calloc(2 * (size_t)max_events, sizeof(*self->ready));
+    if (self->unread == NULL || self->events == NULL || self->ready == NULL) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    struct epoll_event wake = {.events = EPOLLIN | EPOLLET, .data.u64 = WAKE_EVENT};
+    self->epfd = epoll_create1(EPOLL_CLOEXEC);
+    self->wakefd = self->epfd < 0 ? -1 : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (self->wakefd < 0 || epoll_ctl(self->epfd, EPOLL_CTL_ADD, self->wakefd, &wake) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static int
+drain_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    DrainObject *self = (DrainObject *)op;
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(self->unread);
+    Py_VISIT(self->on_unread);
+    /* Posts come with the GIL held, so both chains stand still while the collector looks. */
+    for (mailbox_node_t *node = self->backlog; node != NULL; node = node->next) {
+        Py_VISIT(ctx_of(node));
+    }
+    for (mailbox_node_t *node = atomic_load(&self->mailbox.head); node != NULL; node = node->next) {
+        Py_VISIT(ctx_of(node));
+    }
+    return 0;
+}
+
+static int
+drain_clear(PyObject *op)
+{
+    DrainObject *self = (DrainObject *)op;
+    release_mail(self);
+    Py_CLEAR(self->unread);
+    Py_CLEAR(self->on_unread);
+    return 0;
+}
+
+static void
+drain_dealloc(PyObject *op)
+{
+    DrainObject *self = (DrainObject *)op;
+    PyTypeObject *type = Py_TYPE(op);
+    PyObject_GC_UnTrack(op);
+    (void)drain_clear(op);
+    shut(self);
+    PyMem_Free(self->events);
+    PyMem_Free(self->ready);
+    PyMem_Free(self->slots);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+static PyObject *
+drain_get_unread(PyObject *op, void *Py_UNUSED(closure))
+{
+    PyObject *unread = ((DrainObject *)op)->unread;
+    return PyLong_FromSsize_t(unread != NULL ? PyList_GET_SIZE(unread) : 0);
+}
+
+static PyMethodDef drain_methods[] = {
+    {"add", drain_add, METH_O, PyDoc_STR("add($self, ctx, /)\n--\n\nRegister an eventfd; a count that is there is an event.")},
+    {"remove", drain_remove, METH_O, PyDoc_STR("remove($self, ctx, /)\n--\n\nTake it out again; no event of it is dispatched from here on.")},
+    {"run", drain_run, METH_NOARGS,
+     PyDoc_STR("run($self, /)\n--\n\nOne pass: take at most max_events from the epoll and as many from the mailbox, and dispatch them; return how many.")},
+    {"collect", drain_collect, METH_NOARGS,
+     PyDoc_STR("collect($self, /)\n--\n\nNote every event there is as owed, dispatching nothing.")},
+    {"settle", drain_settle, METH_O,
+     PyDoc_STR("settle($self, ctx, /)\n--\n\nEmpty the eventfd; return what of it was not injected yet.")},
+    {"settle_unread", drain_settle_unread, METH_O,
+     PyDoc_STR("settle_unread($self, limit, /)\n--\n\nRead counts that were left unread; return how many are still to do.")},
+    {"close", drain_close, METH_NOARGS, PyDoc_STR("close($self, /)\n--\n\nClose the epoll; idempotent. Also for a forked child, where it leaves the parent's registrations alone.")},
+    {"fileno", drain_fileno, METH_NOARGS, PyDoc_STR("fileno($self, /)\n--\n\nThe epoll's fd, -1 once closed.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef drain_members[] = {
+    {"attached", T_PYSSIZET, offsetof(DrainObject, attached), READONLY, PyDoc_STR("How many eventfds are registered.")},
+    {"max_events", T_INT, offsetof(DrainObject, max_events), READONLY, PyDoc_STR("The bound of one pass, for each of its two sources.")},
+    {"dispatching", T_BOOL, offsetof(DrainObject, dispatching), READONLY, PyDoc_STR("A pass is under way.")},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyGetSetDef drain_getset[] = {
+    {"unread", drain_get_unread, NULL, PyDoc_STR("How many eventfds may hold a count that was injected without a read."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot drain_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("Drain(max_events=1024, on_unread=None)\n--\n\nThe private epoll of one loop.")},
+    {Py_tp_new, (void *)drain_new},
+    {Py_tp_traverse, (void *)drain_traverse},
+    {Py_tp_clear, (void *)drain_clear},
+    {Py_tp_dealloc, (void *)drain_dealloc},
+    {Py_tp_methods, drain_methods},
+    {Py_tp_members, drain_members},
+    {Py_tp_getset, drain_getset},
+    {0, NULL},
+};
+
+PyType_Spec drain_spec = {
+    .name = "aioirqfd.counter.Drain",
+    .basicsize = sizeof(DrainObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = drain_slots,
+};

@@ -1,0 +1,485 @@
+/* EventFdCtx: the in-process half of an eventfd. While somebody here listens, signals are counted in this process and
+   dispatched without a system call; otherwise they are written to the fd, for whoever else holds it. */
+#include "_native.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <structmember.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* 1 and the value; 0 when it would block; -1 with errno. Never waits, even on a blocking fd (E14). */
+int
+eventfd_read_now(int fd, bool blocking, uint64_t *value)
+{
+    ssize_t got;
+    do {
+        if (blocking) {
+            struct iovec iov = {.iov_base = value, .iov_len = sizeof(*value)};
+            got = preadv2(fd, &iov, 1, -1, RWF_NOWAIT);
+        } else {
+            got = read(fd, value, sizeof(*value));
+        }
+    } while (got < 0 && errno == EINTR);
+    if (got == (ssize_t)sizeof(*value)) {
+        return 1;
+    }
+    if (got < 0 && errno == EAGAIN) {
+        return 0;
+    }
+    if (got >= 0) {
+        errno = EINVAL;
+    }
+    return -1;
+}
+
+/* What fdinfo tells of an eventfd without consuming anything (E25). 1; 0 when it is none; -1 with errno. */
+int
+eventfd_peek(int fd, uint64_t *count, long *id, int *semaphore)
+{
+    char path[48];
+    char text[512];
+    snprintf(path, sizeof(path), "/proc/thread-self/fdinfo/%d", fd);
+    int info = open(path, O_RDONLY | O_CLOEXEC);
+    if (info < 0) {
+        if (errno == ENOENT) {
+            errno = EBADF;
+        }
+        return -1;
+    }
+    ssize_t got = read(info, text, sizeof(text) - 1);
+    int saved = errno;
+    close(info);
+    if (got < 0) {
+        errno = saved;
+        return -1;
+    }
+    text[got] = '\0';
+    const char *at = strstr(text, "eventfd-count:");
+    if (at == NULL || sscanf(at, "eventfd-count: %" SCNx64, count) != 1) {
+        return 0;
+    }
+    at = strstr(text, "eventfd-id:");
+    *id = -1;
+    if (at != NULL) {
+        (void)sscanf(at, "eventfd-id: %ld", id);
+    }
+    at = strstr(text, "eventfd-semaphore:");
+    *semaphore = 0;
+    if (at != NULL) {
+        (void)sscanf(at, "eventfd-semaphore: %d", semaphore);
+    }
+    return 1;
+}
+
+/* Add what fits to the kernel's counter: 0 and the amount, or -1 with errno. */
+static int
+eventfd_write_saturating(int fd, bool blocking, uint64_t n, uint64_t *added)
+{
+    for (;;) {
+        bool room = true;
+        if (blocking) {
+            /* A write that does not fit would sleep (E08): ask first. */
+            struct pollfd ask = {.fd = fd, .events = POLLOUT};
+            room = n == 1 && poll(&ask, 1, 0) == 1 && (ask.revents & POLLOUT) != 0;
+        }
+        if (room) {
+            ssize_t put = write(fd, &n, sizeof(n));
+            if (put == (ssize_t)sizeof(n)) {
+                *added = n;
+                return 0;
+            }
+            if (put < 0 && errno == EINTR) {
+                continue;
+            }
+            if (put < 0 && errno != EAGAIN) {
+                return -1;
+            }
+        }
+        /* All or nothing in the kernel (E07): look how much there is room for. */
+        uint64_t count;
+        long id;
+        int semaphore;
+        if (eventfd_peek(fd, &count, &id, &semaphore) != 1) {
+            return -1;
+        }
+        if (count >= COUNTER_MAX) {
+            *added = 0;
+            return 0;
+        }
+        if (n > COUNTER_MAX - count) {
+            n = COUNTER_MAX - count;
+        }
+        if (blocking) {
+            ssize_t put = write(fd, &n, sizeof(n));
+            if (put == (ssize_t)sizeof(n)) {
+                *added = n;
+                return 0;
+            }
+            if (put < 0 && errno != EINTR && errno != EAGAIN) {
+                return -1;
+            }
+        }
+    }
+}
+
+/* Take what this dispatch stands for. False: nothing is there (somebody else read it), so there is nothing to inject.
+   lazy: under load, leave the kernel's counter unread where nobody asks for the count. */
+bool
+eventfd_ctx_consume(EventFdCtxObject *ctx, bool lazy, uint64_t *count)
+{
+    uint64_t total = ctx->semaphore ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
+    bool known = total > 0;
+    ctx->signals += total;
+    if (ctx->event) {
+        bool fresh = ctx->fresh;
+        ctx->event = false;
+        ctx->fresh = false;
+        if (fresh && !ctx->want_count) {
+            ctx->seen = SEEN_LEFTOVER;
+            known = true;
+        } else if (lazy && !ctx->want_count && !ctx->semaphore) {
+            known = true;
+            if (ctx->seen != SEEN_UNREAD) {
+                ctx->seen = SEEN_UNREAD;
+                if (drain_mark_unread(ctx->drain, ctx) < 0) {
+                    PyErr_WriteUnraisable((PyObject *)ctx);
+                }
+            }
+        } else {
+            uint64_t value = 0;
+            ctx->seen = SEEN_NOTHING;
+            if (ctx->fd >= 0 && eventfd_read_now(ctx->fd, ctx->blocking, &value) == 1) {
+                known = true;
+                ctx->signals += value;
+                if (value > UINT64_MAX - total) {
+                    /* Two counters near the top: hand on one now and the other by a dispatch of its own. */
+                    uint64_t kept = counter_add(&ctx->count, value);
+                    ctx->signals -= value;
+                    total += value - kept;
+                    if (mailbox_owe(&ctx->node)) {
+                        drain_post(ctx->drain, ctx);
+                    }
+                } else {
+                    total += value;
+                }
+            }
+        }
+    }
+    *count = total > 0 ? total : 1;
+    return known;
+}
+
+/* Undo a consume whose injection could not even be queued: the next dispatch finds n again. */
+void
+eventfd_ctx_put_back(EventFdCtxObject *ctx, uint64_t n)
+{
+    ctx->signals -= counter_add(&ctx->count, n);
+}
+
+static PyObject *
+ctx_signal(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    uint64_t n = 1;
+    uint64_t added = 0;
+    if (nargs > 1) {
+        PyErr_SetString(PyExc_TypeError, "signal() takes at most one argument");
+        return NULL;
+    }
+    if (nargs == 1 && native_u64_from(args[0], 1, "a signal", &n) < 0) {
+        return NULL;
+    }
+    if (self->fd < 0) {
+        native_state *state = native_state_of_object(op);
+        if (state != NULL) {
+            PyObject *error = PyObject_CallFunction(state->closed_error, "s", "the eventfd is closed");
+            if (error != NULL) {
+                PyErr_SetObject(state->closed_error, error);
+                Py_DECREF(error);
+            }
+        }
+        return NULL;
+    }
+    DrainObject *drain = self->drain;
+    if (!self->listening || drain == NULL || drain->dead) {
+        if (eventfd_write_saturating(self->fd, self->blocking, n, &added) < 0) {
+            return PyErr_SetFromErrno(PyExc_OSError);
+        }
+        return PyLong_FromUnsignedLongLong(added);
+    }
+    added = counter_add(&self->count, n);
+    if (mailbox_owe(&self->node)) {
+        if (!drain->dispatching && drain_is_here(drain)) {
+            native_state *state = native_state_of_object(op);
+            if (state == NULL) {
+                return NULL;
+            }
+            top_half_one(state, self);
+        } else {
+            drain_post(drain, self);
+        }
+    }
+    return PyLong_FromUnsignedLongLong(added);
+}
+
+static PyObject *
+ctx_take(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    uint64_t total = self->semaphore ? counter_take_one(&self->count) : counter_take(&self->count);
+    if (self->fd >= 0 && !(self->semaphore && total > 0)) {
+        uint64_t value = 0;
+        int got = eventfd_read_now(self->fd, self->blocking, &value);
+        if (got < 0) {
+            if (total > 0) {
+                counter_add(&self->count, total);
+            }
+            return PyErr_SetFromErrno(PyExc_OSError);
+        }
+        if (got == 1) {
+            if (value > UINT64_MAX - total) {
+                value -= counter_add(&self->count, value);
+            }
+            total += value;
+        }
+    }
+    return PyLong_FromUnsignedLongLong(total);
+}
+
+static PyObject *
+ctx_spill(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    uint64_t rest = counter_take(&self->count);
+    uint64_t added = 0;
+    if (rest > 0 && self->fd >= 0 && eventfd_write_saturating(self->fd, self->blocking, rest, &added) < 0) {
+        counter_add(&self->count, rest);
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+ctx_readable(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    if (counter_peek(&self->count) > 0) {
+        Py_RETURN_TRUE;
+    }
+    struct pollfd ask = {.fd = self->fd, .events = POLLIN};
+    return PyBool_FromLong(self->fd >= 0 && poll(&ask, 1, 0) == 1 && (ask.revents & POLLIN) != 0);
+}
+
+static PyObject *
+ctx_bind(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    native_state *state = native_state_of_object(op);
+    if (state == NULL) {
+        return NULL;
+    }
+    if (nargs != 3 || !Py_IS_TYPE(args[0], state->top_half_type)) {
+        PyErr_SetString(PyExc_TypeError, "bind(top_half, irqfd, want_count)");
+        return NULL;
+    }
+    int want_count = PyObject_IsTrue(args[2]);
+    if (want_count < 0) {
+        return NULL;
+    }
+    if (self->top_half != NULL || self->drain == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "bind() takes a registered, unbound eventfd");
+        return NULL;
+    }
+    self->top_half = (TopHalfObject *)Py_NewRef(args[0]);
+    self->irqfd = Py_NewRef(args[1]);
+    self->want_count = want_count != 0;
+    self->listening = true;
+    self->seen = SEEN_NOTHING;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+ctx_unbind(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    self->listening = false;
+    self->want_count = false;
+    self->fresh = false;
+    self->event = false;
+    self->seen = SEEN_NOTHING;
+    (void)mailbox_settle(&self->node);
+    Py_CLEAR(self->interrupt);
+    Py_CLEAR(self->irqfd);
+    Py_CLEAR(self->top_half);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+ctx_arm(PyObject *op, PyObject *interrupt)
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    if (self->top_half == NULL || interrupt == Py_None) {
+        Py_CLEAR(self->interrupt);
+    } else {
+        self->route_generation = self->top_half->generation;
+        Py_XSETREF(self->interrupt, Py_NewRef(interrupt));
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+ctx_is_owed(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(mailbox_is_owed(&((EventFdCtxObject *)op)->node));
+}
+
+static PyObject *
+ctx_get_count(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(counter_peek(&((EventFdCtxObject *)op)->count));
+}
+
+static PyObject *
+ctx_get_registered(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(((EventFdCtxObject *)op)->drain != NULL);
+}
+
+static PyObject *
+ctx_get_leftover(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(((EventFdCtxObject *)op)->seen == SEEN_LEFTOVER);
+}
+
+static int
+ctx_init(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    static char *keywords[] = {"fd", "semaphore", "blocking", NULL};
+    int fd;
+    int semaphore = 0;
+    int blocking = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$pp:EventFdCtx", keywords, &fd, &semaphore, &blocking)) {
+        return -1;
+    }
+    if (self->drain != NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "a registered eventfd cannot be initialised again");
+        return -1;
+    }
+    self->fd = fd;
+    self->semaphore = semaphore != 0;
+    self->blocking = blocking != 0;
+    return 0;
+}
+
+static PyObject *
+ctx_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)type->tp_alloc(type, 0);
+    if (self != NULL) {
+        self->fd = -1;
+    }
+    return (PyObject *)self;
+}
+
+static int
+ctx_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(self->drain);
+    Py_VISIT(self->top_half);
+    Py_VISIT(self->irqfd);
+    Py_VISIT(self->interrupt);
+    return 0;
+}
+
+static int
+ctx_clear(PyObject *op)
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    drain_forget(self);
+    Py_CLEAR(self->top_half);
+    Py_CLEAR(self->irqfd);
+    Py_CLEAR(self->interrupt);
+    return 0;
+}
+
+static void
+ctx_dealloc(PyObject *op)
+{
+    PyTypeObject *type = Py_TYPE(op);
+    PyObject_GC_UnTrack(op);
+    if (((EventFdCtxObject *)op)->weakrefs != NULL) {
+        PyObject_ClearWeakRefs(op);
+    }
+    (void)ctx_clear(op);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+static PyMethodDef ctx_methods[] = {
+    {"signal", _PyCFunction_CAST(ctx_signal), METH_FASTCALL,
+     PyDoc_STR("signal($self, n=1, /)\n--\n\n"
+               "Add n (1..2**64-2) to the count, saturating at 2**64-2, and wake whoever listens.\n\n"
+               "On the thread of the loop that listens the wakeup runs at once, unless it is called from within a wakeup; from\n"
+               "elsewhere the loop is woken. Where nobody in this process listens, it is a write(2) to the fd.\n\n"
+               "Args:\n    n: How much to add, 1..2**64-2.\n\n"
+               "Returns:\n    What was added: n, or less when the count is near its top.\n\n"
+               "Raises:\n    ValueError: n is out of range; nothing was added.\n    ClosedError: The eventfd is closed.\n\n"
+               "Threads:\n    Safe from any thread and, through the fd, from any process.\n\n"
+               "Source:\n    eventfd(2); rows E07, E18.")},
+    {"_take", ctx_take, METH_NOARGS, PyDoc_STR("Read both counters; 0 when there is nothing.")},
+    {"_spill", ctx_spill, METH_NOARGS, PyDoc_STR("Move what was counted in this process into the kernel's counter.")},
+    {"_readable", ctx_readable, METH_NOARGS, PyDoc_STR("Whether the count is above 0; consumes nothing.")},
+    {"_bind", _PyCFunction_CAST(ctx_bind), METH_FASTCALL, PyDoc_STR("_bind(top_half, irqfd, want_count): signals go there.")},
+    {"_unbind", ctx_unbind, METH_NOARGS, PyDoc_STR("Undo _bind; what is still owed is the caller's business.")},
+    {"_arm", ctx_arm, METH_O, PyDoc_STR("Cache the Interrupt for the fast path under the current routing; None forbids it.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef ctx_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(EventFdCtxObject, weakrefs), READONLY, NULL},
+    {"_fd", T_INT, offsetof(EventFdCtxObject, fd), 0, PyDoc_STR("The file descriptor, -1 once closed.")},
+    {"_semaphore", T_BOOL, offsetof(EventFdCtxObject, semaphore), READONLY, PyDoc_STR("Made with EFD_SEMAPHORE.")},
+    {"_listening", T_BOOL, offsetof(EventFdCtxObject, listening), 0, PyDoc_STR("Somebody in this process hears signals.")},
+    {"_held", T_BOOL, offsetof(EventFdCtxObject, held), READONLY, PyDoc_STR("Waits in its top half.")},
+    {"_signals", T_ULONGLONG, offsetof(EventFdCtxObject, signals), 0, PyDoc_STR("Counted out of the counters, modulo 2**64.")},
+    {"_wakeups", T_ULONGLONG, offsetof(EventFdCtxObject, wakeups), 0, PyDoc_STR("Dispatches.")},
+    {"_fast", T_ULONGLONG, offsetof(EventFdCtxObject, fast), 0, PyDoc_STR("Dispatches that the sink took at once.")},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyGetSetDef ctx_getset[] = {
+    {"_owed", ctx_is_owed, NULL, PyDoc_STR("A signal was seen and is not dispatched yet."), NULL},
+    {"_count", ctx_get_count, NULL, PyDoc_STR("Counted in this process and not taken yet."), NULL},
+    {"_registered", ctx_get_registered, NULL, PyDoc_STR("In a drain."), NULL},
+    {"_leftover", ctx_get_leftover, NULL, PyDoc_STR("What the eventfd held when it was bound was injected and left (P01)."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot ctx_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("EventFdCtx(fd, *, semaphore=False, blocking=False)\n--\n\n"
+                                  "The in-process half of an eventfd; base class of aioirqfd.EventFd.")},
+    {Py_tp_new, (void *)ctx_new},
+    {Py_tp_init, (void *)ctx_init},
+    {Py_tp_traverse, (void *)ctx_traverse},
+    {Py_tp_clear, (void *)ctx_clear},
+    {Py_tp_dealloc, (void *)ctx_dealloc},
+    {Py_tp_methods, ctx_methods},
+    {Py_tp_members, ctx_members},
+    {Py_tp_getset, ctx_getset},
+    {0, NULL},
+};
+
+PyType_Spec eventfd_ctx_spec = {
+    .name = "aioirqfd.counter.EventFdCtx",
+    .basicsize = sizeof(EventFdCtxObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = ctx_slots,
+};

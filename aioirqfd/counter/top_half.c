@@ -1,0 +1,430 @@
+/* TopHalf: what a manager does with a ready irqfd at once, on the loop's thread: hand its cached Interrupt to the sink, many in
+   one call, and leave the rest to IrqFd.wakeup and IrqFd.defer. Never raises, never waits.
+
+   Everything here that calls out (sink, IrqFd) may come back in any way: signal, deassign, close. So references are held and
+   ownership is given up before each call, and an irqfd's debt (node.owed) is settled only when its turn has come. */
+#include "_native.h"
+
+#include <structmember.h>
+
+/* Irqfds that release() dispatches by itself. */
+#define RELEASE_AT_ONCE 1024
+
+bool
+top_half_is_fast(const EventFdCtxObject *ctx)
+{
+    const TopHalfObject *top_half = ctx->top_half;
+    return top_half != NULL && ctx->interrupt != NULL && !top_half->paused &&
+           ctx->route_generation == top_half->generation;
+}
+
+/* Keep the irqfd, still owed, until the manager resumes or its queue has room. */
+int
+top_half_hold(TopHalfObject *top_half, EventFdCtxObject *ctx)
+{
+    if (ctx->held) {
+        return 0;
+    }
+    if (top_half->held_len == top_half->held_cap) {
+        Py_ssize_t cap = top_half->held_cap ? 2 * top_half->held_cap : 16;
+        EventFdCtxObject **grown = PyMem_Realloc(top_half->held, (size_t)cap * sizeof(*grown));
+        if (grown == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        top_half->held = grown;
+        top_half->held_cap = cap;
+    }
+    ctx->held = true;
+    top_half->held[top_half->held_len++] = (EventFdCtxObject *)Py_NewRef(ctx);
+    return 0;
+}
+
+/* Line the irqfd up for the next flush. It stays owed until then. */
+int
+top_half_batch(TopHalfObject *top_half, EventFdCtxObject *ctx)
+{
+    if (top_half->batch_len == top_half->batch_cap) {
+        Py_ssize_t cap = top_half->batch_cap ? 2 * top_half->batch_cap : 64;
+        batch_entry *grown = PyMem_Realloc(top_half->batch, (size_t)cap * sizeof(*grown));
+        if (grown == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        top_half->batch = grown;
+        top_half->batch_cap = cap;
+    }
+    top_half->batch[top_half->batch_len++] = (batch_entry){.ctx = (EventFdCtxObject *)Py_NewRef(ctx)};
+    return 0;
+}
+
+static void
+report(TopHalfObject *top_half)
+{
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (error != NULL && top_half->on_error != NULL) {
+        PyObject *handler = Py_NewRef(top_half->on_error);
+        PyObject *done = PyObject_CallOneArg(handler, error);
+        if (done == NULL) {
+            PyErr_WriteUnraisable(handler);
+        }
+        Py_XDECREF(done);
+        Py_DECREF(handler);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+}
+
+static void
+call_irqfd(PyObject *irqfd, PyObject *method, uint64_t count)
+{
+    PyObject *number = PyLong_FromUnsignedLongLong(count);
+    PyObject *done = number != NULL ? PyObject_CallMethodOneArg(irqfd, method, number) : NULL;
+    if (done == NULL) {
+        PyErr_WriteUnraisable(irqfd);
+    }
+    Py_XDECREF(done);
+    Py_XDECREF(number);
+}
+
+/* The sink would not take it now: to the work queue, or wait where it is while there is no room. */
+static void
+defer(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx, PyObject *irqfd, uint64_t count)
+{
+    if ((top_half->full || top_half->paused) && ctx->top_half == top_half) {
+        eventfd_ctx_put_back(ctx, count);
+        if (mailbox_owe(&ctx->node) && top_half_hold(top_half, ctx) < 0) {
+            PyErr_WriteUnraisable((PyObject *)ctx);
+        }
+        return;
+    }
+    call_irqfd(irqfd, state->str_defer, count);
+}
+
+/* 1 taken, 0 not. */
+static int
+try_one(TopHalfObject *top_half, PyObject *interrupt)
+{
+    PyObject *callable = top_half->try_inject;
+    if (callable == NULL) {
+        return 0;
+    }
+    Py_INCREF(callable);
+    PyObject *answer = PyObject_CallOneArg(callable, interrupt);
+    Py_DECREF(callable);
+    int taken = answer == NULL ? -1 : PyObject_IsTrue(answer);
+    Py_XDECREF(answer);
+    if (taken < 0) {
+        report(top_half);
+        return 0;
+    }
+    return taken;
+}
+
+/* How many of the list, from the front, the sink took at once. */
+static Py_ssize_t
+try_many(TopHalfObject *top_half, PyObject *interrupts)
+{
+    Py_ssize_t n = PyList_GET_SIZE(interrupts);
+    if (top_half->try_inject_batch == NULL || n == 1) {
+        return -1;
+    }
+    PyObject *callable = Py_NewRef(top_half->try_inject_batch);
+    PyObject *answer = PyObject_CallOneArg(callable, interrupts);
+    Py_DECREF(callable);
+    Py_ssize_t taken = answer == NULL ? -1 : PyNumber_AsSsize_t(answer, PyExc_OverflowError);
+    Py_XDECREF(answer);
+    if (taken == -1 && PyErr_Occurred() != NULL) {
+        report(top_half);
+        return 0;
+    }
+    if (taken < 0 || taken > n) {
+        PyErr_Format(PyExc_ValueError, "try_inject_batch() returned %zd for %zd interrupts", taken, n);
+        report(top_half);
+        return taken < 0 ? 0 : n;
+    }
+    return taken;
+}
+
+/* Hand the lined-up irqfds to the sink. */
+void
+top_half_flush(native_state *state, TopHalfObject *top_half, bool lazy)
+{
+    batch_entry *batch = top_half->batch;
+    Py_ssize_t lined_up = top_half->batch_len;
+    Py_ssize_t cap = top_half->batch_cap;
+    Py_ssize_t n = 0;
+    top_half->batch = NULL;
+    top_half->batch_len = top_half->batch_cap = 0;
+
+    PyObject *interrupts = PyList_New(lined_up);
+    for (Py_ssize_t i = 0; i < lined_up; i++) {
+        EventFdCtxObject *ctx = batch[i].ctx;
+        if (interrupts == NULL || !top_half_is_fast(ctx)) {
+            /* Masked, re-routed or unbound since, by a sink that was called in between: through the mailbox once more. */
+            if (ctx->drain != NULL && mailbox_is_owed(&ctx->node)) {
+                drain_post(ctx->drain, ctx);
+            }
+            Py_DECREF(ctx);
+            continue;
+        }
+        uint64_t count;
+        if (!mailbox_settle(&ctx->node) || !eventfd_ctx_consume(ctx, lazy, &count)) {
+            Py_DECREF(ctx);
+            continue;
+        }
+        ctx->wakeups++;
+        PyList_SET_ITEM(interrupts, n, Py_NewRef(ctx->interrupt));
+        batch[n++] = (batch_entry){.ctx = ctx, .irqfd = Py_NewRef(ctx->irqfd), .count = count};
+    }
+    if (interrupts == NULL) {
+        PyErr_WriteUnraisable((PyObject *)top_half);
+    } else if (n > 0) {
+        Py_SET_SIZE(interrupts, n);
+        Py_ssize_t taken = try_many(top_half, interrupts);
+        for (Py_ssize_t i = 0; i < n; i++) {
+            batch_entry entry = batch[i];
+            if (taken >= 0 ? i < taken : try_one(top_half, PyList_GET_ITEM(interrupts, i))) {
+                entry.ctx->fast++;
+            } else {
+                defer(state, top_half, entry.ctx, entry.irqfd, entry.count);
+            }
+            Py_DECREF(entry.irqfd);
+            Py_DECREF(entry.ctx);
+        }
+    }
+    Py_XDECREF(interrupts);
+    if (top_half->batch == NULL) {
+        top_half->batch = batch;
+        top_half->batch_cap = cap;
+    } else {
+        PyMem_Free(batch);
+    }
+}
+
+/* The slow top half: IrqFd.wakeup decides. */
+void
+top_half_wakeup(native_state *state, EventFdCtxObject *ctx, bool lazy)
+{
+    TopHalfObject *top_half = ctx->top_half;
+    uint64_t count;
+    if (top_half == NULL) {
+        if (mailbox_settle(&ctx->node)) {
+            ctx->event = false;
+            PyObject *done = PyObject_CallMethodNoArgs((PyObject *)ctx, state->str_on_ready);
+            if (done == NULL) {
+                PyErr_WriteUnraisable((PyObject *)ctx);
+            }
+            Py_XDECREF(done);
+        }
+        return;
+    }
+    if (top_half->paused || top_half->full) {
+        if (mailbox_is_owed(&ctx->node) && top_half_hold(top_half, ctx) < 0) {
+            PyErr_WriteUnraisable((PyObject *)ctx);
+        }
+        return;
+    }
+    if (mailbox_settle(&ctx->node) && eventfd_ctx_consume(ctx, lazy, &count)) {
+        PyObject *irqfd = Py_NewRef(ctx->irqfd);
+        ctx->wakeups++;
+        call_irqfd(irqfd, state->str_wakeup, count);
+        Py_DECREF(irqfd);
+    }
+}
+
+/* One irqfd at once: a signal on the loop's own thread, as eventfd_signal() runs the wakeup in its caller. */
+void
+top_half_one(native_state *state, EventFdCtxObject *ctx)
+{
+    DrainObject *drain = (DrainObject *)Py_NewRef(ctx->drain);
+    TopHalfObject *top_half = ctx->top_half;
+    uint64_t count;
+    drain->dispatching = true;
+    if (!top_half_is_fast(ctx) || top_half->try_inject == NULL) {
+        top_half_wakeup(state, ctx, false);
+    } else if (mailbox_settle(&ctx->node) && eventfd_ctx_consume(ctx, false, &count)) {
+        Py_INCREF(top_half);
+        PyObject *irqfd = Py_NewRef(ctx->irqfd);
+        PyObject *interrupt = Py_NewRef(ctx->interrupt);
+        ctx->wakeups++;
+        if (try_one(top_half, interrupt)) {
+            ctx->fast++;
+        } else {
+            defer(state, top_half, ctx, irqfd, count);
+        }
+        Py_DECREF(interrupt);
+        Py_DECREF(irqfd);
+        Py_DECREF(top_half);
+    }
+    drain->dispatching = false;
+    Py_DECREF(drain);
+}
+
+static PyObject *
+top_half_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keywords[] = {"try_inject", "try_inject_batch", "on_error", NULL};
+    PyObject *try_inject = Py_None, *try_inject_batch = Py_None, *on_error = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OOO:TopHalf", keywords, &try_inject, &try_inject_batch, &on_error)) {
+        return NULL;
+    }
+    TopHalfObject *self = (TopHalfObject *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->try_inject = try_inject != Py_None ? Py_NewRef(try_inject) : NULL;
+    self->try_inject_batch = try_inject_batch != Py_None ? Py_NewRef(try_inject_batch) : NULL;
+    self->on_error = on_error != Py_None ? Py_NewRef(on_error) : NULL;
+    return (PyObject *)self;
+}
+
+static int
+top_half_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    TopHalfObject *self = (TopHalfObject *)op;
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(self->try_inject);
+    Py_VISIT(self->try_inject_batch);
+    Py_VISIT(self->on_error);
+    Py_VISIT(self->touched_next);
+    for (Py_ssize_t i = 0; i < self->held_len; i++) {
+        Py_VISIT(self->held[i]);
+    }
+    for (Py_ssize_t i = 0; i < self->batch_len; i++) {
+        Py_VISIT(self->batch[i].ctx);
+        Py_VISIT(self->batch[i].irqfd);
+    }
+    return 0;
+}
+
+static int
+top_half_clear(PyObject *op)
+{
+    TopHalfObject *self = (TopHalfObject *)op;
+    Py_CLEAR(self->try_inject);
+    Py_CLEAR(self->try_inject_batch);
+    Py_CLEAR(self->on_error);
+    Py_CLEAR(self->touched_next);
+    while (self->held_len > 0) {
+        EventFdCtxObject *ctx = self->held[--self->held_len];
+        ctx->held = false;
+        Py_DECREF(ctx);
+    }
+    while (self->batch_len > 0) {
+        batch_entry entry = self->batch[--self->batch_len];
+        Py_XDECREF(entry.irqfd);
+        Py_DECREF(entry.ctx);
+    }
+    return 0;
+}
+
+static void
+top_half_dealloc(PyObject *op)
+{
+    TopHalfObject *self = (TopHalfObject *)op;
+    PyTypeObject *type = Py_TYPE(op);
+    PyObject_GC_UnTrack(op);
+    (void)top_half_clear(op);
+    PyMem_Free(self->held);
+    PyMem_Free(self->batch);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+/* Dispatch what was held, oldest first, until the queue is full again; after a while, or from within a dispatch, let the loop do
+   it through the mailbox. */
+static PyObject *
+top_half_release(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    TopHalfObject *self = (TopHalfObject *)op;
+    native_state *state = native_state_of_object(op);
+    if (state == NULL) {
+        return NULL;
+    }
+    EventFdCtxObject **held = self->held;
+    Py_ssize_t n = self->held_len;
+    Py_ssize_t i = 0;
+    self->held = NULL;
+    self->held_len = self->held_cap = 0;
+    for (; i < n && !self->full && !self->paused; i++) {
+        EventFdCtxObject *ctx = held[i];
+        ctx->held = false;
+        if (ctx->drain != NULL && mailbox_is_owed(&ctx->node)) {
+            if (i < RELEASE_AT_ONCE && !ctx->drain->dispatching && drain_is_here(ctx->drain)) {
+                top_half_one(state, ctx);
+            } else {
+                drain_post(ctx->drain, ctx);
+            }
+        }
+        Py_DECREF(ctx);
+    }
+    /* The rest keeps its place, before whatever was held just now. */
+    for (Py_ssize_t j = i; j < n; j++) {
+        held[j]->held = false;
+    }
+    EventFdCtxObject **newer = self->held;
+    Py_ssize_t newer_len = self->held_len;
+    self->held = NULL;
+    self->held_len = self->held_cap = 0;
+    for (Py_ssize_t j = 0; j < n - i + newer_len; j++) {
+        EventFdCtxObject *ctx = j < n - i ? held[i + j] : newer[j - (n - i)];
+        if (j >= n - i) {
+            ctx->held = false;
+        }
+        if (ctx->drain != NULL && mailbox_is_owed(&ctx->node) && top_half_hold(self, ctx) < 0) {
+            PyErr_WriteUnraisable(op);
+        }
+        Py_DECREF(ctx);
+    }
+    PyMem_Free(newer);
+    PyMem_Free(held);
+    return PyLong_FromSsize_t(i);
+}
+
+static PyObject *
+top_half_held(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSsize_t(((TopHalfObject *)op)->held_len);
+}
+
+static PyMethodDef top_half_methods[] = {
+    {"release", top_half_release, METH_NOARGS,
+     PyDoc_STR("release($self, /)\n--\n\nDispatch what was held, until the queue is full again; return how many irqfds that were.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef top_half_members[] = {
+    {"paused", T_BOOL, offsetof(TopHalfObject, paused), 0, PyDoc_STR("Hold everything.")},
+    {"full", T_BOOL, offsetof(TopHalfObject, full), 0, PyDoc_STR("The work queue has no room: hold what the sink does not take at once.")},
+    {"generation", T_ULONGLONG, offsetof(TopHalfObject, generation), 0, PyDoc_STR("Counts routing tables; cached interrupts of an older one are not used.")},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyGetSetDef top_half_getset[] = {
+    {"held", top_half_held, NULL, PyDoc_STR("How many irqfds wait here."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot top_half_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("TopHalf(try_inject=None, try_inject_batch=None, on_error=None)\n--\n\n"
+                                  "What one manager does with a ready irqfd at once.")},
+    {Py_tp_new, (void *)top_half_new},
+    {Py_tp_traverse, (void *)top_half_traverse},
+    {Py_tp_clear, (void *)top_half_clear},
+    {Py_tp_dealloc, (void *)top_half_dealloc},
+    {Py_tp_methods, top_half_methods},
+    {Py_tp_members, top_half_members},
+    {Py_tp_getset, top_half_getset},
+    {0, NULL},
+};
+
+PyType_Spec top_half_spec = {
+    .name = "aioirqfd.counter.TopHalf",
+    .basicsize = sizeof(TopHalfObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = top_half_slots,
+};
