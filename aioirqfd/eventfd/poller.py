@@ -1,0 +1,146 @@
+"""One private epoll per event loop, registered once with ``loop.add_reader``.
+
+Why not an ``add_reader`` for each eventfd: the loop then makes one callback and one handle for every event, and reads are the
+only way to stop it. A private epoll is one reader to the loop; its events are taken many at a time by the counter module,
+edge-triggered, so that under load nothing has to be read at all.
+
+A poller is made by the first eventfd or manager that needs one on its loop and closed by the last that leaves, so a loop that
+is not used any more holds no file descriptor of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from typing import TYPE_CHECKING, Final, final
+
+from aioirqfd.counter import Drain
+from aioirqfd.errors import WrongLoopError
+
+if TYPE_CHECKING:
+    from aioirqfd.counter import EventFdCtx
+
+_SETTLE_AFTER: Final = 0.05
+"""Seconds after which counts that were left unread under load are read."""
+_SETTLE_AT_ONCE: Final = 256
+"""How many of them in one go; some microseconds each."""
+
+# Both sides weak: a poller refers to its loop, so a strong one would keep every loop there ever was.
+_pollers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[Poller]] = weakref.WeakKeyDictionary()
+
+
+def _drop_inherited() -> None:
+    """In a forked child: let go of the parent's epolls without touching their registrations, which both processes share."""
+    for reference in list(_pollers.values()):
+        poller = reference()
+        if poller is not None:
+            poller.drain.close()
+    _pollers.clear()
+
+
+os.register_at_fork(after_in_child=_drop_inherited)
+
+
+@final
+class Poller:
+    """The private epoll of one loop, and its users.
+
+    Not made by hand: :meth:`get` gives the running loop's.
+
+    Args:
+        loop: The loop it belongs to.
+        max_events: Bound of one pass: how many events are taken from the epoll, and as many in-process signals, before the
+            loop gets its turn again.
+    """
+
+    __slots__ = ("__weakref__", "_settling", "_users", "drain", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, max_events: int = 1024) -> None:
+        self.loop = loop
+        self.drain = Drain(max_events, _Unread(self))
+        self._users = 0
+        self._settling: asyncio.TimerHandle | None = None
+        loop.add_reader(self.drain.fileno(), self.drain.run)
+
+    @classmethod
+    def get(cls, *, max_events: int = 1024) -> Poller:
+        """The running loop's poller; made now if there is none.
+
+        Raises:
+            WrongLoopError: There is no running loop.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise WrongLoopError("this needs a running event loop") from None
+        reference = _pollers.get(loop)
+        poller = reference() if reference is not None else None
+        if poller is None:
+            poller = cls(loop, max_events=max_events)
+            _pollers[loop] = weakref.ref(poller)
+        return poller
+
+    def acquire(self) -> None:
+        """Count one more user."""
+        self._users += 1
+
+    def release(self) -> None:
+        """Count one user less; the last one closes the epoll."""
+        self._users -= 1
+        if self._users == 0:
+            self._close()
+
+    def attach(self, ctx: EventFdCtx) -> None:
+        """Hear of the eventfd's signals from now on. What it holds already counts as one."""
+        self.drain.add(ctx)
+        self.acquire()
+
+    def detach(self, ctx: EventFdCtx) -> None:
+        """Hear nothing of it any more."""
+        self.drain.remove(ctx)
+        self.release()
+
+    def check_here(self) -> None:
+        """Raise WrongLoopError unless this poller's loop is running in this thread."""
+        if asyncio._get_running_loop() is not self.loop:
+            raise WrongLoopError("this object belongs to another event loop, or to none that is running here")
+
+    def _close(self) -> None:
+        reference = _pollers.get(self.loop)
+        if reference is not None and reference() in {self, None}:
+            del _pollers[self.loop]
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
+        fd = self.drain.fileno()
+        if fd >= 0 and not self.loop.is_closed():
+            self.loop.remove_reader(fd)
+        self.drain.close()
+
+    def __del__(self) -> None:
+        self._close()
+
+    def _settle_soon(self) -> None:
+        if self._settling is None and not self.loop.is_closed():
+            self._settling = self.loop.call_later(_SETTLE_AFTER, self._settle)
+
+    def _settle(self) -> None:
+        self._settling = None
+        if self.drain.settle_unread(_SETTLE_AT_ONCE):
+            self._settle_soon()
+
+
+@final
+class _Unread:
+    """Tells the poller that counts were left unread, without keeping it alive."""
+
+    __slots__ = ("_poller",)
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = weakref.ref(poller)
+
+    def __call__(self) -> None:
+        poller = self._poller()
+        if poller is not None:
+            poller._settle_soon()
