@@ -5,8 +5,8 @@ Only ``inject`` is required. Each further method is a faster tier, looked for on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
 
 if TYPE_CHECKING:
     from aioirqfd.eventfd import EventFd
@@ -80,3 +80,22 @@ class RoutedSink(InterruptSink, Protocol):
 
     def set_routing(self, table: RoutingTable) -> None:
         """Take the new table. Raising refuses it: the manager keeps the old one (row G09)."""
+
+
+@final
+class SinkTiers:
+    """What a sink can do, looked for once."""
+
+    __slots__ = ("bind", "inject", "offload", "reclaim", "set_routing", "sink", "try_inject", "try_inject_batch")
+
+    def __init__(self, sink: InterruptSink) -> None:
+        if not callable(getattr(sink, "inject", None)):
+            raise TypeError(f"an interrupt sink has a coroutine method inject(); {sink!r} has not")
+        self.sink = sink
+        self.inject: Callable[[Interrupt], Awaitable[None]] = sink.inject
+        self.try_inject = sink.try_inject if isinstance(sink, FastSink) else None
+        self.try_inject_batch = sink.try_inject_batch if isinstance(sink, BatchSink) else None
+        self.offload = sink.offload if isinstance(sink, OffloadSink) else None
+        self.reclaim = sink.reclaim if isinstance(sink, OffloadSink) else None
+        self.bind = sink.bind if isinstance(sink, AckSink) else None
+        self.set_routing = sink.set_routing if isinstance(sink, RoutedSink) else None

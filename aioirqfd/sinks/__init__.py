@@ -1,0 +1,21 @@
+"""Where injections go. Interrupt controllers that are sinks too live in :mod:`aioirqfd.irqchip`."""
+
+from typing import TYPE_CHECKING
+
+from aioirqfd.sinks.callback import CallbackSink
+from aioirqfd.sinks.eventfd import EventFdSink
+from aioirqfd.sinks.recording import RecordingSink
+
+if TYPE_CHECKING:
+    from aioirqfd.sinks.kvm import KvmSink
+
+__all__ = ["CallbackSink", "EventFdSink", "KvmSink", "RecordingSink"]
+
+
+def __getattr__(name: str) -> object:
+    # Its ctypes structures are only worth their import time to those who have a KVM.
+    if name == "KvmSink":
+        from aioirqfd.sinks.kvm import KvmSink  # noqa: PLC0415
+
+        return KvmSink
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

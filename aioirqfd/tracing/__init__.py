@@ -1,0 +1,5 @@
+"""What happened: tracers for :class:`aioirqfd.IrqManager`."""
+
+from aioirqfd.tracing.structlog import StructlogTracer
+
+__all__ = ["StructlogTracer"]

@@ -1,0 +1,167 @@
+"""Level-triggered lines: one resampler for each gsi that has resample irqfds.
+
+A signal asserts the line and it stays up. The guest's end of interrupt (ack) lowers it once and then signals every resamplefd
+of the gsi, the most recently assigned first (rows R02, R03, R04); whoever still has a reason to interrupt signals again. A
+second trigger before the ack is in the same interrupt (row R07), which is why everybody is told.
+
+An ack can come from any thread, typically a vCPU's. The line must be low before that vCPU looks again, so where the sink has
+``try_inject`` it is lowered right there, under a lock that orders it against an assertion by the loop; the sink calls ``ack``
+outside its own locks, so the order of locks is always resampler, then sink.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Final, final
+
+from aioirqfd.errors import ClosedError
+from aioirqfd.irqfd.interrupt import Action, Interrupt, IrqchipPin
+from aioirqfd.irqfd.workqueue import Work
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aioirqfd.eventfd import EventFd
+    from aioirqfd.irqfd.interrupt import Route
+    from aioirqfd.irqfd.manager import IrqManager
+
+
+@final
+class Resampler:
+    """The line level of one gsi, and who is told when it is acknowledged."""
+
+    __slots__ = ("_busy", "_loop", "_manager", "_notify", "_notify_after", "_raised", "_serial", "_work", "gsi")
+
+    def __init__(self, manager: IrqManager, gsi: int) -> None:
+        self.gsi: Final = gsi
+        self._manager = manager
+        self._loop = asyncio.get_running_loop()
+        self._notify: list[EventFd] = []
+        self._raised: tuple[Interrupt, ...] = ()
+        self._busy = threading.RLock()
+        self._serial = asyncio.Lock()
+        self._work = Work(self._lower_slowly)
+        self._notify_after = False
+
+    @property
+    def asserted(self) -> bool:
+        """Whether the line is up."""
+        return bool(self._raised)
+
+    @property
+    def raised(self) -> tuple[Route, ...]:
+        """Where the line is up."""
+        return tuple(interrupt.route for interrupt in self._raised)
+
+    def put(self, routes: Sequence[Route]) -> None:
+        """Stand as a snapshot says: the sink, which is restored by itself, is told of lines that are up and were not."""
+        wanted = tuple(Interrupt(self.gsi, route, Action.ASSERT) for route in routes)
+        if set(wanted) == set(self._raised):
+            return
+        self._lower(notify=False)
+        if wanted and not self.try_assert(routes):
+            self._manager.schedule_work(Work(lambda: self.assert_line(routes)))
+
+    @property
+    def empty(self) -> bool:
+        """Whether no resamplefd is left."""
+        return not self._notify
+
+    def join(self, resamplefd: EventFd) -> None:
+        """An irqfd was assigned; a resamplefd that several share is told once for each (row R10)."""
+        self._notify.append(resamplefd)
+
+    def leave(self, resamplefd: EventFd) -> None:
+        """An irqfd was deassigned. The last one to go lowers the line, and nobody is told (rows R13, R14)."""
+        for index, other in enumerate(self._notify):
+            if other is resamplefd:
+                del self._notify[index]
+                break
+        if not self._notify:
+            self._lower(notify=False)
+
+    def try_assert(self, routes: Sequence[Route]) -> bool:
+        """Raise the line now, if the sink takes it at once."""
+        try_inject = self._manager.tiers.try_inject
+        if try_inject is None or self._serial.locked():
+            return False
+        with self._busy:
+            for route in routes:
+                interrupt = Interrupt(self.gsi, route, Action.ASSERT)
+                if not try_inject(interrupt):
+                    return False
+                self._note(interrupt)
+        return True
+
+    async def assert_line(self, routes: Sequence[Route]) -> None:
+        """Raise the line, waiting for the sink where it has to."""
+        async with self._serial:
+            for route in routes:
+                interrupt = Interrupt(self.gsi, route, Action.ASSERT)
+                await self._manager.tiers.inject(interrupt)
+                with self._busy:
+                    self._note(interrupt)
+
+    def reroute(self, routes: Sequence[Route]) -> None:
+        """The gsi goes elsewhere now. A line that is up moves along, so no old pin stays stuck (better than row G12)."""
+        kept = tuple(interrupt for interrupt in self._raised if interrupt.route in routes)
+        if len(kept) == len(self._raised) == len(routes):
+            return
+        self._lower(notify=False)
+        self._manager.reassert(self.gsi)
+
+    def ack(self) -> None:
+        """End of interrupt: lower the line once, then tell everybody. Any thread."""
+        self._lower(notify=True)
+
+    def _note(self, interrupt: Interrupt) -> None:
+        if interrupt not in self._raised:
+            self._raised = (*self._raised, interrupt)
+
+    def _lower(self, *, notify: bool) -> None:
+        try_inject = self._manager.tiers.try_inject
+        with self._busy:
+            if try_inject is not None and not self._serial.locked():
+                while self._raised:
+                    first = self._raised[0]
+                    if not try_inject(Interrupt(self.gsi, first.route, Action.DEASSERT)):
+                        break
+                    self._raised = self._raised[1:]
+            lowered = not self._raised and not self._serial.locked()
+            if not lowered:
+                self._notify_after = self._notify_after or notify
+        if lowered:
+            if notify:
+                self._tell()
+        elif asyncio._get_running_loop() is self._loop:
+            self._manager.schedule_work(self._work)
+        else:
+            self._loop.call_soon_threadsafe(self._manager.schedule_work, self._work)
+
+    async def _lower_slowly(self) -> None:
+        async with self._serial:
+            while self._raised:
+                interrupt = Interrupt(self.gsi, self._raised[0].route, Action.DEASSERT)
+                try:
+                    await self._manager.tiers.inject(interrupt)
+                except Exception as error:  # noqa: BLE001  whatever a sink raises is reported, and the line tried again
+                    self._manager.report_lowering(self._work, self.gsi, error)
+                    return
+                with self._busy:
+                    self._raised = self._raised[1:]
+        notify, self._notify_after = self._notify_after, False
+        if notify:
+            self._tell()
+
+    def _tell(self) -> None:
+        for resamplefd in reversed(tuple(self._notify)):
+            # One that its owner closed has nobody left to tell.
+            with contextlib.suppress(ClosedError):
+                resamplefd.signal()
+
+
+def is_level(routes: Sequence[Route]) -> bool:
+    """Whether a resample irqfd with these routes drives a line; an MSI has none and is just sent (row M07)."""
+    return bool(routes) and isinstance(routes[0], IrqchipPin)

@@ -1,0 +1,28 @@
+"""How often, and how soon, a failed injection is tried again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Capped exponential back-off.
+
+    Args:
+        attempts: Further attempts after the first failure, 0 or more. Then the irqfd is marked broken, its interrupt kept.
+        initial: Seconds before the first of them.
+        maximum: Seconds that no pause exceeds.
+    """
+
+    attempts: int = 5
+    initial: float = 0.01
+    maximum: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 0 or self.initial < 0 or self.maximum < self.initial:
+            raise ValueError(f"a back-off has attempts >= 0 and 0 <= initial <= maximum, not {self!r}")
+
+    def delay(self, failures: int) -> float:
+        """Seconds to wait after the n-th failure in a row, n = 1, 2, ..."""
+        return min(self.initial * 2.0 ** min(failures - 1, 64), self.maximum)

@@ -1,0 +1,179 @@
+"""Snapshot and restore of everything an interrupt can be in.
+
+A snapshot is a plain dict that ``json`` takes::
+
+    {"version": 1,
+     "routing": [[gsi, [["pic", pin] or ["ioapic", pin] or ["msi", address, data, devid or None], ...]], ...],
+     "irqfds": [{"gsi": gsi, "level": bool, "masked": bool, "pending": bool, "count": n}, ...],
+     "asserted": [[gsi, [route, ...]], ...]}
+
+Irqfds stand in the order they were assigned; restoring matches the n-th of each gsi with the n-th of that gsi. ``count`` is
+what was signalled and not injected: it was taken out of the eventfd, so a signal that arrives after the snapshot stays there
+and is nobody's but the next owner's. A manager that is closed after its snapshot leaves what the snapshot took to the snapshot;
+one that resumes instead just goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, TypeGuard
+
+from aioirqfd.errors import RoutingError, SnapshotError
+from aioirqfd.irqfd.interrupt import IrqchipPin, Msi
+from aioirqfd.irqfd.routing import RoutingTable
+from aioirqfd.irqfd.state import OWING, State
+
+if TYPE_CHECKING:
+    from aioirqfd.irqfd.interrupt import Route
+    from aioirqfd.irqfd.irqfd import IrqFd
+    from aioirqfd.irqfd.manager import IrqManager
+
+VERSION: Final = 1
+_U32: Final = 2**32
+_FIELDS: Final = {"gsi": int, "level": bool, "masked": bool, "pending": bool, "count": int}
+
+
+def take(manager: IrqManager, *, paused: bool) -> dict[str, object]:
+    """The state of a paused manager."""
+    if not paused:
+        raise SnapshotError("pause the manager first")
+    irqfds: list[dict[str, object]] = []
+    for irqfd in manager.irqfds:
+        irqfd.settle()
+        count = irqfd.owed_count
+        pending = irqfd.state in OWING
+        irqfd.captured = count
+        irqfds.append(
+            {
+                "gsi": irqfd.gsi,
+                "level": irqfd.resamplefd is not None,
+                "masked": irqfd.masked,
+                "pending": pending,
+                "count": count,
+            }
+        )
+    return {
+        "version": VERSION,
+        "routing": [[gsi, [_encode(route) for route in routes]] for gsi, routes in manager.routing.items()],
+        "irqfds": irqfds,
+        "asserted": [[gsi, [_encode(route) for route in routes]] for gsi, routes in manager.asserted().items()],
+    }
+
+
+def put(manager: IrqManager, state: Mapping[str, object], *, paused: bool) -> None:
+    """Put a state into a paused manager: check all of it, then change."""
+    if not paused:
+        raise SnapshotError("pause the manager first")
+    if not isinstance(state, Mapping) or set(state) != {"version", "routing", "irqfds", "asserted"}:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise SnapshotError("a snapshot is a dict of version, routing, irqfds and asserted")
+    if state["version"] != VERSION or isinstance(state["version"], bool):
+        raise SnapshotError(f"this is version {state['version']!r}; this package reads {VERSION}")
+    routing = _routing(state["routing"])
+    pairs = _match(manager, state["irqfds"])
+    level_gsis = {irqfd.gsi for irqfd, _ in pairs if irqfd.resamplefd is not None}
+    asserted = _asserted(state["asserted"], level_gsis)
+    manager.set_routing(routing)
+    for irqfd, entry in pairs:
+        irqfd.put(masked=entry["masked"] is True, pending=entry["pending"] is True, count=_int(entry["count"]))
+    manager.put_asserted(asserted)
+
+
+def _encode(route: Route) -> list[object]:
+    if isinstance(route, Msi):
+        return ["msi", route.address, route.data, route.devid]
+    return [route.chip, route.pin]
+
+
+def _list(value: object, what: str) -> Sequence[object]:
+    if not isinstance(value, (list, tuple)):
+        raise SnapshotError(f"{what} is a list, not {value!r}")
+    return value
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _int(value: object) -> int:
+    if not _is_int(value):
+        raise SnapshotError(f"an integer, not {value!r}")
+    return value
+
+
+def _decode(value: object) -> Route:
+    match _list(value, "a route"):
+        case ["msi", int(address), int(data), None | int() as devid]:
+            return Msi(address, data, devid)
+        case [str(chip), int(pin)]:
+            return IrqchipPin(chip, pin)
+        case _:
+            raise SnapshotError(f"no route: {value!r}")
+
+
+def _routes_by_gsi(value: object, what: str) -> dict[int, list[Route]]:
+    found: dict[int, list[Route]] = {}
+    for entry in _list(value, what):
+        match _list(entry, f"an entry of {what}"):
+            case [int(gsi), list() | tuple() as routes] if not isinstance(gsi, bool):
+                if gsi in found:
+                    raise SnapshotError(f"{what}: gsi {gsi} twice")
+                try:
+                    found[gsi] = [_decode(route) for route in routes]
+                except RoutingError as error:
+                    raise SnapshotError(f"{what}: {error}") from error
+            case _:
+                raise SnapshotError(f"{what}: no [gsi, routes]: {entry!r}")
+    return found
+
+
+def _routing(value: object) -> RoutingTable:
+    try:
+        return RoutingTable(_routes_by_gsi(value, "routing"))
+    except RoutingError as error:
+        raise SnapshotError(f"routing: {error}") from error
+
+
+def _asserted(value: object, level_gsis: set[int]) -> dict[int, list[Route]]:
+    asserted = _routes_by_gsi(value, "asserted")
+    for gsi, routes in asserted.items():
+        if gsi not in level_gsis:
+            raise SnapshotError(f"asserted: gsi {gsi} has no resample irqfd")
+        if not routes or not all(isinstance(route, IrqchipPin) for route in routes):
+            raise SnapshotError(f"asserted: gsi {gsi} has no pin")
+    return asserted
+
+
+def _match(manager: IrqManager, value: object) -> list[tuple[IrqFd, Mapping[str, object]]]:
+    waiting: dict[int, list[IrqFd]] = {}
+    for irqfd in manager.irqfds:
+        waiting.setdefault(irqfd.gsi, []).append(irqfd)
+    pairs: list[tuple[IrqFd, Mapping[str, object]]] = []
+    for entry in _list(value, "irqfds"):
+        checked = _irqfd_entry(entry)
+        of_gsi = waiting.get(_int(checked["gsi"]))
+        if not of_gsi:
+            raise SnapshotError(f"irqfds: gsi {checked['gsi']} has fewer irqfds here than in the snapshot")
+        irqfd = of_gsi.pop(0)
+        if irqfd.state not in {State.IDLE, State.PENDING, State.BROKEN, State.RETRYING}:
+            raise SnapshotError(f"irqfds: gsi {irqfd.gsi} is {irqfd.state.name}")
+        if checked["level"] is not (irqfd.resamplefd is not None):
+            raise SnapshotError(f"irqfds: gsi {irqfd.gsi} is level-triggered on one side only")
+        pairs.append((irqfd, checked))
+    for gsi, left in waiting.items():
+        if left:
+            raise SnapshotError(f"irqfds: gsi {gsi} has more irqfds here than in the snapshot")
+    return pairs
+
+
+def _irqfd_entry(entry: object) -> Mapping[str, object]:
+    if not isinstance(entry, Mapping) or set(entry) != set(_FIELDS):
+        raise SnapshotError(f"irqfds: no {{{', '.join(_FIELDS)}}}: {entry!r}")
+    for field, kind in _FIELDS.items():
+        value = entry[field]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise SnapshotError(f"irqfds: {field} is {kind.__name__}, not {value!r}")
+    if not 0 <= entry["gsi"] < _U32 or entry["count"] < 0:
+        raise SnapshotError(f"irqfds: gsi or count out of range: {entry!r}")
+    if entry["count"] and not entry["pending"]:
+        raise SnapshotError(f"irqfds: a count without pending: {entry!r}")
+    return entry

@@ -1,0 +1,268 @@
+"""A sink that is a KVM virtual machine with an in-kernel irqchip.
+
+Three ways into the guest, the fastest that is allowed and possible: the kernel watches the eventfd itself (``offload``,
+``KVM_IRQFD``); the top half makes the ioctl (``try_inject``); the work queue makes it (``inject``).
+
+The ioctls speak of gsis, an :class:`Interrupt` of one pin or message. So the sink owns the VM's routing table: every pin of
+every chip gets a gsi of its own, beside the kernel's default entries, and messages that are offloaded get one each.
+
+A level-triggered line is always driven through a kernel irqfd with resample, even when the trigger is written by this process:
+only then does the kernel lower the line inside the guest's end of interrupt. A line raised by ``KVM_IRQ_LINE`` would stay up
+until user space heard of it, and the guest would take the same interrupt again and again (row R09).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import warnings
+from typing import TYPE_CHECKING, Final, Self, final
+
+from aioirqfd.errors import EventFdBusyError
+from aioirqfd.irqfd.interrupt import IOAPIC_PINS, PIC_PINS, Action, IrqchipPin, Msi
+from aioirqfd.kvm import RoutingEntry
+from aioirqfd.kvm.ioctls import (
+    KVM_IRQCHIP_IOAPIC,
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE,
+    KVM_IRQFD_FLAG_DEASSIGN,
+    KVM_IRQFD_FLAG_RESAMPLE,
+    KVM_MSI_VALID_DEVID,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from aioirqfd.eventfd import EventFd
+    from aioirqfd.irqfd.interrupt import Interrupt, Route
+    from aioirqfd.kvm import Vm
+
+_PIC_PINS_EACH: Final = 8
+_IOAPIC_GSI: Final = 1024
+_PIC_GSI: Final = _IOAPIC_GSI + IOAPIC_PINS
+_MSI_GSI: Final = _PIC_GSI + PIC_PINS
+_MAX_GSI: Final = 4096
+
+
+def _pin_entry(gsi: int, pin: int) -> RoutingEntry:
+    chip = KVM_IRQCHIP_PIC_MASTER if pin < _PIC_PINS_EACH else KVM_IRQCHIP_PIC_SLAVE
+    return RoutingEntry.irqchip(gsi, chip, pin % _PIC_PINS_EACH)
+
+
+def _fixed_entries() -> list[RoutingEntry]:
+    """The kernel's default table, for its own timers; then a gsi for each single pin.
+
+    The order matters: an end of interrupt is mapped back to the last gsi listed for a pin (row G08), which must be ours.
+    """
+    entries: list[RoutingEntry] = []
+    for pin in range(IOAPIC_PINS):
+        entries.append(RoutingEntry.irqchip(pin, KVM_IRQCHIP_IOAPIC, pin))
+        if pin < PIC_PINS:
+            entries.append(_pin_entry(pin, pin))
+    entries += [RoutingEntry.irqchip(_IOAPIC_GSI + pin, KVM_IRQCHIP_IOAPIC, pin) for pin in range(IOAPIC_PINS)]
+    entries += [_pin_entry(_PIC_GSI + pin, pin) for pin in range(PIC_PINS)]
+    return entries
+
+
+@final
+class _Line:
+    """A level-triggered line: the trigger of a kernel irqfd, and what the kernel signals at the end of interrupt."""
+
+    __slots__ = ("gsi", "kernel_gsi", "loop", "raised", "resample", "trigger")
+
+    def __init__(self, gsi: int, kernel_gsi: int) -> None:
+        self.gsi = gsi
+        self.kernel_gsi = kernel_gsi
+        self.raised = False
+        self.loop = asyncio.get_running_loop()
+        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
+        self.trigger = os.eventfd(0, flags)
+        self.resample = os.eventfd(0, flags)
+
+
+@final
+class KvmSink:
+    """Delivers into a KVM guest. Pins of PIC and IOAPIC, and MSIs.
+
+    Args:
+        vm: A :class:`aioirqfd.kvm.Vm` with an in-kernel irqchip. Stays the caller's; its routing table becomes the sink's.
+        offload: Whether the kernel may watch eventfds by itself.
+        fast: Whether the top half may make the ioctl, a microsecond or two; otherwise it is left to the work queue.
+
+    A context manager; :meth:`close` is needed where level-triggered lines were driven without offload.
+    """
+
+    __slots__ = ("__weakref__", "_ack", "_fast", "_lines", "_messages", "_offload", "_vm")
+
+    def __init__(self, vm: Vm, *, offload: bool = True, fast: bool = True) -> None:
+        self._vm = vm
+        self._offload = offload
+        self._fast = fast
+        self._ack: Callable[[int], None] | None = None
+        self._lines: dict[Route, _Line] = {}
+        self._messages: dict[Msi, list[int]] = {}  # [gsi, users]
+        self._route()
+
+    def bind(self, ack: Callable[[int], None]) -> None:
+        """Take the manager's ack."""
+        self._ack = ack
+
+    async def inject(self, interrupt: Interrupt) -> None:
+        """Make the ioctl.
+
+        Raises:
+            OSError: As the kernel says.
+        """
+        self._deliver(interrupt)
+
+    def try_inject(self, interrupt: Interrupt) -> bool:
+        """Make the ioctl, unless made with ``fast=False``. Raises as :meth:`inject` does."""
+        if self._fast or interrupt.action is Action.DEASSERT:
+            self._deliver(interrupt)
+            return True
+        return False
+
+    def _deliver(self, interrupt: Interrupt) -> None:
+        route = interrupt.route
+        if isinstance(route, Msi):
+            flags = 0 if route.devid is None else KVM_MSI_VALID_DEVID
+            try:
+                self._vm.signal_msi(route.address, route.data, flags, route.devid or 0)
+            except PermissionError:
+                pass  # nobody there to take it (row S03); an irqfd's message would vanish the same way (row M03)
+        elif interrupt.action is Action.PULSE:
+            gsi = _kernel_gsi(route)
+            self._vm.irq_line(gsi, 1)
+            self._vm.irq_line(gsi, 0)
+        elif interrupt.action is Action.ASSERT:
+            line = self._lines.get(route)
+            if line is None:
+                line = self._open_line(interrupt.gsi, route)
+            line.raised = True
+            os.eventfd_write(line.trigger, 1)
+        else:
+            line = self._lines.get(route)
+            if line is not None and line.raised:
+                # Not by an end of interrupt, which lowers it in the kernel: the last one out lowers it (row R14).
+                self._close_line(route)
+
+    # -- level-triggered lines ---------------------------------------------------------------------------------------
+
+    def _open_line(self, gsi: int, route: IrqchipPin) -> _Line:
+        line = _Line(gsi, _kernel_gsi(route))
+        try:
+            self._vm.irqfd(line.trigger, line.kernel_gsi, flags=KVM_IRQFD_FLAG_RESAMPLE, resamplefd=line.resample)
+        except OSError:
+            os.close(line.trigger)
+            os.close(line.resample)
+            raise
+        line.loop.add_reader(line.resample, self._resampled, line)
+        self._lines[route] = line
+        return line
+
+    def _resampled(self, line: _Line) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(line.resample)
+            line.raised = False
+            if self._ack is not None:
+                self._ack(line.gsi)
+
+    def _close_line(self, route: Route) -> None:
+        line = self._lines.pop(route)
+        if not line.loop.is_closed():
+            line.loop.remove_reader(line.resample)
+        with contextlib.suppress(OSError):
+            # Before the close, or the kernel would hold on to the line until it noticed (row R15).
+            self._vm.irqfd(line.trigger, line.kernel_gsi, flags=KVM_IRQFD_FLAG_DEASSIGN)
+        os.close(line.trigger)
+        os.close(line.resample)
+
+    # -- the kernel's own irqfd --------------------------------------------------------------------------------------
+
+    def offload(self, eventfd: EventFd, interrupt: Interrupt, resamplefd: EventFd | None) -> bool:
+        """``KVM_IRQFD``. False where the kernel cannot: resample with a split irqchip (row I04), no gsi left for a message.
+
+        Raises:
+            EventFdBusyError: EBUSY: an irqfd of any VM on this host has it (row I12).
+        """
+        if not self._offload:
+            return False
+        route = interrupt.route
+        if isinstance(route, Msi) and not self._hold_message(route):
+            return False
+        flags = 0 if resamplefd is None else KVM_IRQFD_FLAG_RESAMPLE
+        try:
+            self._vm.irqfd(
+                eventfd, self._gsi_of(route), flags=flags, resamplefd=-1 if resamplefd is None else resamplefd
+            )
+        except OSError as error:
+            self._release_message(route)
+            if error.errno == errno.EBUSY:
+                raise EventFdBusyError(f"fd {eventfd.fileno()}") from None
+            if error.errno == errno.EINVAL:
+                return False
+            raise
+        return True
+
+    def reclaim(self, eventfd: EventFd, interrupt: Interrupt) -> None:
+        """``KVM_IRQFD`` with DEASSIGN: a barrier (row I20)."""
+        self._vm.irqfd(eventfd, self._gsi_of(interrupt.route), flags=KVM_IRQFD_FLAG_DEASSIGN)
+        self._release_message(interrupt.route)
+
+    def _gsi_of(self, route: Route) -> int:
+        return self._messages[route][0] if isinstance(route, Msi) else _kernel_gsi(route)
+
+    def _hold_message(self, message: Msi) -> bool:
+        held = self._messages.get(message)
+        if held is None:
+            taken = {gsi for gsi, _ in self._messages.values()}
+            free = next((gsi for gsi in range(_MSI_GSI, _MAX_GSI) if gsi not in taken), None)
+            if free is None:
+                return False
+            self._messages[message] = [free, 1]
+            self._route()
+        else:
+            held[1] += 1
+        return True
+
+    def _release_message(self, route: Route) -> None:
+        if isinstance(route, Msi):
+            held = self._messages[route]
+            held[1] -= 1
+            if not held[1]:
+                del self._messages[route]
+                self._route()
+
+    def _route(self) -> None:
+        messages = [
+            RoutingEntry.msi(gsi, message.address, message.data, devid=message.devid)
+            for message, (gsi, _) in self._messages.items()
+        ]
+        self._vm.set_gsi_routing([*_fixed_entries(), *messages])
+
+    # -- closing -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of the level-triggered lines; idempotent. After the manager."""
+        for route in list(self._lines):
+            self._close_line(route)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_lines", None):
+            warnings.warn(f"unclosed {self!r} with level-triggered lines", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+
+def _kernel_gsi(route: IrqchipPin) -> int:
+    return (_IOAPIC_GSI if route.chip == "ioapic" else _PIC_GSI) + route.pin
