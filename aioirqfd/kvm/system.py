@@ -1,0 +1,118 @@
+"""The KVM device: what it can do, and why it cannot be used."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+from typing import Final, final
+
+from aioirqfd.kvm.descriptor import Descriptor
+from aioirqfd.kvm.ioctls import (
+    KVM_API_VERSION,
+    KVM_CAP_IMMEDIATE_EXIT,
+    KVM_CAP_IOEVENTFD,
+    KVM_CAP_IRQ_ROUTING,
+    KVM_CAP_IRQCHIP,
+    KVM_CAP_IRQFD,
+    KVM_CAP_IRQFD_RESAMPLE,
+    KVM_CAP_SIGNAL_MSI,
+    KVM_CAP_USER_MEMORY,
+    KVM_CHECK_EXTENSION,
+    KVM_CREATE_VM,
+    KVM_GET_API_VERSION,
+    KVM_GET_VCPU_MMAP_SIZE,
+)
+from aioirqfd.kvm.vm import Vm
+
+KVM_DEVICE: Final = "/dev/kvm"
+_NEEDED: Final = {
+    "KVM_CAP_USER_MEMORY": KVM_CAP_USER_MEMORY,
+    "KVM_CAP_IRQCHIP": KVM_CAP_IRQCHIP,
+    "KVM_CAP_IRQ_ROUTING": KVM_CAP_IRQ_ROUTING,
+    "KVM_CAP_IRQFD": KVM_CAP_IRQFD,
+    "KVM_CAP_IRQFD_RESAMPLE": KVM_CAP_IRQFD_RESAMPLE,
+    "KVM_CAP_IOEVENTFD": KVM_CAP_IOEVENTFD,
+    "KVM_CAP_SIGNAL_MSI": KVM_CAP_SIGNAL_MSI,
+    "KVM_CAP_IMMEDIATE_EXIT": KVM_CAP_IMMEDIATE_EXIT,
+}
+
+
+@final
+class Kvm(Descriptor):
+    """``/dev/kvm``, opened.
+
+    Args:
+        path: The device.
+
+    Raises:
+        OSError: It cannot be opened; :func:`usable` says more.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, path: str = KVM_DEVICE) -> None:
+        super().__init__(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+    def api_version(self) -> int:
+        """The API's version: 12."""
+        return self.ioctl(KVM_GET_API_VERSION)
+
+    def check_extension(self, capability: int) -> int:
+        """What the kernel says about a ``KVM_CAP_*``: 0 for no, else 1 or the capability's number."""
+        return self.ioctl(KVM_CHECK_EXTENSION, capability)
+
+    def vcpu_mmap_size(self) -> int:
+        """Bytes a vCPU shares with the kernel."""
+        return self.ioctl(KVM_GET_VCPU_MMAP_SIZE)
+
+    def create_vm(self, machine_type: int = 0) -> Vm:
+        """An empty virtual machine, which the caller closes. It does not need this object any more.
+
+        Args:
+            machine_type: ``KVM_VM_TYPE``; 0 on x86.
+        """
+        size = self.vcpu_mmap_size()
+        while True:
+            try:
+                return Vm(self.ioctl(KVM_CREATE_VM, machine_type), vcpu_mmap_size=size)
+            except InterruptedError:  # by a signal while it waits for other CPUs; nothing was made
+                continue
+
+
+def usable(path: str = KVM_DEVICE) -> str | None:
+    """Why KVM cannot be used here, in a sentence for people; None if it can.
+
+    Looks at the architecture, the device, its version, the capabilities this package needs, and makes a VM with an
+    irqchip.
+    """
+    machine = platform.machine()
+    if machine != "x86_64":
+        return f"aioirqfd.kvm knows the KVM of x86-64 only, not of {machine}"
+    try:
+        kvm = Kvm(path)
+    except OSError as error:
+        return _why_not_opened(path, error)
+    with kvm:
+        try:
+            version = kvm.api_version()
+            if version != KVM_API_VERSION:
+                return f"{path} speaks version {version} of the KVM API, not {KVM_API_VERSION}"
+            missing = [name for name, capability in _NEEDED.items() if not kvm.check_extension(capability)]
+            if missing:
+                return f"{path} lacks {', '.join(missing)}"
+            with kvm.create_vm() as vm:
+                vm.create_irqchip()
+        except OSError as error:
+            if error.errno == errno.ENOTTY:
+                return f"{path} is not a KVM device"
+            return f"{path} makes no virtual machine: {error.strerror}"
+    return None
+
+
+def _why_not_opened(path: str, error: OSError) -> str:
+    if error.errno in {errno.ENOENT, errno.ENXIO, errno.ENODEV}:
+        return f"there is no {path}: the kvm module is not loaded, or this machine does not virtualize"
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return f"no permission to open {path}: its group (often kvm) may"
+    return f"{path} cannot be opened: {error.strerror}"

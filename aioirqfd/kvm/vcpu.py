@@ -1,0 +1,265 @@
+"""A virtual CPU: its registers, the page it shares with the kernel, and how to run and to kick it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import signal
+import threading
+from dataclasses import dataclass
+from typing import Final, final
+
+from aioirqfd.kvm.descriptor import Descriptor, int_ioctl
+from aioirqfd.kvm.ioctls import (
+    KVM_EXIT_INTR,
+    KVM_EXIT_IO_OUT,
+    KVM_GET_LAPIC,
+    KVM_GET_MP_STATE,
+    KVM_GET_REGS,
+    KVM_GET_SREGS,
+    KVM_INTERRUPT,
+    KVM_RUN,
+    KVM_SET_LAPIC,
+    KVM_SET_MP_STATE,
+    KVM_SET_REGS,
+    KVM_SET_SREGS,
+)
+from aioirqfd.kvm.structures import KvmInterrupt, KvmLapicState, KvmMpState, KvmRegs, KvmRun, KvmSregs
+
+KICK_SIGNAL: Final = signal.SIGRTMIN + 6
+"""What :meth:`Vcpu.kick` sends to the thread that runs the vCPU. It means nothing; only its arrival counts."""
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_libc.signal.restype = ctypes.c_void_p
+# The handler that does nothing, in C: it takes an int, and touches no memory. A Python handler could only be installed
+# by the main thread, which it would then interrupt at every kick, and it would write to the event loop's wake-up fd.
+_NO_OP: Final = ctypes.cast(_libc.abs, ctypes.c_void_p).value
+_SIG_DFL: Final = None
+_SIG_IGN: Final = 1
+# Where the union's mmio part keeps its bytes, from the start of the page.
+_MMIO_DATA: Final = 40
+
+
+def _install_kick_handler() -> None:
+    """Make the kick signal harmless, from any thread. The default action would end the process."""
+    previous = _libc.signal(KICK_SIGNAL, _NO_OP)
+    if previous not in {_SIG_DFL, _SIG_IGN, _NO_OP}:
+        _libc.signal(KICK_SIGNAL, previous)
+        raise RuntimeError(f"signal {KICK_SIGNAL} has a handler already; vCPUs are kicked with it")
+
+
+# Not frozen: these are made at every exit, and frozen they would cost three times as much.
+@final
+@dataclass(slots=True)
+class IoExit:
+    """A guest's port access (``KVM_EXIT_IO``).
+
+    Attributes:
+        direction: ``KVM_EXIT_IO_IN`` or ``KVM_EXIT_IO_OUT``.
+        size: Bytes an element: 1, 2 or 4.
+        port: 0..65535.
+        count: Elements; more than 1 for a string instruction.
+        data: A view of the page shared with the kernel, ``size * count`` bytes: what the guest wrote, or where its
+            answer
+            goes (``exit.data[:] = ...``) before the next run. It is valid until then.
+    """
+
+    direction: int
+    size: int
+    port: int
+    count: int
+    data: memoryview
+
+    @property
+    def is_write(self) -> bool:
+        """Whether the guest wrote."""
+        return self.direction == KVM_EXIT_IO_OUT
+
+
+@final
+@dataclass(slots=True)
+class MmioExit:
+    """A guest's access to an address without memory (``KVM_EXIT_MMIO``).
+
+    Attributes:
+        phys_addr: The guest-physical address, 0..2**64-1.
+        data: As in :class:`IoExit`, 1..8 bytes.
+        is_write: Whether the guest wrote.
+    """
+
+    phys_addr: int
+    data: memoryview
+    is_write: bool
+
+
+@final
+class Vcpu(Descriptor):
+    """One virtual CPU (``KVM_CREATE_VCPU``), made by :meth:`aioirqfd.kvm.Vm.create_vcpu`.
+
+    Args:
+        fd: The vCPU's descriptor, which is this object's from now on.
+        mmap_size: Bytes of the page or pages shared with the kernel.
+
+    Threads: one thread at a time in :meth:`run`; it needs not be always the same. :meth:`kick` from any thread. The
+    rest from the thread that runs it, or while it does not run.
+
+    The first vCPU gives :data:`KICK_SIGNAL` a handler that does nothing; a program must leave that signal alone, and
+    not block it in a thread that runs a vCPU.
+
+    Raises:
+        RuntimeError: Something else in the process handles that signal.
+    """
+
+    __slots__ = ("_lock", "_mmap", "_run", "_runner", "_view")
+
+    def __init__(self, fd: int, *, mmap_size: int) -> None:
+        super().__init__(fd)
+        self._runner: int | None = None
+        # Held for a moment at both ends of run(): a thread is only signalled while it cannot have left run(), let alone
+        # ended, and a flag set by kick() is either seen by the kernel or cleared by the run() that reports it.
+        self._lock = threading.Lock()
+        try:
+            _install_kick_handler()
+            self._mmap = mmap.mmap(fd, mmap_size)
+        except BaseException:
+            super().close()
+            raise
+        self._view = memoryview(self._mmap)
+        self._run = KvmRun.from_buffer(self._mmap)
+
+    def close(self) -> None:
+        """Unmap the shared page and close the descriptor. Idempotent.
+
+        Raises:
+            RuntimeError: A thread is in :meth:`run`: kick it and wait for it first. Nothing was closed.
+        """
+        if self.closed:
+            return
+        with self._lock:
+            if self._runner is not None:
+                raise RuntimeError(f"{self!r} is running: kick it, and wait for run() to return, before closing it")
+            super().close()
+            del self._run
+            self._view.release()
+        with contextlib.suppress(BufferError):  # an exit's data is still looked at; unmapped with the last view
+            self._mmap.close()
+
+    @property
+    def kvm_run(self) -> KvmRun:
+        """The shared page by field names, live.
+
+        Raises:
+            ClosedError: EBADF, after close.
+        """
+        self.fileno()
+        return self._run
+
+    def run(self) -> int:
+        """``KVM_RUN``: run the guest until something needs this process. Blocks its thread; the GIL is released.
+
+        Returns:
+            The exit reason, ``KVM_EXIT_*``. ``KVM_EXIT_INTR`` stands for the ioctl's EINTR: a kick, or any signal to
+            this thread. The guest has then not run, or stopped between two instructions; what the last exit asked for
+            (the data of a read) has been completed either way.
+
+        Raises:
+            OSError: Any other errno. EAGAIN: a vCPU that waits for its start-up IPI was woken.
+            RuntimeError: Another thread is in here.
+            ClosedError: EBADF, after close.
+        """
+        with self._lock:
+            fd = self.fileno()
+            if self._runner is not None:
+                raise RuntimeError(f"{self!r} is run by another thread already")
+            self._runner = threading.get_ident()
+        interrupted = False
+        try:
+            int_ioctl(fd, KVM_RUN, 0)
+        except InterruptedError:
+            interrupted = True
+        finally:
+            with self._lock:
+                self._runner = None
+                if interrupted:
+                    self._run.immediate_exit = 0
+        return KVM_EXIT_INTR if interrupted else self._run.exit_reason
+
+    def kick(self) -> None:
+        """Make :meth:`run` return ``KVM_EXIT_INTR``: at once if a thread is in it, else the next time it is called.
+
+        Never lost, and never counted: several kicks before one return are one. A run that was about to exit for another
+        reason reports that one first, and the kick the next time. From any thread.
+
+        Raises:
+            ClosedError: EBADF, after close.
+        """
+        with self._lock:
+            self.fileno()
+            # In this order: the signal may come before the thread enters the kernel, which then looks at the flag.
+            self._run.immediate_exit = 1
+            if self._runner is not None:
+                signal.pthread_kill(self._runner, KICK_SIGNAL)
+
+    def io_exit(self) -> IoExit:
+        """The port access that :meth:`run` returned ``KVM_EXIT_IO`` for."""
+        io = self.kvm_run.io
+        size, count, offset = io.size, io.count, io.data_offset
+        return IoExit(io.direction, size, io.port, count, self._view[offset : offset + size * count])
+
+    def mmio_exit(self) -> MmioExit:
+        """The memory access that :meth:`run` returned ``KVM_EXIT_MMIO`` for."""
+        mmio = self.kvm_run.mmio
+        return MmioExit(mmio.phys_addr, self._view[_MMIO_DATA : _MMIO_DATA + mmio.len], bool(mmio.is_write))
+
+    def get_regs(self) -> KvmRegs:
+        """The general registers."""
+        regs = KvmRegs()
+        self.ioctl(KVM_GET_REGS, regs)
+        return regs
+
+    def set_regs(self, regs: KvmRegs) -> None:
+        """Set the general registers. ``rflags`` must have bit 1 set."""
+        self.ioctl(KVM_SET_REGS, regs)
+
+    def get_sregs(self) -> KvmSregs:
+        """Segments, descriptor tables, control registers."""
+        sregs = KvmSregs()
+        self.ioctl(KVM_GET_SREGS, sregs)
+        return sregs
+
+    def set_sregs(self, sregs: KvmSregs) -> None:
+        """Set segments, descriptor tables, control registers."""
+        self.ioctl(KVM_SET_SREGS, sregs)
+
+    def get_lapic(self) -> KvmLapicState:
+        """The local APIC. EINVAL without an in-kernel irqchip."""
+        lapic = KvmLapicState()
+        self.ioctl(KVM_GET_LAPIC, lapic)
+        return lapic
+
+    def set_lapic(self, lapic: KvmLapicState) -> None:
+        """Set the local APIC."""
+        self.ioctl(KVM_SET_LAPIC, lapic)
+
+    def get_mp_state(self) -> int:
+        """``KVM_MP_STATE_*``. Of a vCPU with an in-kernel irqchip, all but the first start uninitialized."""
+        state = KvmMpState()
+        self.ioctl(KVM_GET_MP_STATE, state)
+        return state.mp_state
+
+    def set_mp_state(self, state: int) -> None:
+        """Set ``KVM_MP_STATE_*``."""
+        self.ioctl(KVM_SET_MP_STATE, KvmMpState(state))
+
+    def interrupt(self, vector: int) -> None:
+        """``KVM_INTERRUPT``: queue a vector (0..255), for a VM without an in-kernel PIC.
+
+        Only while ``kvm_run.ready_for_interrupt_injection`` is set; set ``kvm_run.request_interrupt_window`` to get a
+        ``KVM_EXIT_IRQ_WINDOW_OPEN`` when it is.
+
+        Raises:
+            OSError: ENXIO with a whole in-kernel irqchip, EEXIST while another is queued.
+        """
+        self.ioctl(KVM_INTERRUPT, KvmInterrupt(vector))
