@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, TopHalf, fdinfo
 
-    IMPLEMENTATION: Final[str]
+    IMPLEMENTATION: Final[str] = ""
+    """Which one is live: ``"c"`` or ``"python"``."""
 elif os.environ.get("AIOIRQFD_PURE_PYTHON", "") not in {"", "0"}:
     from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, TopHalf, fdinfo
 

@@ -12,6 +12,8 @@ Where this differs from the native module: it reads the eventfd at every event (
 and a lock stands in for the atomics.
 """
 
+# pyright: reportPrivateUsage=false
+# (these classes see into each other, as C structures do)
 from __future__ import annotations
 
 import contextlib
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING, Final, Protocol, SupportsIndex, final
 from aioirqfd.errors import ClosedError, WouldBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 MAX: Final = 2**64 - 2
 """The highest count a write leaves in an eventfd; 2**64-1 is kept for a saturated in-kernel signal (rows E06, E18)."""
@@ -329,7 +331,7 @@ class TopHalf:
     def __init__(
         self,
         try_inject: Callable[..., bool] | None = None,
-        try_inject_batch: Callable[[Sequence[object]], int] | None = None,
+        try_inject_batch: Callable[..., int] | None = None,
         on_error: Callable[[Exception], object] | None = None,
     ) -> None:
         self._try_inject = try_inject
@@ -376,7 +378,7 @@ class TopHalf:
             return False
         try:
             return bool(self._try_inject(interrupt))
-        except Exception as error:  # noqa: BLE001  the top half never raises; the sink's error goes to its manager
+        except Exception as error:
             self._report(error)
             return False
 
@@ -386,7 +388,7 @@ class TopHalf:
             return -1
         try:
             taken = operator.index(self._try_inject_batch(interrupts))
-        except Exception as error:  # noqa: BLE001  as above
+        except Exception as error:
             self._report(error)
             return 0
         if not 0 <= taken <= len(interrupts):
@@ -506,7 +508,7 @@ class Drain:
         self.dispatching = True
         try:
             if ctx._is_fast():
-                assert ctx._top_half is not None  # noqa: S101  what _is_fast() says
+                assert ctx._top_half is not None
                 ctx._top_half.flush([ctx])
             else:
                 self._slow(ctx)

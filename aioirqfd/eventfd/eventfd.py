@@ -5,6 +5,8 @@ somebody in it listens (a waiting reader, an irqfd) is counted here and dispatch
 kernel as soon as nobody listens any more. A read takes both.
 """
 
+# pyright: reportPrivateUsage=false
+# (an underscore on an EventFdCtx says "for this package")
 from __future__ import annotations
 
 import asyncio
@@ -155,7 +157,7 @@ class EventFd(EventFdCtx):
         """
         self._check_open()
         if self._binding is not None:
-            assert self._poller is not None  # noqa: S101  a bound eventfd is attached
+            assert self._poller is not None
             self._poller.check_here()
             if not self._leftover:
                 self._binding.settle()

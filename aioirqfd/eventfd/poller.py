@@ -8,6 +8,8 @@ A poller is made by the first eventfd or manager that needs one on its loop and 
 is not used any more holds no file descriptor of ours.
 """
 
+# pyright: reportPrivateUsage=false
+# (the same)
 from __future__ import annotations
 
 import asyncio

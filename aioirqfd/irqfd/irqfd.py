@@ -5,6 +5,8 @@ bounded, never raises. (For an irqfd that is idle, free and plain, not even that
 interrupt to the sink by itself.) The bottom half, :meth:`IrqFd.inject`, is a coroutine on the manager's work queue.
 """
 
+# pyright: reportPrivateUsage=false
+# (an underscore on an EventFd says "for this package")
 from __future__ import annotations
 
 import asyncio
@@ -244,14 +246,15 @@ class IrqFd:
             self._finished += 1
             self._drop()
             return True
+        route = routes[0]
         try:
             if self.resamplefd is not None and is_level(routes):
                 taken = manager.resampler(self.gsi).try_assert(routes)
             elif len(routes) > 1 or manager.tiers.try_inject is None:
                 return False  # several chips: always by the work queue (row M05)
             else:
-                taken = manager.tiers.try_inject(Interrupt(self.gsi, routes[0]))
-        except Exception as error:  # noqa: BLE001  the top half never raises; the bottom half will meet the error again
+                taken = manager.tiers.try_inject(Interrupt(self.gsi, route))
+        except Exception as error:
             manager.fast_path_failed(error)
             return False
         if taken:
@@ -307,7 +310,7 @@ class IrqFd:
                 raise
             # Not this task was cancelled, but something a handler or the sink was waiting for.
             self._failed(error)
-        except Exception as error:  # noqa: BLE001  whatever a sink or a handler raises is its irqfd's business
+        except Exception as error:
             self._failed(error)
         else:
             self._failures = self._stage = self._taken = 0

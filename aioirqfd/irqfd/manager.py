@@ -4,12 +4,14 @@ It owns the irqfds of one virtual machine, their routing, the work queue and the
 its loop (below) and one interrupt sink (above).
 """
 
+# pyright: reportPrivateUsage=false
+# (the same)
 from __future__ import annotations
 
 import asyncio
+import operator
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Self, final
 
@@ -28,6 +30,7 @@ from aioirqfd.irqfd.workqueue import WorkQueue, WorkQueueStatistics
 from aioirqfd.tracer import NULL_TRACER
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from aioirqfd.irqfd.interrupt import Route
@@ -220,7 +223,7 @@ class IrqManager:
     @property
     def _open(self) -> Poller:
         self.check_here()
-        assert self._poller is not None  # noqa: S101  check_here() has looked
+        assert self._poller is not None
         return self._poller
 
     # -- assign and deassign -----------------------------------------------------------------------------------------
@@ -264,11 +267,9 @@ class IrqManager:
             Whatever is raised, nothing was changed. The order of the checks is the kernel's (row I02).
         """
         poller = self._open
-        if not isinstance(gsi, int) or isinstance(gsi, bool):
-            raise TypeError(f"a gsi is an int, not {gsi!r}")
-        if not 0 <= gsi < _U32:
+        if not 0 <= operator.index(gsi) < _U32:
             raise ValueError(f"a gsi is 0..2**32-1, not {gsi}")
-        handlers = tuple(wakeup) if isinstance(wakeup, Sequence) else (wakeup,)
+        handlers = (wakeup,) if callable(wakeup) else tuple(wakeup)
         if not all(map(callable, handlers)):
             raise TypeError(f"a wakeup handler is a coroutine function, not {wakeup!r}")
         trigger, eventfd_id = _eventfd(eventfd)
@@ -676,9 +677,5 @@ def _eventfd(value: EventFd | int) -> tuple[EventFd, int]:
     """The eventfd and its id; EBADF, EINVAL (row I08)."""
     if isinstance(value, EventFd):
         return value, value.id
-    if isinstance(value, int) and not isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-        eventfd = EventFd.from_fd(value)
-        return eventfd, eventfd.id
-    raise TypeError(f"an EventFd or a file descriptor, not {value!r}")
-
-
+    eventfd = EventFd.from_fd(operator.index(value))
+    return eventfd, eventfd.id

@@ -9,6 +9,8 @@ An ack can come from any thread, typically a vCPU's. The line must be low before
 outside its own locks, so the order of locks is always resampler, then sink.
 """
 
+# pyright: reportPrivateUsage=false
+# (as in manager.py)
 from __future__ import annotations
 
 import asyncio
@@ -146,7 +148,7 @@ class Resampler:
                 interrupt = Interrupt(self.gsi, self._raised[0].route, Action.DEASSERT)
                 try:
                     await self._manager.tiers.inject(interrupt)
-                except Exception as error:  # noqa: BLE001  whatever a sink raises is reported, and the line tried again
+                except Exception as error:
                     self._manager.report_lowering(self._work, self.gsi, error)
                     return
                 with self._busy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, final
+from typing import Final, cast, final
 
 from aioirqfd.errors import RoutingError
 from aioirqfd.irqfd.interrupt import IOAPIC_PINS, IrqchipPin, Msi, Route
@@ -86,4 +86,4 @@ class RoutingTable(Mapping[int, tuple[Route, ...]]):
 def _sequence(gsi: object, value: object) -> tuple[Route, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         raise RoutingError(f"gsi {gsi!r}: a route is an IrqchipPin, an Msi or a sequence of them, not {value!r}")
-    return tuple(value)
+    return tuple(cast("Sequence[Route]", value))

@@ -5,10 +5,11 @@ Only ``inject`` is required. Each further method is a faster tier, looked for on
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
     from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.interrupt import Interrupt
     from aioirqfd.irqfd.routing import RoutingTable
@@ -35,6 +36,7 @@ class FastSink(InterruptSink, Protocol):
 
         Called in the top half, on the loop's thread: keep it short. An exception counts as False.
         """
+        ...
 
 
 @runtime_checkable
@@ -46,6 +48,7 @@ class BatchSink(FastSink, Protocol):
 
         The sequence is only valid during the call. An exception counts as 0 taken.
         """
+        ...
 
 
 @runtime_checkable
@@ -57,6 +60,7 @@ class OffloadSink(InterruptSink, Protocol):
 
         With ``resamplefd`` the line is level-triggered: asserted by a signal, lowered by the guest's EOI, which signals it.
         """
+        ...
 
     def reclaim(self, eventfd: EventFd, interrupt: Interrupt) -> None:
         """Give an offloaded eventfd back, as a barrier: what was signalled before has been delivered (row I20)."""

@@ -16,7 +16,7 @@ one that resumes instead just goes on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, TypeGuard
+from typing import TYPE_CHECKING, Final, cast
 
 from aioirqfd.errors import RoutingError, SnapshotError
 from aioirqfd.irqfd.interrupt import IrqchipPin, Msi
@@ -60,13 +60,12 @@ def take(manager: IrqManager, *, paused: bool) -> dict[str, object]:
     }
 
 
-def put(manager: IrqManager, state: Mapping[str, object], *, paused: bool) -> None:
+def put(manager: IrqManager, state: object, *, paused: bool) -> None:
     """Put a state into a paused manager: check all of it, then change."""
     if not paused:
         raise SnapshotError("pause the manager first")
-    if not isinstance(state, Mapping) or set(state) != {"version", "routing", "irqfds", "asserted"}:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise SnapshotError("a snapshot is a dict of version, routing, irqfds and asserted")
-    if state["version"] != VERSION or isinstance(state["version"], bool):
+    state = _fields(state, {"version", "routing", "irqfds", "asserted"}, "a snapshot")
+    if _int(state["version"]) != VERSION:
         raise SnapshotError(f"this is version {state['version']!r}; this package reads {VERSION}")
     routing = _routing(state["routing"])
     pairs = _match(manager, state["irqfds"])
@@ -87,15 +86,17 @@ def _encode(route: Route) -> list[object]:
 def _list(value: object, what: str) -> Sequence[object]:
     if not isinstance(value, (list, tuple)):
         raise SnapshotError(f"{what} is a list, not {value!r}")
-    return value
+    return cast("Sequence[object]", value)
 
 
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _fields(value: object, names: set[str], what: str) -> Mapping[str, object]:
+    if not isinstance(value, Mapping) or set(cast("Mapping[object, object]", value)) != names:
+        raise SnapshotError(f"{what} is a dict of {', '.join(sorted(names))}, not {value!r}")
+    return cast("Mapping[str, object]", value)
 
 
 def _int(value: object) -> int:
-    if not _is_int(value):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise SnapshotError(f"an integer, not {value!r}")
     return value
 
@@ -114,11 +115,11 @@ def _routes_by_gsi(value: object, what: str) -> dict[int, list[Route]]:
     found: dict[int, list[Route]] = {}
     for entry in _list(value, what):
         match _list(entry, f"an entry of {what}"):
-            case [int(gsi), list() | tuple() as routes] if not isinstance(gsi, bool):
+            case [int(gsi), routes] if not isinstance(gsi, bool):
                 if gsi in found:
                     raise SnapshotError(f"{what}: gsi {gsi} twice")
                 try:
-                    found[gsi] = [_decode(route) for route in routes]
+                    found[gsi] = [_decode(route) for route in _list(routes, f"{what}: gsi {gsi}")]
                 except RoutingError as error:
                     raise SnapshotError(f"{what}: {error}") from error
             case _:
@@ -165,14 +166,12 @@ def _match(manager: IrqManager, value: object) -> list[tuple[IrqFd, Mapping[str,
     return pairs
 
 
-def _irqfd_entry(entry: object) -> Mapping[str, object]:
-    if not isinstance(entry, Mapping) or set(entry) != set(_FIELDS):
-        raise SnapshotError(f"irqfds: no {{{', '.join(_FIELDS)}}}: {entry!r}")
+def _irqfd_entry(value: object) -> Mapping[str, object]:
+    entry = _fields(value, set(_FIELDS), "an entry of irqfds")
     for field, kind in _FIELDS.items():
-        value = entry[field]
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise SnapshotError(f"irqfds: {field} is {kind.__name__}, not {value!r}")
-    if not 0 <= entry["gsi"] < _U32 or entry["count"] < 0:
+        if type(entry[field]) is not kind:
+            raise SnapshotError(f"irqfds: {field} is {kind.__name__}, not {entry[field]!r}")
+    if not 0 <= _int(entry["gsi"]) < _U32 or _int(entry["count"]) < 0:
         raise SnapshotError(f"irqfds: gsi or count out of range: {entry!r}")
     if entry["count"] and not entry["pending"]:
         raise SnapshotError(f"irqfds: a count without pending: {entry!r}")

@@ -69,9 +69,9 @@ class Action(enum.IntEnum):
     REPORT = 4
 
 
-_ANY: Final = (False, True)
-_FREE: Final = (False,)
-_BLOCKED: Final = (True,)
+_ANY: Final[tuple[bool, ...]] = (False, True)
+_FREE: Final[tuple[bool, ...]] = (False,)
+_BLOCKED: Final[tuple[bool, ...]] = (True,)
 
 _S, _E, _A = State, Event, Action
 ROWS: Final[tuple[tuple[State, Event, tuple[bool, ...], State, Action], ...]] = (
@@ -126,7 +126,7 @@ def diagram() -> str:
     """The table as a Mermaid state diagram."""
     lines = ["stateDiagram-v2"]
     for state, event, blocked, after, action in ROWS:
-        condition = {_FREE: " [free]", _BLOCKED: " [blocked]"}.get(blocked, "")
+        condition = "" if blocked == _ANY else " [blocked]" if blocked == _BLOCKED else " [free]"
         consequence = f" / {action.name.lower()}" if action else ""
         lines.append(f"    {state.name} --> {after.name}: {event.name.lower()}{condition}{consequence}")
     return "\n".join(lines) + "\n"

@@ -5,6 +5,8 @@ caller's task could only be left in that very task, which rules out pytest fixtu
 ``aclose()`` from elsewhere.
 """
 
+# pyright: reportPrivateUsage=false
+# (Work is half of WorkQueue)
 from __future__ import annotations
 
 import asyncio
@@ -238,7 +240,7 @@ class WorkQueue:
         ready = self._ready
         monotonic = time.monotonic
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101  a coroutine of a task group
+        assert task is not None
         turn_ends = monotonic() + _SLICE
         while True:
             if not ready:

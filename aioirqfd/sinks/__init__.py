@@ -1,5 +1,7 @@
 """Where injections go. Interrupt controllers that are sinks too live in :mod:`aioirqfd.irqchip`."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from aioirqfd.sinks.callback import CallbackSink

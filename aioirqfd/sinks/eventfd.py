@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, final
 
 from aioirqfd.errors import RoutingError
 from aioirqfd.irqfd.interrupt import Action
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.interrupt import Interrupt
 

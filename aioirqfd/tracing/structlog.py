@@ -26,11 +26,7 @@ class StructlogTracer:
     __slots__ = ("_logger", "per_interrupt")
 
     def __init__(self, logger: FilteringBoundLogger | None = None, *, per_interrupt: bool = False) -> None:
-        if logger is None:
-            import structlog  # noqa: PLC0415  kept out of the import of aioirqfd
-
-            logger = structlog.get_logger("aioirqfd")
-        self._logger: FilteringBoundLogger = logger
+        self._logger = _default_logger() if logger is None else logger
         self.per_interrupt = per_interrupt
 
     def emit(self, event: str, /, **fields: object) -> None:
@@ -43,3 +39,10 @@ class StructlogTracer:
             self._logger.error(event, **fields)
         else:
             self._logger.info(event, **fields)
+
+
+def _default_logger() -> FilteringBoundLogger:
+    import structlog  # noqa: PLC0415  kept out of the import of aioirqfd
+
+    logger: FilteringBoundLogger = structlog.get_logger("aioirqfd")
+    return logger
