@@ -131,6 +131,10 @@ mailbox_push(mailbox_t *mailbox, mailbox_node_t *node)
 static inline mailbox_node_t *
 mailbox_pop_all(mailbox_t *mailbox)
 {
+    if (!atomic_load_explicit(&mailbox->woken, memory_order_relaxed) &&
+        atomic_load_explicit(&mailbox->head, memory_order_relaxed) == NULL) {
+        return NULL; /* nothing there, and the next push wakes */
+    }
     /* First the flag, then the list: a push after this wakes again, a push before it is in the list. */
     atomic_store_explicit(&mailbox->woken, false, memory_order_seq_cst);
     mailbox_node_t *newest = atomic_exchange_explicit(&mailbox->head, NULL, memory_order_acq_rel);

@@ -43,7 +43,7 @@ typedef struct eventfd_ctx_object EventFdCtxObject;
 enum seen {
     SEEN_NOTHING = 0,  /* whatever the eventfd holds is news */
     SEEN_LEFTOVER = 1, /* there at assign time and injected once; stays until the next write (P01, P03, P04) */
-    SEEN_UNREAD = 2,   /* injected without a read, to save the system call under load */
+    SEEN_UNREAD = 2,   /* injected without a read, to save the system call */
 };
 
 /* The in-process half of an eventfd (the kernel's struct eventfd_ctx), base class of aioirqfd.EventFd.
@@ -110,6 +110,7 @@ struct drain_object {
     PyObject_HEAD
     int epfd;
     int wakefd;
+    int timerfd; /* rings when counts have been left unread for a while */
     unsigned long thread; /* PyThread_get_thread_ident() of the loop's thread */
     bool dispatching;
     bool dead; /* closed, or inherited by a forked child */
@@ -123,7 +124,6 @@ struct drain_object {
     struct epoll_event *events; /* max_events */
     EventFdCtxObject **ready;   /* 2 * max_events */
     PyObject *unread;           /* list of ctx whose count was left unread */
-    PyObject *on_unread;        /* callable or NULL: the list is not empty any more */
 };
 
 /* counter.c */
@@ -134,7 +134,7 @@ int native_u64_from(PyObject *object, uint64_t low, const char *what, uint64_t *
 extern PyType_Spec eventfd_ctx_spec;
 int eventfd_read_now(int fd, bool blocking, uint64_t *value);
 int eventfd_peek(int fd, uint64_t *count, long *id, int *semaphore);
-bool eventfd_ctx_consume(EventFdCtxObject *ctx, bool lazy, uint64_t *count);
+bool eventfd_ctx_consume(EventFdCtxObject *ctx, uint64_t *count);
 void eventfd_ctx_put_back(EventFdCtxObject *ctx, uint64_t n);
 
 /* top_half.c */
@@ -142,9 +142,9 @@ extern PyType_Spec top_half_spec;
 bool top_half_is_fast(const EventFdCtxObject *ctx);
 int top_half_hold(TopHalfObject *top_half, EventFdCtxObject *ctx);
 int top_half_batch(TopHalfObject *top_half, EventFdCtxObject *ctx);
-void top_half_flush(native_state *state, TopHalfObject *top_half, bool lazy);
+void top_half_flush(native_state *state, TopHalfObject *top_half);
 void top_half_one(native_state *state, EventFdCtxObject *ctx);
-void top_half_wakeup(native_state *state, EventFdCtxObject *ctx, bool lazy);
+void top_half_wakeup(native_state *state, EventFdCtxObject *ctx);
 
 /* drain.c */
 extern PyType_Spec drain_spec;

@@ -8,7 +8,7 @@ An irqfd *owes* a dispatch from the moment a signal was seen until its dispatch 
 one place: the mailbox, the pass that is under way, or its manager's ``held`` list. Whoever dispatches clears the debt
 *before* taking the count, so a signal that comes later makes a new one. That is the whole of "no interrupt is ever lost".
 
-Where this differs from the native module: it reads the eventfd at every event (it never leaves a count unread under load),
+Where this differs from the native module: it reads the eventfd at every event (it never leaves a count unread),
 and a lock stands in for the atomics.
 """
 
@@ -443,10 +443,9 @@ class TopHalf:
 class Drain:
     """The private epoll of one loop. Edge-triggered; every event is read, so a stale one finds nothing and is dropped."""
 
-    def __init__(self, max_events: int = _BATCH, on_unread: Callable[[], object] | None = None) -> None:
+    def __init__(self, max_events: int = _BATCH) -> None:
         if not 1 <= max_events <= 2**20:
             raise ValueError("max_events is 1..2**20")
-        del on_unread  # nothing is ever left unread here
         self.max_events = max_events
         self.thread = threading.get_ident()
         self.dispatching = False

@@ -15,12 +15,16 @@
 #include <structmember.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #define WAKE_EVENT UINT64_MAX
+#define TIMER_EVENT (UINT64_MAX - 1)
 #define NO_SLOT UINT32_MAX
-/* From so many ready eventfds in one pass on, counts that nobody asked for stay unread. */
-#define LAZY_FROM 8
+/* Counts that nobody asked for stay unread for so long at most, and so many of them are read in one go; some microseconds each.
+   A timerfd, because a timer of the loop's own would make every turn of an asyncio loop dearer. */
+#define SETTLE_AFTER_NS 50000000
+#define SETTLE_AT_ONCE 256
 
 static EventFdCtxObject *
 ctx_of(mailbox_node_t *node)
@@ -56,6 +60,13 @@ drain_post(DrainObject *drain, EventFdCtxObject *ctx)
     }
 }
 
+static void
+settle_later(const DrainObject *drain)
+{
+    const struct itimerspec once = {.it_value = {.tv_nsec = SETTLE_AFTER_NS}};
+    (void)timerfd_settime(drain->timerfd, 0, &once, NULL);
+}
+
 int
 drain_mark_unread(DrainObject *drain, EventFdCtxObject *ctx)
 {
@@ -66,12 +77,8 @@ drain_mark_unread(DrainObject *drain, EventFdCtxObject *ctx)
         return -1;
     }
     ctx->in_unread = true;
-    if (PyList_GET_SIZE(drain->unread) == 1 && drain->on_unread != NULL) {
-        PyObject *done = PyObject_CallNoArgs(drain->on_unread);
-        if (done == NULL) {
-            return -1;
-        }
-        Py_DECREF(done);
+    if (PyList_GET_SIZE(drain->unread) == 1) {
+        settle_later(drain);
     }
     return 0;
 }
@@ -173,7 +180,7 @@ static EventFdCtxObject *
 slot_tenant(const DrainObject *self, uint64_t data)
 {
     uint32_t index = (uint32_t)data;
-    if (data == WAKE_EVENT || index >= self->slots_cap || self->slots[index].generation != (uint32_t)(data >> 32)) {
+    if (index >= self->slots_cap || self->slots[index].generation != (uint32_t)(data >> 32)) {
         return NULL;
     }
     return self->slots[index].ctx;
@@ -224,85 +231,6 @@ pop_backlog(DrainObject *self)
     return ctx_of(node);
 }
 
-static PyObject *
-drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
-{
-    DrainObject *self = (DrainObject *)op;
-    native_state *state = native_state_of_object(op);
-    if (state == NULL) {
-        return NULL;
-    }
-    if (self->dead || self->dispatching) {
-        return PyLong_FromLong(0);
-    }
-    int n = wait_now(self);
-    if (n < 0) {
-        return PyErr_SetFromErrno(PyExc_OSError);
-    }
-    Py_INCREF(self);
-    self->dispatching = true;
-    EventFdCtxObject **ready = self->ready;
-    Py_ssize_t len = 0;
-    /* The mailbox first: what was held back for want of room comes through it, and must not be overtaken for ever. */
-    take_mailbox(self);
-    for (int i = 0; i < self->max_events; i++) {
-        EventFdCtxObject *ctx = pop_backlog(self);
-        if (ctx == NULL) {
-            break;
-        }
-        ready[len++] = ctx;
-    }
-    if (self->backlog != NULL) {
-        drain_wake(self);
-    }
-    for (int i = 0; i < n; i++) {
-        EventFdCtxObject *ctx = slot_tenant(self, self->events[i].data.u64);
-        if (ctx != NULL) {
-            ctx->event = true;
-            if (mailbox_owe(&ctx->node)) {
-                ready[len++] = (EventFdCtxObject *)Py_NewRef(ctx);
-            }
-        }
-    }
-    bool lazy = n >= LAZY_FROM;
-
-    /* First what needs no Python of ours, a batch for each manager; then the rest, one by one. */
-    TopHalfObject *touched = NULL;
-    Py_ssize_t slow = 0;
-    for (Py_ssize_t i = 0; i < len; i++) {
-        EventFdCtxObject *ctx = ready[i];
-        if (top_half_is_fast(ctx) && top_half_batch(ctx->top_half, ctx) == 0) {
-            TopHalfObject *top_half = ctx->top_half;
-            if (!top_half->touched) {
-                top_half->touched = true;
-                top_half->touched_next = touched;
-                touched = (TopHalfObject *)Py_NewRef(top_half);
-            }
-            Py_DECREF(ctx);
-        } else {
-            ready[slow++] = ctx;
-        }
-    }
-    while (touched != NULL) {
-        TopHalfObject *top_half = touched;
-        touched = top_half->touched_next;
-        top_half->touched_next = NULL;
-        top_half->touched = false;
-        top_half_flush(state, top_half, lazy);
-        Py_DECREF(top_half);
-    }
-    for (Py_ssize_t i = 0; i < slow; i++) {
-        EventFdCtxObject *ctx = ready[i];
-        if (mailbox_is_owed(&ctx->node)) {
-            top_half_wakeup(state, ctx, false);
-        }
-        Py_DECREF(ctx);
-    }
-    self->dispatching = false;
-    Py_DECREF(self);
-    return PyLong_FromSsize_t(len);
-}
-
 /* Note every event there is, without dispatching: afterwards whatever was signalled before the call is owed, in the mailbox. */
 static int
 collect(DrainObject *self)
@@ -321,16 +249,6 @@ collect(DrainObject *self)
         }
     } while (n == self->max_events);
     return n;
-}
-
-static PyObject *
-drain_collect(PyObject *op, PyObject *Py_UNUSED(ignored))
-{
-    DrainObject *self = (DrainObject *)op;
-    if (!self->dead && collect(self) < 0) {
-        return PyErr_SetFromErrno(PyExc_OSError);
-    }
-    Py_RETURN_NONE;
 }
 
 /* Empty the eventfd and return what of it was not injected yet (0: nothing is owed). Exact although the kernel's counter may hold
@@ -374,6 +292,133 @@ settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
     return 0;
 }
 
+/* Read up to `limit` of the counts that were left unread; return how many are still to do. */
+static Py_ssize_t
+settle_some(DrainObject *self, Py_ssize_t limit)
+{
+    Py_ssize_t n = PyList_GET_SIZE(self->unread);
+    Py_ssize_t from = n > limit ? n - limit : 0;
+    PyObject *some = PyList_GetSlice(self->unread, from, n);
+    if (some == NULL || PyList_SetSlice(self->unread, from, n, NULL) < 0) {
+        PyErr_WriteUnraisable((PyObject *)self);
+        Py_XDECREF(some);
+        return n;
+    }
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(some); i++) {
+        EventFdCtxObject *ctx = (EventFdCtxObject *)PyList_GET_ITEM(some, i);
+        uint64_t owed = 0;
+        ctx->in_unread = false;
+        if (self->dead || ctx->drain != self || ctx->seen != SEEN_UNREAD || mailbox_is_owed(&ctx->node)) {
+            continue; /* gone, read in the meantime, or about to be dispatched */
+        }
+        if (settle(self, ctx, &owed) == 0 && owed > 0) {
+            eventfd_ctx_put_back(ctx, owed);
+            if (mailbox_owe(&ctx->node)) {
+                drain_post(self, ctx);
+            }
+        }
+    }
+    Py_DECREF(some);
+    if (from > 0 && !self->dead) {
+        settle_later(self);
+    }
+    return from;
+}
+
+static PyObject *
+drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    DrainObject *self = (DrainObject *)op;
+    native_state *state = native_state_of_object(op);
+    if (state == NULL) {
+        return NULL;
+    }
+    if (self->dead || self->dispatching) {
+        return PyLong_FromLong(0);
+    }
+    int n = wait_now(self);
+    if (n < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_INCREF(self);
+    self->dispatching = true;
+    EventFdCtxObject **ready = self->ready;
+    Py_ssize_t len = 0;
+    /* The mailbox first: what was held back for want of room comes through it, and must not be overtaken for ever. */
+    take_mailbox(self);
+    for (int i = 0; i < self->max_events; i++) {
+        EventFdCtxObject *ctx = pop_backlog(self);
+        if (ctx == NULL) {
+            break;
+        }
+        ready[len++] = ctx;
+    }
+    if (self->backlog != NULL) {
+        drain_wake(self);
+    }
+    bool settle_now = false;
+    for (int i = 0; i < n; i++) {
+        EventFdCtxObject *ctx = slot_tenant(self, self->events[i].data.u64);
+        if (ctx != NULL) {
+            ctx->event = true;
+            if (mailbox_owe(&ctx->node)) {
+                ready[len++] = (EventFdCtxObject *)Py_NewRef(ctx);
+            }
+        } else if (self->events[i].data.u64 == TIMER_EVENT) {
+            settle_now = true;
+        }
+    }
+
+    /* First what needs no Python of ours, a batch for each manager; then the rest, one by one. */
+    TopHalfObject *touched = NULL;
+    Py_ssize_t slow = 0;
+    for (Py_ssize_t i = 0; i < len; i++) {
+        EventFdCtxObject *ctx = ready[i];
+        if (top_half_is_fast(ctx) && top_half_batch(ctx->top_half, ctx) == 0) {
+            TopHalfObject *top_half = ctx->top_half;
+            if (!top_half->touched) {
+                top_half->touched = true;
+                top_half->touched_next = touched;
+                touched = (TopHalfObject *)Py_NewRef(top_half);
+            }
+            Py_DECREF(ctx);
+        } else {
+            ready[slow++] = ctx;
+        }
+    }
+    while (touched != NULL) {
+        TopHalfObject *top_half = touched;
+        touched = top_half->touched_next;
+        top_half->touched_next = NULL;
+        top_half->touched = false;
+        top_half_flush(state, top_half);
+        Py_DECREF(top_half);
+    }
+    for (Py_ssize_t i = 0; i < slow; i++) {
+        EventFdCtxObject *ctx = ready[i];
+        if (mailbox_is_owed(&ctx->node)) {
+            top_half_wakeup(state, ctx);
+        }
+        Py_DECREF(ctx);
+    }
+    if (settle_now) {
+        settle_some(self, SETTLE_AT_ONCE);
+    }
+    self->dispatching = false;
+    Py_DECREF(self);
+    return PyLong_FromSsize_t(len);
+}
+
+static PyObject *
+drain_collect(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    DrainObject *self = (DrainObject *)op;
+    if (!self->dead && collect(self) < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *
 drain_settle(PyObject *op, PyObject *arg)
 {
@@ -393,38 +438,14 @@ drain_settle(PyObject *op, PyObject *arg)
     return PyLong_FromUnsignedLongLong(owed);
 }
 
-/* Read up to `limit` of the counts that were left unread; return how many are still to do. */
 static PyObject *
 drain_settle_unread(PyObject *op, PyObject *arg)
 {
-    DrainObject *self = (DrainObject *)op;
     Py_ssize_t limit = PyNumber_AsSsize_t(arg, PyExc_OverflowError);
     if (limit == -1 && PyErr_Occurred() != NULL) {
         return NULL;
     }
-    Py_ssize_t n = PyList_GET_SIZE(self->unread);
-    Py_ssize_t from = n > limit ? n - limit : 0;
-    PyObject *some = PyList_GetSlice(self->unread, from, n);
-    if (some == NULL || PyList_SetSlice(self->unread, from, n, NULL) < 0) {
-        Py_XDECREF(some);
-        return NULL;
-    }
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(some); i++) {
-        EventFdCtxObject *ctx = (EventFdCtxObject *)PyList_GET_ITEM(some, i);
-        uint64_t owed = 0;
-        ctx->in_unread = false;
-        if (self->dead || ctx->drain != self || ctx->seen != SEEN_UNREAD || mailbox_is_owed(&ctx->node)) {
-            continue; /* gone, read in the meantime, or about to be dispatched */
-        }
-        if (settle(self, ctx, &owed) == 0 && owed > 0) {
-            eventfd_ctx_put_back(ctx, owed);
-            if (mailbox_owe(&ctx->node)) {
-                drain_post(self, ctx);
-            }
-        }
-    }
-    Py_DECREF(some);
-    return PyLong_FromSsize_t(from);
+    return PyLong_FromSsize_t(settle_some((DrainObject *)op, limit));
 }
 
 static void
@@ -440,10 +461,12 @@ release_mail(DrainObject *self)
 static void
 shut(DrainObject *self)
 {
-    if (self->epfd >= 0) {
-        close(self->epfd);
-        close(self->wakefd);
-        self->epfd = self->wakefd = -1;
+    int *const fds[] = {&self->epfd, &self->wakefd, &self->timerfd};
+    for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
+        if (*fds[i] >= 0) {
+            close(*fds[i]);
+            *fds[i] = -1;
+        }
     }
     self->dead = true;
 }
@@ -454,7 +477,6 @@ drain_close(PyObject *op, PyObject *Py_UNUSED(ignored))
     DrainObject *self = (DrainObject *)op;
     shut(self);
     release_mail(self);
-    Py_CLEAR(self->on_unread);
     if (self->unread != NULL && PyList_SetSlice(self->unread, 0, PyList_GET_SIZE(self->unread), NULL) < 0) {
         return NULL;
     }
@@ -470,10 +492,9 @@ drain_fileno(PyObject *op, PyObject *Py_UNUSED(ignored))
 static PyObject *
 drain_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keywords[] = {"max_events", "on_unread", NULL};
+    static char *keywords[] = {"max_events", NULL};
     int max_events = 1024;
-    PyObject *on_unread = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|iO:Drain", keywords, &max_events, &on_unread)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|i:Drain", keywords, &max_events)) {
         return NULL;
     }
     if (max_events < 1 || max_events > 1 << 20) {
@@ -484,11 +505,10 @@ drain_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (self == NULL) {
         return NULL;
     }
-    self->epfd = self->wakefd = -1;
+    self->epfd = self->wakefd = self->timerfd = -1;
     self->free_head = NO_SLOT;
     self->max_events = max_events;
     self->thread = PyThread_get_thread_ident();
-    self->on_unread = on_unread != Py_None ? Py_NewRef(on_unread) : NULL;
     self->unread = PyList_New(0);
     self->events = PyMem_Calloc((size_t)max_events, sizeof(*self->events));
     self->ready = PyMem_Calloc(2 * (size_t)max_events, sizeof(*self->ready));
@@ -497,9 +517,13 @@ drain_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return PyErr_NoMemory();
     }
     struct epoll_event wake = {.events = EPOLLIN | EPOLLET, .data.u64 = WAKE_EVENT};
+    struct epoll_event timer = {.events = EPOLLIN | EPOLLET, .data.u64 = TIMER_EVENT};
     self->epfd = epoll_create1(EPOLL_CLOEXEC);
-    self->wakefd = self->epfd < 0 ? -1 : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (self->wakefd < 0 || epoll_ctl(self->epfd, EPOLL_CTL_ADD, self->wakefd, &wake) < 0) {
+    self->wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    self->timerfd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    if (self->epfd < 0 || self->wakefd < 0 || self->timerfd < 0 ||
+        epoll_ctl(self->epfd, EPOLL_CTL_ADD, self->wakefd, &wake) < 0 ||
+        epoll_ctl(self->epfd, EPOLL_CTL_ADD, self->timerfd, &timer) < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
         Py_DECREF(self);
         return NULL;
@@ -513,7 +537,6 @@ drain_traverse(PyObject *op, visitproc visit, void *arg)
     DrainObject *self = (DrainObject *)op;
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(self->unread);
-    Py_VISIT(self->on_unread);
     /* Posts come with the GIL held, so both chains stand still while the collector looks. */
     for (mailbox_node_t *node = self->backlog; node != NULL; node = node->next) {
         Py_VISIT(ctx_of(node));
@@ -530,7 +553,6 @@ drain_clear(PyObject *op)
     DrainObject *self = (DrainObject *)op;
     release_mail(self);
     Py_CLEAR(self->unread);
-    Py_CLEAR(self->on_unread);
     return 0;
 }
 
@@ -585,7 +607,7 @@ static PyGetSetDef drain_getset[] = {
 };
 
 static PyType_Slot drain_slots[] = {
-    {Py_tp_doc, (void *)PyDoc_STR("Drain(max_events=1024, on_unread=None)\n--\n\nThe private epoll of one loop.")},
+    {Py_tp_doc, (void *)PyDoc_STR("Drain(max_events=1024)\n--\n\nThe private epoll of one loop.")},
     {Py_tp_new, (void *)drain_new},
     {Py_tp_traverse, (void *)drain_traverse},
     {Py_tp_clear, (void *)drain_clear},

@@ -128,9 +128,9 @@ eventfd_write_saturating(int fd, bool blocking, uint64_t n, uint64_t *added)
 }
 
 /* Take what this dispatch stands for. False: nothing is there (somebody else read it), so there is nothing to inject.
-   lazy: under load, leave the kernel's counter unread where nobody asks for the count. */
+   Where nobody asks for the count, the kernel's counter stays unread for the time being. */
 bool
-eventfd_ctx_consume(EventFdCtxObject *ctx, bool lazy, uint64_t *count)
+eventfd_ctx_consume(EventFdCtxObject *ctx, uint64_t *count)
 {
     uint64_t total = ctx->semaphore ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
     bool known = total > 0;
@@ -142,7 +142,7 @@ eventfd_ctx_consume(EventFdCtxObject *ctx, bool lazy, uint64_t *count)
         if (fresh && !ctx->want_count) {
             ctx->seen = SEEN_LEFTOVER;
             known = true;
-        } else if (lazy && !ctx->want_count && !ctx->semaphore) {
+        } else if (!ctx->want_count && !ctx->semaphore) {
             known = true;
             if (ctx->seen != SEEN_UNREAD) {
                 ctx->seen = SEEN_UNREAD;

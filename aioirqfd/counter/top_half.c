@@ -149,14 +149,42 @@ try_many(TopHalfObject *top_half, PyObject *interrupts)
     return taken;
 }
 
+static void
+inject_one(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx)
+{
+    uint64_t count;
+    if (!mailbox_settle(&ctx->node) || !eventfd_ctx_consume(ctx, &count)) {
+        return;
+    }
+    Py_INCREF(top_half);
+    PyObject *irqfd = Py_NewRef(ctx->irqfd);
+    PyObject *interrupt = Py_NewRef(ctx->interrupt);
+    ctx->wakeups++;
+    if (try_one(top_half, interrupt)) {
+        ctx->fast++;
+    } else {
+        defer(state, top_half, ctx, irqfd, count);
+    }
+    Py_DECREF(interrupt);
+    Py_DECREF(irqfd);
+    Py_DECREF(top_half);
+}
+
 /* Hand the lined-up irqfds to the sink. */
 void
-top_half_flush(native_state *state, TopHalfObject *top_half, bool lazy)
+top_half_flush(native_state *state, TopHalfObject *top_half)
 {
     batch_entry *batch = top_half->batch;
     Py_ssize_t lined_up = top_half->batch_len;
     Py_ssize_t cap = top_half->batch_cap;
     Py_ssize_t n = 0;
+    if (lined_up == 1 && top_half_is_fast(batch[0].ctx) && top_half->try_inject != NULL) {
+        EventFdCtxObject *ctx = batch[0].ctx;
+        top_half->batch_len = 0;
+        inject_one(state, top_half, ctx);
+        Py_DECREF(ctx);
+        return;
+    }
     top_half->batch = NULL;
     top_half->batch_len = top_half->batch_cap = 0;
 
@@ -172,7 +200,7 @@ top_half_flush(native_state *state, TopHalfObject *top_half, bool lazy)
             continue;
         }
         uint64_t count;
-        if (!mailbox_settle(&ctx->node) || !eventfd_ctx_consume(ctx, lazy, &count)) {
+        if (!mailbox_settle(&ctx->node) || !eventfd_ctx_consume(ctx, &count)) {
             Py_DECREF(ctx);
             continue;
         }
@@ -207,7 +235,7 @@ top_half_flush(native_state *state, TopHalfObject *top_half, bool lazy)
 
 /* The slow top half: IrqFd.wakeup decides. */
 void
-top_half_wakeup(native_state *state, EventFdCtxObject *ctx, bool lazy)
+top_half_wakeup(native_state *state, EventFdCtxObject *ctx)
 {
     TopHalfObject *top_half = ctx->top_half;
     uint64_t count;
@@ -228,7 +256,7 @@ top_half_wakeup(native_state *state, EventFdCtxObject *ctx, bool lazy)
         }
         return;
     }
-    if (mailbox_settle(&ctx->node) && eventfd_ctx_consume(ctx, lazy, &count)) {
+    if (mailbox_settle(&ctx->node) && eventfd_ctx_consume(ctx, &count)) {
         PyObject *irqfd = Py_NewRef(ctx->irqfd);
         ctx->wakeups++;
         call_irqfd(irqfd, state->str_wakeup, count);
@@ -242,23 +270,11 @@ top_half_one(native_state *state, EventFdCtxObject *ctx)
 {
     DrainObject *drain = (DrainObject *)Py_NewRef(ctx->drain);
     TopHalfObject *top_half = ctx->top_half;
-    uint64_t count;
     drain->dispatching = true;
-    if (!top_half_is_fast(ctx) || top_half->try_inject == NULL) {
-        top_half_wakeup(state, ctx, false);
-    } else if (mailbox_settle(&ctx->node) && eventfd_ctx_consume(ctx, false, &count)) {
-        Py_INCREF(top_half);
-        PyObject *irqfd = Py_NewRef(ctx->irqfd);
-        PyObject *interrupt = Py_NewRef(ctx->interrupt);
-        ctx->wakeups++;
-        if (try_one(top_half, interrupt)) {
-            ctx->fast++;
-        } else {
-            defer(state, top_half, ctx, irqfd, count);
-        }
-        Py_DECREF(interrupt);
-        Py_DECREF(irqfd);
-        Py_DECREF(top_half);
+    if (top_half_is_fast(ctx) && top_half->try_inject != NULL) {
+        inject_one(state, top_half, ctx);
+    } else {
+        top_half_wakeup(state, ctx);
     }
     drain->dispatching = false;
     Py_DECREF(drain);

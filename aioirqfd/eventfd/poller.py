@@ -2,7 +2,7 @@
 
 Why not an ``add_reader`` for each eventfd: the loop then makes one callback and one handle for every event, and reads are the
 only way to stop it. A private epoll is one reader to the loop; its events are taken many at a time by the counter module,
-edge-triggered, so that under load nothing has to be read at all.
+edge-triggered, so that mostly nothing has to be read at all.
 
 A poller is made by the first eventfd or manager that needs one on its loop and closed by the last that leaves, so a loop that
 is not used any more holds no file descriptor of ours.
@@ -15,18 +15,13 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, final
 
 from aioirqfd.counter import Drain
 from aioirqfd.errors import WrongLoopError
 
 if TYPE_CHECKING:
     from aioirqfd.counter import EventFdCtx
-
-_SETTLE_AFTER: Final = 0.05
-"""Seconds after which counts that were left unread under load are read."""
-_SETTLE_AT_ONCE: Final = 256
-"""How many of them in one go; some microseconds each."""
 
 # Both sides weak: a poller refers to its loop, so a strong one would keep every loop there ever was.
 _pollers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[Poller]] = weakref.WeakKeyDictionary()
@@ -56,13 +51,12 @@ class Poller:
             loop gets its turn again.
     """
 
-    __slots__ = ("__weakref__", "_settling", "_users", "drain", "loop")
+    __slots__ = ("__weakref__", "_users", "drain", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, max_events: int = 1024) -> None:
         self.loop = loop
-        self.drain = Drain(max_events, _Unread(self))
+        self.drain = Drain(max_events)
         self._users = 0
-        self._settling: asyncio.TimerHandle | None = None
         loop.add_reader(self.drain.fileno(), self.drain.run)
 
     @classmethod
@@ -112,9 +106,6 @@ class Poller:
         reference = _pollers.get(self.loop)
         if reference is not None and reference() in {self, None}:
             del _pollers[self.loop]
-        if self._settling is not None:
-            self._settling.cancel()
-            self._settling = None
         fd = self.drain.fileno()
         if fd >= 0 and not self.loop.is_closed():
             self.loop.remove_reader(fd)
@@ -122,27 +113,3 @@ class Poller:
 
     def __del__(self) -> None:
         self._close()
-
-    def _settle_soon(self) -> None:
-        if self._settling is None and not self.loop.is_closed():
-            self._settling = self.loop.call_later(_SETTLE_AFTER, self._settle)
-
-    def _settle(self) -> None:
-        self._settling = None
-        if self.drain.settle_unread(_SETTLE_AT_ONCE):
-            self._settle_soon()
-
-
-@final
-class _Unread:
-    """Tells the poller that counts were left unread, without keeping it alive."""
-
-    __slots__ = ("_poller",)
-
-    def __init__(self, poller: Poller) -> None:
-        self._poller = weakref.ref(poller)
-
-    def __call__(self) -> None:
-        poller = self._poller()
-        if poller is not None:
-            poller._settle_soon()
