@@ -288,7 +288,7 @@ class IrqManager:
         self._irqfds[irqfd] = None
         if resample is not None:
             self.resampler(gsi).join(resample)
-        self.trace("irqfd_assigned", irqfd, level=resample is not None, offloaded=irqfd.offloaded, masked=masked)
+        self.trace("irqfd_assigned", irqfd, resample=resample is not None, offloaded=irqfd.offloaded, masked=masked)
         return irqfd
 
     async def deassign(self, irqfd: IrqFd) -> None:
@@ -431,6 +431,21 @@ class IrqManager:
         resampler = self._resamplers.get(gsi)
         if resampler is not None:
             resampler.ack()
+
+    def resample(self, gsi: int) -> bool:
+        """Signal the gsi's resamplefds without an end of interrupt (row R21).
+
+        For an interrupt controller whose guest unmasks a line that is pending: a source that has gone quiet then does not
+        interrupt, and one that has not signals again.
+
+        Returns:
+            Whether there was anybody to tell.
+
+        Threads:
+            Any.
+        """
+        resampler = self._resamplers.get(gsi)
+        return resampler is not None and resampler.tell()
 
     def resampler(self, gsi: int) -> Resampler:
         """The gsi's one resampler; made at the first need."""

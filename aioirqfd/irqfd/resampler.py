@@ -6,7 +6,8 @@ second trigger before the ack is in the same interrupt (row R07), which is why e
 
 An ack can come from any thread, typically a vCPU's. The line must be low before that vCPU looks again, so where the sink has
 ``try_inject`` it is lowered right there, under a lock that orders it against an assertion by the loop; the sink calls ``ack``
-outside its own locks, so the order of locks is always resampler, then sink.
+outside its own locks, so the order of locks is always resampler, then sink. What a sink does inside ``try_inject`` for a
+level-triggered line runs under the resampler's lock: it must not wait there for a thread that may be acknowledging.
 """
 
 # pyright: reportPrivateUsage=false
@@ -92,9 +93,17 @@ class Resampler:
         with self._busy:
             for route in routes:
                 interrupt = Interrupt(self.gsi, route, Action.ASSERT)
-                if not try_inject(interrupt):
-                    return False
+                before = self._raised
+                # Noted first: the sink may take the interrupt and have it acknowledged before it returns.
                 self._note(interrupt)
+                taken = False
+                try:
+                    taken = try_inject(interrupt)
+                finally:
+                    if not taken and interrupt not in before:
+                        self._raised = tuple(other for other in self._raised if other != interrupt)
+                if not taken:
+                    return False
         return True
 
     async def assert_line(self, routes: Sequence[Route]) -> None:
@@ -136,7 +145,7 @@ class Resampler:
                 self._notify_after = self._notify_after or notify
         if lowered:
             if notify:
-                self._tell()
+                self.tell()
         elif asyncio._get_running_loop() is self._loop:
             self._manager.schedule_work(self._work)
         else:
@@ -155,13 +164,16 @@ class Resampler:
                     self._raised = self._raised[1:]
         notify, self._notify_after = self._notify_after, False
         if notify:
-            self._tell()
+            self.tell()
 
-    def _tell(self) -> None:
-        for resamplefd in reversed(tuple(self._notify)):
+    def tell(self) -> bool:
+        """Signal every resamplefd, the most recently assigned first; whether there were any. Any thread."""
+        notify = tuple(self._notify)
+        for resamplefd in reversed(notify):
             # One that its owner closed has nobody left to tell.
             with contextlib.suppress(ClosedError):
                 resamplefd.signal()
+        return bool(notify)
 
 
 def is_level(routes: Sequence[Route]) -> bool:

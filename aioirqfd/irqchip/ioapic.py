@@ -1,0 +1,498 @@
+"""An IOAPIC as an interrupt sink: 24 pins in, messages (MSIs) out to another sink."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Final, NamedTuple, final
+
+from aioirqfd.errors import SnapshotError
+from aioirqfd.irqchip import fields
+from aioirqfd.irqchip.ioapic_entry import IoApicEntry
+from aioirqfd.irqchip.pins import InputPins
+from aioirqfd.irqfd.interrupt import IOAPIC_PINS, Action, Interrupt, Msi
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from aioirqfd.irqfd.routing import RoutingTable
+    from aioirqfd.irqfd.sink import FastSink
+
+_IOREGSEL: Final = 0x00
+_IOWIN: Final = 0x10
+_EOI: Final = 0x40
+_ID: Final = 0
+_VERSION_REGISTER: Final = 1
+_ARBITRATION: Final = 2
+_TABLE: Final = 0x10
+_ID_SHIFT: Final = 24
+_HIGHEST_PIN_SHIFT: Final = 16
+_WITH_EOI_REGISTER: Final = 0x20
+_VERSIONS: Final = (0x11, _WITH_EOI_REGISTER)
+_SIZES: Final = (1, 2, 4, 8)
+_ALL_PINS: Final = (1 << IOAPIC_PINS) - 1
+_SNAPSHOT_VERSION: Final = 1
+
+
+class _Request(NamedTuple):
+    """A pin's request on its way out."""
+
+    pin: int
+    gsi: int
+    message: Msi
+    level: bool
+    serial: int
+    kept: bool
+
+
+@final
+class IoApic:
+    """An 82093AA: a sink for routes ``IrqchipPin("ioapic", 0..23)`` that hands messages on to another sink.
+
+    The virtual machine monitor forwards the guest's accesses to the register window to :meth:`mmio_read` and
+    :meth:`mmio_write`, and the CPUs' EOI broadcasts to :meth:`eoi`. Each interrupt goes out as
+    ``Interrupt(gsi, Msi(...), PULSE)``, composed from the pin's redirection entry::
+
+        ioapic = IoApic(local_apics)
+        async with IrqManager(ioapic) as irqs:              # gsi n is pin n without any table
+            ...
+
+    Requests: an edge gives one message for each rise of the pin; while the pin is masked it is remembered, and goes out at
+    unmask. (Data sheet and kernel forget it; here a mask delays and never drops.) A level gives one message, then waits for
+    the EOI (remote IRR, row W07), and another one if it is still high by then. An EOI acknowledges every pin whose entry has
+    its vector, level or edge, masked or not (row R20), before what is still high goes out again; so a line that ``ack``
+    lowers gives no second message.
+
+    Backpressure: when ``out`` refuses a message, :meth:`try_inject` returns False and :meth:`inject` waits in
+    ``out.inject``. A PULSE that was refused is not taken and stays its caller's, like any refused interrupt. A line stays as
+    it was set, and its request waits here; so does that of an unmask, an EOI, :meth:`set_irq` or :meth:`restore`, which
+    nobody would repeat. :attr:`waiting` has those pins and ``on_blocked`` is called; they go out with the pin's next event,
+    or by :meth:`flush`.
+
+    With a :class:`~aioirqfd.sinks.KvmSink` as ``out`` this is the kernel's split irqchip, whose local APICs take messages
+    only; unlike there (row I04), resample irqfds work.
+
+    Threads: every method may be called from any thread, :meth:`inject` and :meth:`flush` from the loop that ``out``
+    belongs to. All callables, and ``out``, are called without the lock, on the thread that caused them.
+
+    Args:
+        out: Takes the messages. An exception from its ``try_inject`` counts as a refusal.
+        on_blocked: Told when ``out`` has refused a request that waits here now; arrange for a :meth:`flush`.
+        resample: Asked with a gsi when the guest unmasks its level pin while a request waits there (row R21). It signals
+            the gsi's resamplefds and returns True, or returns False if the gsi has none. After True the request is dropped
+            without a message and without lowering the line: it may be stale, and the devices assert again if it is not.
+        version: What the version register says: 0x20, with an EOI register, or 0x11, without.
+
+    Raises:
+        ValueError: Another version.
+
+    Source: Intel 82093AA data sheet; kernel-contract rows W07, R20, R21, L05, G08, I04.
+    """
+
+    __slots__ = (
+        "_entries",
+        "_held",
+        "_id",
+        "_irr",
+        "_lock",
+        "_on_blocked",
+        "_out",
+        "_pins",
+        "_resample",
+        "_select",
+        "_serials",
+        "_version",
+    )
+
+    def __init__(
+        self,
+        out: FastSink,
+        *,
+        on_blocked: Callable[[], None] | None = None,
+        resample: Callable[[int], bool] | None = None,
+        version: int = _WITH_EOI_REGISTER,
+    ) -> None:
+        if version not in _VERSIONS:
+            raise ValueError(f"the IOAPIC's version is 0x11 or 0x20, not {version!r}")
+        self._lock = threading.Lock()
+        self._pins = InputPins("ioapic", IOAPIC_PINS)
+        self._entries = [IoApicEntry() for _ in range(IOAPIC_PINS)]
+        self._out = out
+        self._on_blocked = on_blocked
+        self._resample = resample
+        self._version = version
+        self._id = 0
+        self._select = 0
+        # Requests: of a level pin, high and not dropped by a resample; of an edge pin, risen and not sent.
+        self._irr = 0
+        # How many acknowledgements of each pin are under way; its request waits for their end.
+        self._held = [0] * IOAPIC_PINS
+        # Which of a pin's messages is the latest: a refusal of an older one must not undo what came after it.
+        self._serials = [0] * IOAPIC_PINS
+
+    def __repr__(self) -> str:
+        return f"<IoApic lines={self._pins.levels:#08x} waiting={sorted(self.waiting)}>"
+
+    # ------------------------------------------------------------------ the sink
+
+    async def inject(self, interrupt: Interrupt) -> None:
+        """Take an interrupt, and wait until ``out`` has taken the message that it causes, if it causes one.
+
+        Raises:
+            RoutingError: The route is no pin of the IOAPIC.
+            Exception: What ``out.inject`` raised; the interrupt counts as not delivered.
+
+        Cancellation: as for an exception.
+        """
+        if interrupt.action is Action.DEASSERT:
+            self.try_inject(interrupt)
+            return
+        pin = self._pins.require(interrupt)
+        with self._lock:
+            request = self._apply(pin, interrupt)
+        if request is not None:
+            await self._send_waiting(request)
+
+    def try_inject(self, interrupt: Interrupt) -> bool:
+        """Take an interrupt: PULSE raises and lowers the pin, ASSERT raises it, DEASSERT lowers it.
+
+        Returns:
+            False if it causes a message that ``out`` refuses: :meth:`inject` it then. Else True, also for a pin that is
+            masked or waits for its EOI, and always for DEASSERT: the line is low, whatever else the pin still owes.
+
+        Raises:
+            RoutingError: The route is no pin of the IOAPIC.
+        """
+        pin = self._pins.require(interrupt)
+        with self._lock:
+            request = self._apply(pin, interrupt)
+        return request is None or self._send(request) or interrupt.action is Action.DEASSERT
+
+    def try_inject_batch(self, interrupts: Sequence[Interrupt], /) -> int:
+        """Take interrupts from the front.
+
+        Returns:
+            How many were taken: all, or those before the first that ``out`` refuses or whose route is no pin of the IOAPIC.
+        """
+        for taken, interrupt in enumerate(interrupts):
+            if self._pins.find(interrupt) is None or not self.try_inject(interrupt):
+                return taken
+        return len(interrupts)
+
+    def bind(self, ack: Callable[[int], None]) -> None:
+        """Keep the callable that is given the gsi at each end of interrupt, in place of the one before."""
+        self._pins.bind(ack)
+
+    def set_routing(self, table: RoutingTable) -> None:
+        """Learn which gsi each pin acknowledges to: of several on one pin the last listed (row G08).
+
+        Before the first table, gsi n is pin n. A pin that no gsi is routed to acknowledges to nobody (row G13).
+        """
+        self._pins.set_routing(table)
+
+    @property
+    def waiting(self) -> frozenset[int]:
+        """The pins whose message ``out`` has refused, and which :meth:`flush` would send."""
+        with self._lock:
+            return frozenset(pin for pin in range(IOAPIC_PINS) if self._ready(pin))
+
+    async def flush(self) -> None:
+        """Send what waits for ``out``, lowest pin first, waiting in ``out.inject``.
+
+        Raises:
+            Exception: What ``out.inject`` raised; that request and those after it wait on.
+
+        Cancellation: as for an exception.
+        """
+        for pin in range(IOAPIC_PINS):
+            with self._lock:
+                request = self._take(pin)
+            if request is not None:
+                await self._send_waiting(request)
+
+    # ------------------------------------------------------------------ the virtual machine monitor
+
+    def set_irq(self, pin: int, level: int) -> int:
+        """Drive a pin as a device does; it stays high as long as this or an ASSERT holds it up (row R09).
+
+        Args:
+            pin: 0..23.
+            level: 0 lowers it, anything else raises it (row L04).
+
+        Returns:
+            As ``KVM_IRQ_LINE_STATUS`` (rows L02, L05): -1 if the pin is masked or waits for its EOI; 0 if it is an edge pin
+            that was high already, or the message waits for ``out``; else 1. Lowering gives 1.
+
+        Raises:
+            RoutingError: EINVAL, no such pin.
+        """
+        self._pins.check(pin)
+        with self._lock:
+            entry = self._entries[pin]
+            was_high = bool(self._pins.levels >> pin & 1)
+            ignored = entry.masked or entry.remote_irr
+            merged = was_high and not entry.level
+            high = self._pins.drive(pin, level)
+            self._set_pin(pin, was_high=was_high, high=high)
+            request = self._take(pin)
+        sent = request is not None and self._send(request)
+        if not high or sent:
+            return 1
+        return -1 if ignored and not merged else 0
+
+    def mmio_write(self, offset: int, value: int, size: int = 4) -> None:
+        """Take a write of the guest to the register window.
+
+        Args:
+            offset: Bytes from the window's start; only the low 8 bits count. 0x00 IOREGSEL, 0x10 IOWIN, 0x40 EOI
+                (version 0x20); what is elsewhere is ignored.
+            value: Unsigned, of that size; a register takes its low 32 bits.
+            size: 1, 2, 4 or 8 bytes.
+
+        Raises:
+            ValueError: Another size, or a value that does not fit it.
+        """
+        _check_size(size)
+        if not 0 <= value < 1 << 8 * size:
+            raise ValueError(f"a write of {size} bytes cannot be {value!r}")
+        match offset & 0xFF:
+            case 0x00:
+                self._select = value & 0xFF
+            case 0x10:
+                self._write_register(value)
+            case 0x40 if self._version == _WITH_EOI_REGISTER:
+                self.eoi(value & 0xFF)
+            case _:
+                pass
+
+    def mmio_read(self, offset: int, size: int = 4) -> int:
+        """Give what the guest reads from the register window: IOREGSEL, IOWIN, or 0 elsewhere.
+
+        Raises:
+            ValueError: A size other than 1, 2, 4 or 8.
+        """
+        _check_size(size)
+        value = 0
+        with self._lock:
+            match offset & 0xFF:
+                case 0x00:
+                    value = self._select
+                case 0x10:
+                    value = self._read_register()
+                case _:
+                    pass
+        return value & ((1 << 8 * size) - 1)
+
+    def eoi(self, vector: int) -> None:
+        """End the interrupts of a vector: a CPU's EOI broadcast, or the guest's write to the EOI register.
+
+        Every pin with that vector is acknowledged (row R20); then the level pins that are still high go out again.
+
+        Args:
+            vector: 0..255.
+        """
+        with self._lock:
+            ended = sum(1 << pin for pin, entry in enumerate(self._entries) if entry.vector == vector)
+            for pin in _each(ended):
+                self._entries[pin].remote_irr = False
+                self._held[pin] += 1
+        try:
+            self._pins.acknowledge(ended)
+        finally:
+            self._release(ended)
+
+    # ------------------------------------------------------------------ snapshots
+
+    def snapshot(self) -> dict[str, object]:
+        """The whole state but routing and callables, for JSON. Take it while nothing is injected or acknowledged."""
+        with self._lock:
+            return {
+                "version": _SNAPSHOT_VERSION,
+                "hardware_version": self._version,
+                "id": self._id,
+                "select": self._select,
+                "raised": self._pins.raised,
+                "asserted": self._pins.asserted,
+                "irr": self._irr,
+                "entries": [entry.bits for entry in self._entries],
+            }
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Take over the state of a snapshot; what waited for ``out`` goes out, and ``ack`` is not called.
+
+        Raises:
+            SnapshotError: Malformed, of another version, or contradicting itself; nothing was changed.
+        """
+        names = ("version", "hardware_version", "id", "select", "raised", "asserted", "irr", "entries")
+        found = fields.section(state, "an IOAPIC snapshot", names)
+        fields.version(found, _SNAPSHOT_VERSION)
+        if fields.number(found, "hardware_version", 0x100) != self._version:
+            raise SnapshotError(f"this IOAPIC has the hardware version {self._version:#x}, the snapshot another one")
+        identity = fields.number(found, "id", 0x10)
+        select = fields.number(found, "select", 0x100)
+        raised = fields.number(found, "raised", 1 << IOAPIC_PINS)
+        asserted = fields.number(found, "asserted", 1 << IOAPIC_PINS)
+        irr = fields.number(found, "irr", 1 << IOAPIC_PINS)
+        entries = [IoApicEntry(bits) for bits in fields.numbers(found, "entries", IOAPIC_PINS, 2**64)]
+        for pin, entry in enumerate(entries):
+            if not entry.valid:
+                raise SnapshotError(f"entry {pin} cannot be {entry.bits:#x}")
+            if entry.level and (irr & ~(raised | asserted)) >> pin & 1:
+                raise SnapshotError(f"level pin {pin} is low and has a request")
+        with self._lock:
+            self._id = identity
+            self._select = select
+            self._pins.raised = raised
+            self._pins.asserted = asserted
+            self._irr = irr
+            self._entries = entries
+            self._serials = [serial + 1 for serial in self._serials]
+        self._service(_ALL_PINS)
+
+    # ------------------------------------------------------------------ registers
+
+    def _read_register(self) -> int:
+        match self._select:
+            case 0 | 2:  # the arbitration id is loaded from the id, and nothing here arbitrates
+                return self._id << _ID_SHIFT
+            case 1:
+                return (IOAPIC_PINS - 1) << _HIGHEST_PIN_SHIFT | self._version
+            case _:
+                pin, half = divmod(self._select - _TABLE, 2)
+                return self._entries[pin].read(half) if 0 <= pin < IOAPIC_PINS else 0
+
+    def _write_register(self, value: int) -> None:
+        stale = 0
+        with self._lock:
+            if self._select == _ID:
+                self._id = value >> _ID_SHIFT & 0x0F
+            pin, half = divmod(self._select - _TABLE, 2)
+            if not 0 <= pin < IOAPIC_PINS:
+                return
+            entry = self._entries[pin]
+            was_masked, was_level = entry.masked, entry.level
+            entry.write(half, value)
+            bit = 1 << pin
+            if entry.level and not was_level:
+                self._irr = self._irr & ~bit | self._pins.levels & bit
+            if self._resample is not None and was_masked and entry.level and self._ready(pin):
+                stale = bit
+                self._irr &= ~bit
+                self._held[pin] += 1
+        if stale:
+            self._ask_to_resample(pin)
+        else:
+            self._service(bit)
+
+    def _ask_to_resample(self, pin: int) -> None:
+        # The request is dropped before the devices hear of it: what one of them asserts from then on is a new one.
+        gsi = self._pins.gsi(pin)
+        handled = False
+        try:
+            handled = self._resample is not None and gsi is not None and self._resample(gsi)
+        finally:
+            if not handled:
+                with self._lock:
+                    self._irr |= self._pins.levels & 1 << pin
+            self._release(1 << pin)
+
+    # ------------------------------------------------------------------ requests
+
+    def _apply(self, pin: int, interrupt: Interrupt) -> _Request | None:
+        pins = self._pins
+        bit = 1 << pin
+        was_high = bool(pins.levels & bit)
+        action = interrupt.action
+        if action is not Action.PULSE:
+            self._set_pin(pin, was_high=was_high, high=pins.hold(pin, action is Action.ASSERT))
+            return self._take(pin, gsi=interrupt.gsi)
+        kept = bool(self._irr & bit)
+        self._set_pin(pin, was_high=was_high, high=pins.drive(pin, 1))
+        request = self._take(pin, gsi=interrupt.gsi, kept=kept)
+        self._set_pin(pin, was_high=True, high=pins.drive(pin, 0))
+        return request
+
+    def _set_pin(self, pin: int, *, was_high: bool, high: bool) -> None:
+        bit = 1 << pin
+        if self._entries[pin].level:
+            self._irr = self._irr | bit if high else self._irr & ~bit
+        elif high and not was_high:
+            self._irr |= bit
+
+    def _ready(self, pin: int) -> bool:
+        entry = self._entries[pin]
+        return bool(self._irr >> pin & 1) and not (entry.masked or entry.remote_irr or self._held[pin])
+
+    def _take(self, pin: int, *, gsi: int | None = None, kept: bool = True) -> _Request | None:
+        """Take a pin's request out of the registers, if it may go out now.
+
+        Args:
+            pin: Which one.
+            gsi: Whose interrupt it is, where that is known.
+            kept: It waits here if ``out`` refuses it; else it is the caller's again.
+        """
+        if not self._ready(pin):
+            return None
+        entry = self._entries[pin]
+        if entry.level:
+            entry.remote_irr = True
+        else:
+            self._irr &= ~(1 << pin)
+        if gsi is None:
+            gsi = self._pins.gsi(pin)
+        self._serials[pin] += 1
+        return _Request(
+            pin=pin,
+            gsi=pin if gsi is None else gsi,
+            message=entry.message(),
+            level=entry.level,
+            serial=self._serials[pin],
+            kept=kept,
+        )
+
+    def _give_back(self, request: _Request) -> bool:
+        pin = request.pin
+        with self._lock:
+            if not request.level:
+                if request.kept:
+                    self._irr |= 1 << pin
+            elif self._serials[pin] == request.serial:
+                self._entries[pin].remote_irr = False
+            return self._ready(pin)
+
+    def _send(self, request: _Request) -> bool:
+        try:
+            taken = self._out.try_inject(Interrupt(request.gsi, request.message))
+        except Exception:
+            taken = False  # as the sink protocol says; the waiting path meets the error again, and reports it
+        if not taken and self._give_back(request) and self._on_blocked is not None:
+            self._on_blocked()
+        return taken
+
+    async def _send_waiting(self, request: _Request) -> None:
+        try:
+            await self._out.inject(Interrupt(request.gsi, request.message))
+        except BaseException:
+            self._give_back(request)
+            raise
+
+    def _service(self, pins: int) -> None:
+        for pin in _each(pins):
+            with self._lock:
+                request = self._take(pin)
+            if request is not None:
+                self._send(request)
+
+    def _release(self, pins: int) -> None:
+        with self._lock:
+            for pin in _each(pins):
+                self._held[pin] -= 1
+        self._service(pins)
+
+
+def _each(pins: int) -> list[int]:
+    return [pin for pin in range(IOAPIC_PINS) if pins >> pin & 1]
+
+
+def _check_size(size: int) -> None:
+    if size not in _SIZES:
+        raise ValueError(f"an access is of 1, 2, 4 or 8 bytes, not {size!r}")

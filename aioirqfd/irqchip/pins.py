@@ -1,0 +1,114 @@
+"""The input pins of an interrupt controller: who holds each one up, and which gsi it acknowledges to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from aioirqfd.errors import RoutingError
+from aioirqfd.irqfd.interrupt import IrqchipPin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aioirqfd.irqfd.interrupt import Interrupt
+    from aioirqfd.irqfd.routing import RoutingTable
+
+
+@final
+class InputPins:
+    """The pins of one controller, wired to two sources each, and the way back from a pin to its gsi.
+
+    A pin is high while either source holds it up (row R09): ``raised`` is the device's own hold (``set_irq``, and both
+    halves of a PULSE), ``asserted`` is the resamplers' (ASSERT until DEASSERT). So the end of a pulse does not lower a line
+    that a resampler holds, and an acknowledgement does not lower one that the device holds. All gsis on a pin share the two.
+
+    Threads: ``raised``, ``asserted`` and what changes them belong under the controller's lock. The way back is replaced
+    as a whole and may be read at any time; ``acknowledge`` is to be called without the lock.
+
+    Args:
+        chip: ``"pic"`` or ``"ioapic"``, as in :class:`~aioirqfd.irqfd.interrupt.IrqchipPin`.
+        count: How many pins.
+    """
+
+    __slots__ = ("_ack", "_chip", "_gsis", "asserted", "count", "raised")
+
+    def __init__(self, chip: str, count: int) -> None:
+        self._chip = chip
+        self._ack: Callable[[int], None] | None = None
+        self._gsis: tuple[int | None, ...] = tuple(range(count))
+        self.count = count
+        self.raised = 0
+        self.asserted = 0
+
+    @property
+    def levels(self) -> int:
+        """The pins that are high, bit n for pin n."""
+        return self.raised | self.asserted
+
+    def drive(self, pin: int, level: int) -> bool:
+        """Raise or lower a pin as a device; return whether the pin is high now."""
+        self.raised = self.raised | 1 << pin if level else self.raised & ~(1 << pin)
+        return bool(self.levels >> pin & 1)
+
+    def hold(self, pin: int, level: int) -> bool:
+        """Raise or lower a pin as its resamplers; return whether the pin is high now."""
+        self.asserted = self.asserted | 1 << pin if level else self.asserted & ~(1 << pin)
+        return bool(self.levels >> pin & 1)
+
+    def find(self, interrupt: Interrupt) -> int | None:
+        """The pin that an interrupt is for, or None if its route goes elsewhere."""
+        route = interrupt.route
+        if isinstance(route, IrqchipPin) and route.chip == self._chip:
+            return route.pin
+        return None
+
+    def require(self, interrupt: Interrupt) -> int:
+        """The pin that an interrupt is for.
+
+        Raises:
+            RoutingError: Its route goes elsewhere.
+        """
+        pin = self.find(interrupt)
+        if pin is None:
+            raise RoutingError(f"gsi {interrupt.gsi}: {interrupt.route!r} is no pin of the {self._chip}")
+        return pin
+
+    def check(self, pin: int) -> None:
+        """Refuse a pin that is not there.
+
+        Raises:
+            RoutingError: Not in 0..count-1 (row G06).
+        """
+        if not 0 <= pin < self.count:
+            raise RoutingError(f"{self._chip} has pins 0..{self.count - 1}, not {pin!r}")
+
+    def bind(self, ack: Callable[[int], None]) -> None:
+        """Keep the callable that hears of each end of interrupt, in place of the one before."""
+        self._ack = ack
+
+    def set_routing(self, table: RoutingTable) -> None:
+        """Learn which gsi each pin acknowledges to; of several on a pin the last listed wins (row G08)."""
+        gsis: list[int | None] = [None] * self.count
+        for gsi, routes in table.items():
+            for route in routes:
+                if isinstance(route, IrqchipPin) and route.chip == self._chip:
+                    gsis[route.pin] = gsi
+        self._gsis = tuple(gsis)
+
+    def gsi(self, pin: int) -> int | None:
+        """The gsi that a pin acknowledges to: its own number before the first table, None if no gsi is routed there."""
+        return self._gsis[pin]
+
+    def acknowledge(self, ended: int) -> None:
+        """Tell of the end of interrupt of each pin in a mask, lowest pin first; an unrouted pin tells nobody (row G13).
+
+        Threads: without the controller's lock, for the callable comes back to lower the line.
+        """
+        ack = self._ack
+        if ack is None or not ended:
+            return
+        gsis = self._gsis
+        for pin in range(self.count):
+            gsi = gsis[pin]
+            if ended >> pin & 1 and gsi is not None:
+                ack(gsi)
