@@ -1,0 +1,52 @@
+"""Mask an interrupt without losing what is signalled meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aioirqfd import EventFd, IrqManager, Msi
+from aioirqfd.sinks import RecordingSink
+
+VECTOR = Msi(address=0xFEE00000, data=0x41)
+
+
+# [start-mask]
+async def mask() -> None:
+    """A driver masks its vector, and moves it before it unmasks."""
+    sink = RecordingSink()
+    async with IrqManager(sink, routing={5: VECTOR}) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5)
+            irqfd.mask()
+            kick.signal()
+            await irqs.flush()
+            print("masked: pending", irqfd.pending, "interrupts", len(sink.interrupts))
+            irqs.set_routing({5: Msi(address=0xFEE00000, data=0x42)})
+            irqfd.unmask()
+            await irqs.flush()
+            print("unmasked: pending", irqfd.pending, "interrupts", len(sink.interrupts))
+            # [end-mask]
+
+
+# [start-unroute]
+async def unroute(unrouted: str) -> None:
+    """A VMM takes the route away instead."""
+    sink = RecordingSink()
+    async with IrqManager(sink, routing={}, unrouted="hold" if unrouted == "hold" else "drop") as irqs:
+        with EventFd() as kick:
+            irqs.assign(kick, gsi=5)
+            kick.signal()
+            irqs.set_routing({5: VECTOR})
+            await irqs.flush()
+            print(f"{unrouted}: interrupts {len(sink.interrupts)}, dropped {irqs.statistics().dropped}")
+            # [end-unroute]
+
+
+async def main() -> None:
+    """The one that keeps everything, then the two ways of having no route."""
+    await mask()
+    await unroute("drop")
+    await unroute("hold")
+
+
+asyncio.run(main())

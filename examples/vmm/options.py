@@ -1,0 +1,90 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SECONDS: Final = 2.0
+_HZ: Final = 100.0
+_EPILOG: Final = """\
+The guest echoes its serial input to its console: the bytes go to standard output, everything else to standard error.
+Without --input, and with nothing on standard input until the last tick, a short text is used. Ctrl-C stops the guest; what it has taken until
+then is still answered for, and a second Ctrl-C does not wait for that.
+
+exit status: 0 nothing lost; 1 a tick, an answer or a byte lost; 2 it could not run; 130 stopped by Ctrl-C, nothing lost
+"""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user wants.
+
+    Attributes:
+        accel: ``auto``, ``kvm`` or ``unicorn``.
+        inject: ``auto``, ``offload``, ``fast`` or ``queue``.
+        hz: Timer ticks per second.
+        ticks: How many ticks there are to be.
+        input: A file, ``-`` for standard input, or None for standard input or else a built-in text.
+        output: A file, or None for standard output.
+        trace: ``off``, ``console`` or ``json``.
+    """
+
+    accel: str = "auto"
+    inject: str = "auto"
+    hz: float = _HZ
+    ticks: int = round(_SECONDS * _HZ)
+    input: str | None = None
+    output: str | None = None
+    trace: str = "off"
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"not a number above 0: {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"not 0 or more: {text}")
+    return value
+
+
+def parse(arguments: Sequence[str] | None = None) -> Options:
+    """Read the command line (``sys.argv`` by default). Exits with status 2 and a usage line when it makes no sense."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.vmm",
+        description="Boot a small guest on KVM or Unicorn; every device is a coroutine, every interrupt an irqfd.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--accel", choices=("auto", "kvm", "unicorn"), default="auto", help="the CPU; auto: KVM where it is usable")
+    add(
+        "--inject",
+        choices=("auto", "offload", "fast", "queue"),
+        default="auto",
+        help="how interrupts get there: the kernel's irqfd (KVM only), try_inject from the top half, or the work queue; "
+        "auto: offload on KVM, fast on Unicorn",
+    )
+    add("--hz", type=_positive, default=_HZ, metavar="N", help="timer ticks per second (default: %(default)g)")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--seconds", type=_positive, metavar="S", help=f"how long the timer ticks (default: {_SECONDS:g})"
+    )
+    length.add_argument("--ticks", type=_count, metavar="N", help="the same as a number of ticks")
+    add("--input", metavar="FILE", help="what the serial receiver gets; - is standard input, to its end")
+    add("--output", metavar="FILE", help="where the guest's console goes (default: standard output)")
+    add("--trace", choices=("console", "json", "off"), default="off", help="show structlog events on standard error")
+    given = parser.parse_args(arguments)
+    ticks: int = given.ticks if given.ticks is not None else max(1, round((given.seconds or _SECONDS) * given.hz))
+    return Options(given.accel, given.inject, given.hz, ticks, given.input, given.output, given.trace)

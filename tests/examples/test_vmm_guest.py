@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import itertools
+
+from examples.vmm import build_guest, ports
+
+
+def test_committed_image_is_what_the_source_builds():
+    assert build_guest.build() == build_guest.IMAGE.read_bytes()
+
+
+def test_image_ends_below_the_stack():
+    stack = 0x8000
+    assert ports.LOAD + len(build_guest.IMAGE.read_bytes()) < stack - 0x1000
+
+
+def test_ports_are_four_bytes_apart_and_pins_differ():
+    numbers = sorted(value for name, value in vars(ports).items() if name.endswith("_PORT"))
+    assert len(numbers) == 9
+    assert all(high - low >= 4 for low, high in itertools.pairwise(numbers))
+    pins = [value for name, value in vars(ports).items() if name.endswith("_PIN")]
+    assert sorted(pins) == [0, 1, 10, 11]
