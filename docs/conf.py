@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
+import sys
 import tomllib
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+# The twin is the specification and carries the signatures; and the result is the same with and without a compiler.
+os.environ["AIOIRQFD_PURE_PYTHON"] = "1"
+
+from sphinx.pycode import ModuleAnalyzer
 
 import aioirqfd
 
@@ -20,18 +28,17 @@ author = "the aioirqfd authors"
 project_copyright = author
 version = release = PYPROJECT["project"]["version"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib.mermaid"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "aioirqfd"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
+myst_fence_as_directive = ["mermaid"]
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
-autodoc_class_signature = "separated"
+autodoc_typehints = "signature"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Threads", "notes_style"), ("Source", "notes_style"), ("Cancellation", "notes_style")]
@@ -39,11 +46,51 @@ napoleon_custom_sections = [("Threads", "notes_style"), ("Source", "notes_style"
 MARKER = "<!-- public names -->"
 
 
+# How far up members are taken from base classes: what Python's own classes have is described by Python.
+NOT_INHERITED = "BaseException, Enum, Mapping, Protocol, int, object, tuple"
+
+# These classes have methods that the floors of the package call of each other. What is listed here is for users.
+FOR_USERS = {
+    "IrqFd": {
+        *("aclose", "error", "mask", "masked", "offloaded", "pending", "resume", "state", "statistics", "unmask"),
+    },
+    "IrqManager": {
+        *(
+            "ack",
+            "aclose",
+            "assign",
+            "deassign",
+            "flush",
+            "irqfds",
+            "pause",
+            "resample",
+            "restore",
+            "resume",
+            "routing",
+        ),
+        *("set_routing", "snapshot", "statistics"),
+    },
+    "WorkQueue": {"aclose", "drain", "flush", "full", "schedule", "statistics"},
+}
+
+INTERNAL_ATTRIBUTES = {"captured", "dropped_under", "on_room"}
+
+
 def public_packages() -> list[str]:
-    """The package itself, then each module or package below it that lists public names and is not private."""
+    """The package itself, then each module or package below it that lists public names; what is internal comes last."""
     below = (module.name for module in pkgutil.iter_modules(aioirqfd.__path__, f"{aioirqfd.__name__}."))
     public = (name for name in below if not name.rpartition(".")[2].startswith("_"))
-    return [aioirqfd.__name__, *(name for name in public if hasattr(importlib.import_module(name), "__all__"))]
+    packages = [name for name in public if hasattr(importlib.import_module(name), "__all__")]
+    return [aioirqfd.__name__, *sorted(packages, key=lambda name: (name == "aioirqfd.counter", name))]
+
+
+def description(name: str) -> list[str]:
+    """The docstring below a module-level value, wherever in the package it is defined."""
+    for module in sorted(module for module in sys.modules if module.startswith("aioirqfd")):
+        docs = ModuleAnalyzer.for_module(module).find_attr_docs()
+        if ("", name) in docs:
+            return docs["", name]
+    return []
 
 
 def reference() -> str:
@@ -52,20 +99,62 @@ def reference() -> str:
     lines: list[str] = []
     for package in public_packages():
         module = importlib.import_module(package)
-        names = []
-        for name in getattr(module, "__all__", []):
+        objects: list[str] = []
+        values: list[str] = []
+        for name in module.__all__:
             value = getattr(module, name)
-            # Small values such as strings and numbers are shared by unrelated names.
-            if callable(value):
-                if id(value) in seen:
-                    continue
-                seen.add(id(value))
-            names.append(name)
+            # autodoc looks into the module's own names, where one that is imported on demand is not yet.
+            setattr(module, name, value)
+            if isinstance(value, type) or callable(value):
+                if id(value) not in seen:
+                    objects.append(name)
+                    seen.add(id(value))
+            elif not hasattr(value, "__path__") and not hasattr(value, "__file__"):
+                values.append(name)
+        if not objects and not values:
+            continue
         lines += [f"## {package}", "", "```{eval-rst}", f".. automodule:: {package}"]
-        if names:
-            lines += [f"   :members: {', '.join(names)}", "   :imported-members:"]
+        if objects:
+            lines += [
+                f"   :members: {', '.join(objects)}",
+                "   :imported-members:",
+                f"   :inherited-members: {NOT_INHERITED}",
+            ]
+            if values:
+                lines.append(f"   :exclude-members: {', '.join(values)}")
+        lines.append("")
+        for name in values:
+            lines += [f".. py:data:: {package}.{name}", "", *(f"   {line}" for line in description(name)), ""]
         lines += ["```", ""]
     return "\n".join(lines)
+
+
+def skip_internal(_app: Sphinx, _what: str, name: str, member: object, _skip: object, _options: object) -> bool | None:
+    """Leave out what is not for users."""
+    owner = getattr(getattr(member, "fget", member), "__qualname__", "").rpartition(".")[0]
+    if name in INTERNAL_ATTRIBUTES:
+        return True
+    return True if name not in FOR_USERS.get(owner, {name}) else None
+
+
+def join_colon(_app: Sphinx, what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
+    """Napoleon takes what comes before a colon in a property's first line for its type: put the sentence together again."""
+    if what in {"attribute", "data", "property"}:
+        for line in lines:
+            if line.startswith(":type: "):
+                lines.remove(line)
+                lines[0] = f"{line.removeprefix(':type: ')}: {lines[0]}"
+                return
+
+
+def drop_signature(
+    _app: Sphinx, what: str, name: str, value: object, _options: object, _signature: object, _returns: object
+) -> tuple[str, None] | None:
+    """Protocols, enumerations, and what is made by a method of something else have no constructor to show."""
+    if what != "class" or not isinstance(value, type):
+        return None
+    made = name.rpartition(".")[2] in {"IoEventFd", "IrqFd", "Poller", "Resampler"}
+    return ("", None) if made or issubclass(value, Enum) or getattr(value, "_is_protocol", False) else None
 
 
 def insert_reference(_app: Sphinx, _docname: str, source: list[str]) -> None:
@@ -77,3 +166,6 @@ def insert_reference(_app: Sphinx, _docname: str, source: list[str]) -> None:
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("source-read", insert_reference)
+    app.connect("autodoc-skip-member", skip_internal)
+    app.connect("autodoc-process-docstring", join_colon, priority=600)  # after napoleon
+    app.connect("autodoc-process-signature", drop_signature)

@@ -1,8 +1,10 @@
 """The example of the README: an eventfd bound to a gsi, and two signals."""
 
+# ruff: noqa: D103
+# (the README says what main does)
 from __future__ import annotations
 
-# [start]
+# docs: begin example
 import asyncio
 import os
 
@@ -23,4 +25,4 @@ async def main() -> None:
 
 
 asyncio.run(main())
-# [end]
+# docs: end example

@@ -10,7 +10,7 @@ import threading
 from aioirqfd import EventFd, IrqManager
 from aioirqfd.sinks import RecordingSink
 
-# [start]
+# docs: begin example
 libc = ctypes.CDLL(None, use_errno=True)
 libc.eventfd.argtypes = (ctypes.c_uint, ctypes.c_int)
 libc.eventfd_write.argtypes = (ctypes.c_int, ctypes.c_uint64)
@@ -35,5 +35,5 @@ async def main() -> None:
     print(len(sink.interrupts), "interrupt")
 
 
-# [end]
+# docs: end example
 asyncio.run(main())

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 from aioirqfd import EventFd, IoBus
 
 
-# [start]
-def vcpu(bus: IoBus) -> None:
-    """A virtual CPU's thread: what the guest writes goes to the bus first."""
-    for value in (0, 1, 1, 7):
-        if not bus.write(0xD000_0000, value, 2):
-            print("no doorbell for", value)
+# docs: begin example
+def vcpu(bus: IoBus) -> list[int]:
+    """A virtual CPU's thread: what the guest writes goes to the bus first, and what no doorbell takes to the device."""
+    return [value for value in (0, 1, 1, 7) if not bus.write(0xD000_0000, value, 2)]
 
 
 async def main() -> None:
@@ -22,12 +19,11 @@ async def main() -> None:
     with EventFd() as receive, EventFd() as transmit:
         bus.ioeventfd(receive, address=0xD000_0000, length=2, datamatch=0)
         bus.ioeventfd(transmit, address=0xD000_0000, length=2, datamatch=1)
-        thread = threading.Thread(target=vcpu, args=(bus,))
-        thread.start()
+        left = await asyncio.to_thread(vcpu, bus)
         print("receive queue:", await receive.read())
-        thread.join()
         print("transmit queue:", await transmit.read())
+        print("for the device:", left)
 
 
-# [end]
+# docs: end example
 asyncio.run(main())

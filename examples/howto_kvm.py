@@ -6,7 +6,7 @@ import asyncio
 
 from aioirqfd import EventFd, IrqchipPin, IrqManager
 from aioirqfd.kvm import Kvm, Vm
-from aioirqfd.kvm.structures import KVM_IRQCHIP_PIC_MASTER
+from aioirqfd.kvm.ioctls import KVM_IRQCHIP_PIC_MASTER
 from aioirqfd.sinks import KvmSink
 
 
@@ -15,7 +15,7 @@ def requested(vm: Vm) -> str:
     return f"{vm.get_irqchip(KVM_IRQCHIP_PIC_MASTER).pic.irr:#04x}"
 
 
-# [start]
+# docs: begin example
 async def main() -> None:
     """One irqfd that the kernel watches by itself, and the same one watched here."""
     with Kvm() as kvm, kvm.create_vm() as vm:
@@ -37,5 +37,5 @@ async def main() -> None:
                 print("requested:", requested(vm))
 
 
-# [end]
+# docs: end example
 asyncio.run(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 from aioirqfd import EventFd, IrqManager, Msi
 from aioirqfd.sinks import RecordingSink
@@ -10,7 +11,7 @@ from aioirqfd.sinks import RecordingSink
 VECTOR = Msi(address=0xFEE00000, data=0x41)
 
 
-# [start-mask]
+# docs: begin mask
 async def mask() -> None:
     """A driver masks its vector, and moves it before it unmasks."""
     sink = RecordingSink()
@@ -25,21 +26,22 @@ async def mask() -> None:
             irqfd.unmask()
             await irqs.flush()
             print("unmasked: pending", irqfd.pending, "interrupts", len(sink.interrupts))
-            # [end-mask]
+            print("injected:", sink.interrupts[0].route)
+            # docs: end mask
 
 
-# [start-unroute]
-async def unroute(unrouted: str) -> None:
+# docs: begin unroute
+async def unroute(unrouted: Literal["drop", "hold"]) -> None:
     """A VMM takes the route away instead."""
     sink = RecordingSink()
-    async with IrqManager(sink, routing={}, unrouted="hold" if unrouted == "hold" else "drop") as irqs:
+    async with IrqManager(sink, routing={}, unrouted=unrouted) as irqs:
         with EventFd() as kick:
             irqs.assign(kick, gsi=5)
             kick.signal()
             irqs.set_routing({5: VECTOR})
             await irqs.flush()
             print(f"{unrouted}: interrupts {len(sink.interrupts)}, dropped {irqs.statistics().dropped}")
-            # [end-unroute]
+            # docs: end unroute
 
 
 async def main() -> None:

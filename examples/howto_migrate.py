@@ -9,7 +9,7 @@ from aioirqfd import EventFd, IrqManager
 from aioirqfd.sinks import RecordingSink
 
 
-# [start-source]
+# docs: begin source
 async def source() -> str:
     """A machine whose network card is masked, and whose disk is signalled while the machine stands still."""
     with EventFd() as disk, EventFd() as net:
@@ -20,10 +20,10 @@ async def source() -> str:
             await irqs.pause()
             disk.signal()
             return json.dumps(irqs.snapshot())
-            # [end-source]
+            # docs: end source
 
 
-# [start-destination]
+# docs: begin destination
 async def destination(state: str) -> None:
     """The same irqfds, assigned in the same order, on eventfds of its own."""
     sink = RecordingSink()
@@ -39,7 +39,7 @@ async def destination(state: str) -> None:
             netfd.unmask()
             await irqs.flush()
             print("unmasked:", [interrupt.gsi for interrupt in sink.interrupts])
-            # [end-destination]
+            # docs: end destination
 
 
 async def main() -> None:

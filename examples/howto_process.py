@@ -8,7 +8,7 @@ import sys
 
 from aioirqfd import EventFd
 
-# [start-ours]
+# docs: begin ours
 WRITER = """
 import os, sys
 os.eventfd_write(int(sys.argv[1]), 3)
@@ -22,10 +22,10 @@ async def give() -> None:
         child = await asyncio.create_subprocess_exec(sys.executable, "-c", WRITER, str(fd), pass_fds=[fd])
         print("from the child:", await kick.read())
         await child.wait()
-        # [end-ours]
+        # docs: end ours
 
 
-# [start-theirs]
+# docs: begin theirs
 OWNER = """
 import os, socket, sys
 fd = os.eventfd(0)
@@ -45,7 +45,7 @@ async def take() -> None:
     with EventFd.from_fd(fds[0], owns=True) as kick:
         print("from theirs:", await kick.read())
     await child.wait()
-    # [end-theirs]
+    # docs: end theirs
 
 
 async def main() -> None:

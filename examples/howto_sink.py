@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-# [start-slow]
+# docs: begin slow
 class Link:
     """A sink that sends interrupts somewhere, and may have to wait for it."""
 
@@ -20,10 +20,10 @@ class Link:
         """Return once the interrupt is delivered; raise only if it is not."""
         await asyncio.sleep(0)
         print("inject: gsi", interrupt.gsi)
-        # [end-slow]
+        # docs: end slow
 
 
-# [start-fast]
+# docs: begin fast
 class BufferedLink(Link):
     """The same, with room for a few at once."""
 
@@ -36,10 +36,10 @@ class BufferedLink(Link):
         self.room -= 1
         print("try_inject: gsi", interrupt.gsi)
         return True
-        # [end-fast]
+        # docs: end fast
 
 
-# [start-batch]
+# docs: begin batch
 class BatchLink(BufferedLink):
     """The same, for many interrupts in one call."""
 
@@ -49,10 +49,10 @@ class BatchLink(BufferedLink):
         self.room -= taken
         print("try_inject_batch: took", taken, "of", len(interrupts))
         return taken
-        # [end-batch]
+        # docs: end batch
 
 
-# [start-run]
+# docs: begin run
 async def ring(link: Link) -> None:
     """Three eventfds, written to from outside before the loop looks."""
     print(type(link).__name__)
@@ -73,5 +73,5 @@ async def main() -> None:
         await ring(link)
 
 
-# [end-run]
+# docs: end run
 asyncio.run(main())

@@ -20,7 +20,7 @@ class FlakyLink:
         print("delivered: gsi", interrupt.gsi)
 
 
-# [start]
+# docs: begin example
 async def main() -> None:
     """Two attempts, then broken; then the link is back."""
     link = FlakyLink()
@@ -40,5 +40,5 @@ async def main() -> None:
         print("at the end:", repr(error.__cause__))
 
 
-# [end]
+# docs: end example
 asyncio.run(main())

@@ -10,7 +10,7 @@ from aioirqfd import EventFd
 ITEMS = 10_000
 
 
-# [start]
+# docs: begin example
 def work(done: EventFd) -> None:
     """Runs in a thread: says that an item is done, as often as there are items."""
     for _ in range(ITEMS):
@@ -31,5 +31,5 @@ async def main() -> None:
     print(total, "signals")
 
 
-# [end]
+# docs: end example
 asyncio.run(main())

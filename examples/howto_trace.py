@@ -21,7 +21,7 @@ def without_numbers(_logger: WrappedLogger, _method: str, event: EventDict) -> E
     return {key: value for key, value in event.items() if key not in {"fd", "eventfd_id"}}
 
 
-# [start]
+# docs: begin example
 async def main() -> None:
     """Assign, mask, signal, unmask, re-route, drop."""
     logger = structlog.wrap_logger(
@@ -43,5 +43,5 @@ async def main() -> None:
             kick.signal()
 
 
-# [end]
+# docs: end example
 asyncio.run(main())

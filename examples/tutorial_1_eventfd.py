@@ -9,7 +9,7 @@ from aioirqfd import EventFd, WouldBlock
 
 async def main() -> None:
     """Signal an eventfd, and read it in three ways."""
-    # [start-count]
+    # docs: begin count
     with EventFd() as kick:
         kick.signal()
         kick.signal(2)
@@ -18,21 +18,21 @@ async def main() -> None:
             kick.read_nowait()
         except WouldBlock:
             print("read_nowait: nothing there")
-        # [end-count]
+        # docs: end count
 
-        # [start-wait]
+        # docs: begin wait
         reader = asyncio.create_task(kick.read())
         await asyncio.sleep(0)  # let it begin to wait
         kick.signal(5)
         print("read:", await reader)
-        # [end-wait]
+        # docs: end wait
 
-    # [start-iterate]
+    # docs: begin iterate
     kick = EventFd(initial=7)
     async for count in kick:
         print("async for:", count)
         kick.close()  # ends the iteration
-    # [end-iterate]
+    # docs: end iterate
 
 
 asyncio.run(main())

@@ -10,26 +10,26 @@ from aioirqfd.sinks import RecordingSink
 
 async def main() -> None:
     """Bind an eventfd, signal it, route it elsewhere."""
-    # [start-bind]
+    # docs: begin bind
     sink = RecordingSink()
     async with IrqManager(sink) as irqs:
         with EventFd() as kick:
             irqfd = irqs.assign(kick, gsi=5)
             kick.signal()
             print(sink.interrupts)
-            # [end-bind]
+            # docs: end bind
 
-            # [start-route]
+            # docs: begin route
             irqs.set_routing({5: Msi(address=0xFEE00000, data=0x31)})
             kick.signal()
             print(sink.interrupts[-1])
-            # [end-route]
+            # docs: end route
 
-            # [start-deassign]
+            # docs: begin deassign
             await irqs.deassign(irqfd)
             kick.signal()
             print(len(sink.interrupts), "interrupts,", kick.read_nowait(), "in the eventfd")
-            # [end-deassign]
+            # docs: end deassign
 
 
 asyncio.run(main())

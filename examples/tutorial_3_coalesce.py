@@ -8,7 +8,7 @@ from aioirqfd import EventFd, Interrupt, IrqFd, IrqManager
 from aioirqfd.sinks import CallbackSink
 
 
-# [start]
+# docs: begin example
 async def deliver(interrupt: Interrupt) -> None:
     """Where interrupts end: a coroutine, so it may wait."""
     await asyncio.sleep(0)
@@ -34,5 +34,5 @@ async def main() -> None:
             print(counts.signals, "signals,", counts.injections, "injections,", counts.coalesced, "coalesced")
 
 
-# [end]
+# docs: end example
 asyncio.run(main())

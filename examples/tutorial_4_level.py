@@ -16,7 +16,7 @@ async def main() -> None:
         print(f"{what}:", *(interrupt.action.name for interrupt in sink.interrupts))
         sink.interrupts.clear()
 
-    # [start]
+    # docs: begin example
     async with IrqManager(sink) as irqs:
         with EventFd() as trigger, EventFd() as resample:
             irqs.assign(trigger, gsi=9, resamplefd=resample)
@@ -27,7 +27,7 @@ async def main() -> None:
             irqs.ack(9)
             show("end of interrupt")
             print("resamplefd:", resample.read_nowait())
-    # [end]
+    # docs: end example
 
 
 asyncio.run(main())

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from aioirqfd import EventFd, IrqManager, IrqchipPin
+from aioirqfd import EventFd, IrqchipPin, IrqManager
 from aioirqfd.irqchip import Pic
 
 
-# [start-device]
+# docs: begin device
 class Receiver:
     """A device with a queue of bytes; its line is to be up while there are any."""
 
@@ -38,10 +38,10 @@ class Receiver:
         """Close both eventfds, which ends :meth:`run`."""
         self.trigger.close()
         self.resample.close()
-        # [end-device]
+        # docs: end device
 
 
-# [start-guest]
+# docs: begin guest
 def boot(pic: Pic) -> None:
     """What a PC's firmware does: vectors from 0x20 and 0x28, pin 4 level-triggered, nothing masked."""
     for port, value in ((0x20, 0x11), (0x21, 0x20), (0x21, 0x04), (0x21, 0x01), (0x21, 0x00)):
@@ -56,10 +56,10 @@ def interrupt_handler(pic: Pic, device: Receiver) -> None:
     vector = pic.intack()
     print(f"guest: vector {vector:#x}, byte {chr(device.read_register())!r}")
     pic.io_write(0x20, 0x20)
-    # [end-guest]
+    # docs: end guest
 
 
-# [start-machine]
+# docs: begin machine
 async def main() -> None:
     """Wire device and controller, and be the CPU."""
     interrupted = asyncio.Event()
@@ -76,7 +76,7 @@ async def main() -> None:
         device.close()
         await looking
     print("line:", "up" if interrupted.is_set() else "down")
-    # [end-machine]
+    # docs: end machine
 
 
 asyncio.run(main())

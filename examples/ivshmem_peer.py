@@ -1,0 +1,164 @@
+"""A process that joins an ivshmem-doorbell server as a peer, beside guests.
+
+    python -m examples.ivshmem_peer ivshmem.sock                    # print who comes, who goes and who rings
+    python -m examples.ivshmem_peer ivshmem.sock --ring 0 2         # ring vector 2 of peer 0, which is the server
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import mmap
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING, Self
+
+from aioirqfd import EventFd
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class Client:
+    """A peer: shared memory, the others' vectors to ring, vectors of its own to wait on. Made by :meth:`connect`.
+
+    Attributes:
+        id: This peer's number.
+        memory: What all peers share.
+        vectors: This peer's own: ``await vector.read()`` is how often it was rung.
+        peers: The others' by their number, as they come and go; ``signal()`` interrupts.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.id = -1
+        self.vectors: list[EventFd] = []
+        self.peers: dict[int, list[EventFd]] = {}
+        self.changed = asyncio.Event()
+        self._connection = connection
+        self._reading: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def connect(cls, path: str | os.PathLike[str], vectors: int) -> Self:
+        """Join, and wait until this peer's own vectors have come.
+
+        Args:
+            path: The server's socket.
+            vectors: How many each peer has; the protocol does not say.
+        """
+        connection = socket.socket(socket.AF_UNIX)
+        connection.setblocking(False)
+        self = cls(connection)
+        try:
+            await asyncio.get_running_loop().sock_connect(connection, os.fspath(path))
+            version, _ = await self._receive()
+            if version != 0:
+                raise ConnectionError(f"protocol version {version}, not 0")
+            self.id, _ = await self._receive()
+            _, memory = await self._receive()
+            if memory is None:
+                raise ConnectionError("no memory came")
+            with contextlib.closing(os.fdopen(memory, "r+b", buffering=0)) as file:
+                self.memory = mmap.mmap(file.fileno(), 0)
+            while len(self.vectors) < vectors:
+                await self._step()
+        except BaseException:
+            await self.aclose()
+            raise
+        self._reading = asyncio.ensure_future(self._follow())
+        return self
+
+    async def _follow(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await self._step()
+
+    async def _step(self) -> None:
+        number, fd = await self._receive()
+        if fd is None:
+            for eventfd in self.peers.pop(number, ()):
+                eventfd.close()
+        else:
+            eventfd = EventFd.from_fd(fd, owns=True)
+            (self.vectors if number == self.id else self.peers.setdefault(number, [])).append(eventfd)
+        self.changed.set()
+
+    async def _receive(self) -> tuple[int, int | None]:
+        # No more than one message at a time: more bytes would glue this message to the next one's descriptor.
+        data, fds = b"", []
+        while len(data) < 8:
+            try:
+                part, more, _, _ = socket.recv_fds(self._connection, 8 - len(data), 1)
+            except BlockingIOError:
+                await self._readable()
+                continue
+            fds += more
+            if not part:
+                raise ConnectionResetError("the server hung up")
+            data += part
+        return int.from_bytes(data, "little", signed=True), fds[0] if fds else None
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(self._connection, lambda: ready.done() or ready.set_result(None))
+        try:
+            await ready
+        finally:
+            loop.remove_reader(self._connection)
+
+    async def until(self, number: int, vectors: int) -> None:
+        """Wait until a peer has that many vectors; 0: until it has left."""
+        while len(self.peers.get(number, ())) != vectors:
+            self.changed.clear()
+            await self.changed.wait()
+
+    async def aclose(self) -> None:
+        """Leave."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait({self._reading})
+        self._connection.close()
+        for eventfd in (*self.vectors, *(vector for vectors in self.peers.values() for vector in vectors)):
+            eventfd.close()
+        if hasattr(self, "memory"):
+            self.memory.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+async def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="join an ivshmem-doorbell server")
+    parser.add_argument("socket", help="the server's socket")
+    parser.add_argument("--vectors", type=int, default=1, help="of each peer, as the server has it (default 1)")
+    parser.add_argument("--ring", type=int, nargs=2, metavar=("PEER", "VECTOR"), help="ring once and leave")
+    options = parser.parse_args()
+    async with await Client.connect(options.socket, options.vectors) as client:
+        print(f"peer {client.id}, {len(client.memory)} bytes shared, beside {sorted(client.peers)}", flush=True)
+        if options.ring:
+            peer, vector = options.ring
+            client.peers[peer][vector].signal()
+            return
+
+        async def listen(vector: int, eventfd: EventFd) -> None:
+            async for count in eventfd:
+                print(f"vector {vector}: rung {count} times", flush=True)
+
+        tasks = [asyncio.ensure_future(listen(*each)) for each in enumerate(client.vectors)]
+        stopping = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        await stopping.wait()
+    await asyncio.wait(tasks)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

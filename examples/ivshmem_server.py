@@ -1,0 +1,294 @@
+"""An ivshmem-doorbell server: memory and interrupts shared between this process, other processes and guests.
+
+    python -m examples.ivshmem_server ivshmem.sock --vectors 4 --size 1M --echo
+    qemu-system-x86_64 ... -chardev socket,id=iv,path=ivshmem.sock -device ivshmem-doorbell,chardev=iv,vectors=4
+
+Everyone who connects is a peer: he gets an id, the memory, an eventfd for each vector of every other peer, which he writes to
+interrupt that peer, and the eventfds of his own vectors, on which he is interrupted. This process is peer 0: what the others
+ring here is injected by an IrqManager, and :meth:`Server.ring` interrupts them.
+
+The protocol is QEMU's: numbers of 8 bytes, little-endian, each with a file descriptor or without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import mmap
+import os
+import signal
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Final, Self
+
+from aioirqfd import EventFd, IrqManager, Msi
+from aioirqfd.sinks import CallbackSink
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from types import TracebackType
+
+VERSION: Final = 0
+MEMORY: Final = -1
+HOST: Final = 0
+"""This process's id."""
+PEERS: Final = 1 << 16
+"""Ids there are: the guest's doorbell register has 16 bits for one."""
+VECTORS: Final = 64
+OUTBOX: Final = 1 << 14
+"""Messages that may wait for a peer that does not read. One with more is shown the door, and waits for nobody."""
+
+
+class Peer:
+    """One connection: its id, its vectors, and what it has not read yet."""
+
+    def __init__(self, number: int, connection: socket.socket, vectors: int) -> None:
+        self.id = number
+        self.connection = connection
+        self.vectors = tuple(EventFd() for _ in range(vectors))
+        self._outbox: deque[tuple[int, EventFd | int | None]] = deque()
+        self._blocked = False
+
+    def send(self, number: int, what: EventFd | int | None = None) -> None:
+        """Send one message, or let it wait until the peer reads.
+
+        Args:
+            number: The number.
+            what: An eventfd, another fd, or nothing to go along.
+
+        Raises:
+            OSError: The peer is gone, or reads nothing.
+        """
+        if len(self._outbox) >= OUTBOX:
+            raise BrokenPipeError(f"peer {self.id} does not read")
+        self._outbox.append((number, what))
+        if not self._blocked:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._outbox:
+            number, what = self._outbox[0]
+            if isinstance(what, EventFd) and what.closed:
+                self._outbox.popleft()  # its owner has left meanwhile, which the next messages say
+                continue
+            fds = [] if what is None else [what if isinstance(what, int) else what.fileno()]
+            try:
+                socket.send_fds(self.connection, [number.to_bytes(8, "little", signed=True)], fds)
+            except BlockingIOError:
+                if not self._blocked:
+                    self._blocked = True
+                    asyncio.get_running_loop().add_writer(self.connection, self._writable)
+                return
+            self._outbox.popleft()
+
+    def _writable(self) -> None:
+        asyncio.get_running_loop().remove_writer(self.connection)
+        self._blocked = False
+        with contextlib.suppress(OSError):  # whoever reads from this connection hears of it too
+            self._flush()
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._blocked:
+            asyncio.get_running_loop().remove_writer(self.connection)
+        self.connection.close()
+        for eventfd in self.vectors:
+            eventfd.close()
+
+
+class Server:
+    """Serves peers on a unix socket, and is peer 0 itself.
+
+    Args:
+        path: The socket, made by the server and removed at the end.
+        doorbell: Called with the vector and how often it was rung. The counts add up to the others' writes exactly.
+        vectors: Vectors of each peer, 1..64.
+        size: Bytes of shared memory: a power of two for QEMU's sake.
+        ids: How many numbers there are for peers, 2..65536, the host's 0 among them. They are handed out in turn, so that
+            one comes again only after all others: QEMU 7.2 writes to memory that it has freed when it hears of a number
+            anew whose bearer has left.
+        watch: Told of a peer's coming (True) and going.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        doorbell: Callable[[int, int], Awaitable[None]],
+        *,
+        vectors: int = 1,
+        size: int = 1 << 20,
+        ids: int = PEERS,
+        watch: Callable[[int, bool], object] = lambda _peer, _here: None,
+    ) -> None:
+        if not 1 <= vectors <= VECTORS or size < mmap.PAGESIZE or size & (size - 1):
+            raise ValueError(f"1..{VECTORS} vectors, and a power of two of at least a page, not {vectors} and {size}")
+        if not HOST + 1 < ids <= PEERS:
+            raise ValueError(f"2..{PEERS} ids, not {ids}")
+        self.path = os.fspath(path)
+        self.peers: dict[int, Peer] = {}
+        self.vectors: Sequence[EventFd] = ()
+        self._doorbell = doorbell
+        self._watch = watch
+        self._count = vectors
+        self._size = size
+        self._ids = ids
+        self._next = HOST + 1
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stack = contextlib.AsyncExitStack()
+
+    # docs: begin host
+    async def _enter(self, stack: contextlib.AsyncExitStack) -> None:
+        memfd = os.memfd_create("ivshmem", os.MFD_CLOEXEC)
+        stack.callback(os.close, memfd)
+        os.ftruncate(memfd, self._size)
+        self._memfd = memfd
+        self.memory = stack.enter_context(mmap.mmap(memfd, self._size))
+        # Peer 0 is a device with a message for each vector; who rings is not told, which vector is.
+        self.vectors = [stack.enter_context(EventFd()) for _ in range(self._count)]
+        routing = {vector: Msi(HOST, vector) for vector in range(self._count)}
+        irqs = await stack.enter_async_context(IrqManager(CallbackSink(lambda _interrupt: None), routing=routing))
+        for vector, eventfd in enumerate(self.vectors):
+            irqs.assign(eventfd, gsi=vector, wakeup=lambda irqfd, count: self._doorbell(irqfd.gsi, count))
+        self.irqs = irqs
+
+    def ring(self, peer: int, vector: int, count: int = 1) -> bool:
+        """Interrupt a peer; whether there is such a peer and vector. ``count`` rings at once may be one interrupt to it."""
+        if peer not in self.peers or not 0 <= vector < self._count:
+            return False
+        self.peers[peer].vectors[vector].signal(count)
+        return True
+
+    # docs: end host
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._enter(stack)
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.setblocking(False)
+            listener.bind(self.path)
+            stack.callback(os.unlink, self.path)
+            listener.listen()
+            stack.push_async_callback(self._hang_up)
+            self._start(self._accept(listener))
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _hang_up(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _start(self, coroutine: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            connection, _ = await loop.sock_accept(listener)
+            self._start(self._serve(connection))
+
+    async def _serve(self, connection: socket.socket) -> None:
+        number = self._free_id()
+        if number is None:
+            connection.close()
+            return
+        try:
+            peer = Peer(number, connection, self._count)
+        except OSError:  # no file descriptors left
+            connection.close()
+            return
+        # Its eventfds are new: who still writes those of the number's last bearer rings nobody.
+        self.peers[number] = peer
+        try:
+            self._welcome(peer)
+            self._watch(number, True)
+            # A peer has nothing to say: whatever comes, it is the end.
+            await asyncio.get_running_loop().sock_recv(connection, 1)
+        except OSError:
+            pass
+        finally:
+            self._leave(peer)
+
+    def _free_id(self) -> int | None:
+        for _ in range(HOST + 1, self._ids):
+            number = self._next
+            self._next = number + 1 if number + 1 < self._ids else HOST + 1
+            if number not in self.peers:
+                return number
+        return None
+
+    # docs: begin protocol
+    def _welcome(self, peer: Peer) -> None:
+        peer.send(VERSION)
+        peer.send(peer.id)
+        peer.send(MEMORY, self._memfd)
+        others = [other for other in self.peers.values() if other is not peer]
+        for number, vectors in ((HOST, self.vectors), *((other.id, other.vectors) for other in others)):
+            for eventfd in vectors:
+                peer.send(number, eventfd)
+        for eventfd in peer.vectors:
+            self._tell(others, peer.id, eventfd)
+            peer.send(peer.id, eventfd)
+
+    def _leave(self, peer: Peer) -> None:
+        del self.peers[peer.id]
+        peer.close()
+        self._tell(list(self.peers.values()), peer.id)
+        self._watch(peer.id, False)
+
+    def _tell(self, others: Sequence[Peer], number: int, eventfd: EventFd | None = None) -> None:
+        for other in others:
+            try:
+                other.send(number, eventfd)
+            except OSError:
+                # Its own task hears of the end, and says so to the rest.
+                other.connection.shutdown(socket.SHUT_RDWR)
+
+    # docs: end protocol
+
+
+def size_of(text: str) -> int:
+    """``4096``, ``64K``, ``1M``, ``1G``."""
+    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper(), 1)
+    return int(text if factor == 1 else text[:-1]) * factor
+
+
+async def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="ivshmem-doorbell server; this process is peer 0")
+    parser.add_argument("socket", help="unix socket to serve on")
+    parser.add_argument("--vectors", type=int, default=1, help="of each peer (default 1)")
+    parser.add_argument("--size", type=size_of, default=1 << 20, help="of the shared memory: 64K, 1M (default), 1G")
+    parser.add_argument("--echo", action="store_true", help="ring the same vector of every peer back")
+    options = parser.parse_args()
+
+    async def doorbell(vector: int, count: int) -> None:
+        print(f"vector {vector}: rung {count} times", flush=True)
+        if options.echo:
+            for peer in list(server.peers):
+                server.ring(peer, vector, count)
+
+    def watch(peer: int, here: bool) -> None:  # noqa: FBT001  a peer, and whether it is there
+        print(f"peer {peer} {'came' if here else 'left'}", flush=True)
+
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    server = Server(options.socket, doorbell, vectors=options.vectors, size=options.size, watch=watch)
+    async with server:
+        print(f"serving on {options.socket}; a guest joins with:", flush=True)
+        print(f"  -chardev socket,id=iv,path={options.socket} -device ivshmem-doorbell,chardev=iv,vectors={options.vectors}")
+        await stopping.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,33 @@
+"""An entropy source for a guest, as a process of its own: ``python examples/vhost_user_rng.py --socket-path rng.sock``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from aioirqfd.vhost_user import Chain, Device, run
+
+
+# docs: begin device
+class Rng(Device):
+    """Virtio entropy device (virtio 1.2, section 5.4): fills whatever buffers the driver gives it."""
+
+    device_id = 4
+
+    async def handle(self, request: Chain) -> int:
+        """Answer a request with random bytes."""
+        return request.write(os.urandom(min(request.writable_size, 65536)))
+
+
+# docs: end device
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--socket-path", required=True, help="where to listen for the front-end")
+    run(Rng(), parser.parse_args().socket_path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""What the documentation shows is what happens: each example runs, and its output is the one that is printed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aioirqfd
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
+README = ROOT / "README.md"
+
+specification = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+assert specification is not None
+assert specification.loader is not None
+generate = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(generate)
+
+EXAMPLES = [path for path in generate.examples() if path.stem not in generate.WITHOUT_OUTPUT]
+# asyncio.run, but on uvloop, and the rest of the program as it stands.
+ON_UVLOOP = (
+    "import asyncio, runpy, sys, uvloop; asyncio.run = uvloop.run; runpy.run_path(sys.argv[1], run_name='__main__')"
+)
+KVM_ONLY = {"howto_kvm"}
+
+
+def run(*arguments, **variables):
+    """The output of a program that may print no warning and leave nothing open."""
+    command = [sys.executable, "-W", "error", *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+    return done.stdout
+
+
+def example(path):
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.kvm] if path.stem in KVM_ONLY else [])
+
+
+@pytest.mark.parametrize("path", [*map(example, EXAMPLES)])
+def test_example_prints_what_the_documentation_says(path):
+    assert run(path) == generate.output(path).read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", [*map(example, EXAMPLES)])
+def test_example_does_the_same_on_uvloop(path):
+    assert run("-c", ON_UVLOOP, path) == generate.output(path).read_text("utf-8")
+
+
+def test_implementation_is_told():
+    path = ROOT / "examples" / "howto_implementation.py"
+    assert run(path, AIOIRQFD_PURE_PYTHON="1") == "pure Python\n"
+    live = {"c": "the C module\n", "python": "pure Python\n"}[aioirqfd.IMPLEMENTATION]
+    assert run(path) == live
+
+
+def test_every_example_and_every_output_is_shown():
+    shown = {
+        (page.parent / name).resolve()
+        for page in PAGES
+        for name in re.findall(r"```\{literalinclude\} (\S+)", page.read_text("utf-8"))
+    }
+    wanted = {*generate.examples(), *map(generate.output, EXAMPLES)}
+    assert wanted - shown == set()
+    assert set(generate.OUTPUT.iterdir()) == set(map(generate.output, EXAMPLES))
+
+
+def test_every_marked_region_of_an_example_is_shown():
+    shown = {
+        ((page.parent / name).resolve(), region)
+        for page in PAGES
+        for name, region in re.findall(
+            r'```\{literalinclude\} (\S+)\n:language: python\n:start-after: "docs: begin (\w+)"\n:end-before: "docs: end \2"\n',
+            page.read_text("utf-8"),
+        )
+    }
+    marked = {
+        (path, name)
+        for path in generate.examples()
+        for name in re.findall(r"^ *# docs: begin (\w+)$", path.read_text("utf-8"), re.MULTILINE)
+    }
+    assert shown == marked
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_page_includes_its_code(page):
+    assert "```python" not in page.read_text("utf-8")
+
+
+def test_state_table_is_up_to_date():
+    page = generate.STATES.read_text("utf-8")
+    assert generate.states(page) == page
+
+
+def test_readme_is_up_to_date():
+    page = README.read_text("utf-8")
+    assert generate.readme(page) == page
+    assert page.count("```python") == 1
+
+
+def test_readme_opens_with_the_two_commands_and_they_are_there():
+    title, fence, *commands, end = (
+        README.read_text("utf-8").splitlines()[:1] + README.read_text("utf-8").splitlines()[2:6]
+    )
+    assert (title, fence, end) == ("# aioirqfd", "```console", "```")
+    assert commands == ["$ make vmm", "$ make test"]
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert {"vmm", "test"} <= set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+
+
+def test_the_first_example_has_fifteen_lines_of_code():
+    lines = generate.region(ROOT / "examples" / "hello.py").splitlines()
+    assert len([line for line in lines if line.strip()]) == 15
+
+
+def shape(text):
+    """The text without its numbers and the width of its columns."""
+    return re.sub(r" +", " ", re.sub(r"\d+", "0", text))
+
+
+@pytest.mark.kvm
+def test_readme_shows_the_example_vmm():
+    shown = re.search(
+        r"<!-- vmm: begin -->\n```text\n(.*?)```\n<!-- vmm: end -->", README.read_text("utf-8"), re.DOTALL
+    )
+    assert shown is not None
+    command = [
+        sys.executable,
+        "-m",
+        "examples.vmm",
+        "--accel",
+        "kvm",
+        "--inject",
+        "offload",
+        "--hz",
+        "1000",
+        "--ticks",
+        "20",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=True
+    )
+    assert shape(done.stdout + done.stderr) == shape(shown[1])
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page):
+    text = page.read_text("utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link and not link.startswith("#")]
+    assert [link for link in links if not (page.parent / link.partition("#")[0]).exists()] == []
