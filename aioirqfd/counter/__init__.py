@@ -10,22 +10,22 @@ import os
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, TopHalf, fdinfo
+    from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, fdinfo
 
     IMPLEMENTATION: Final[str] = ""
     """Which one is live: ``"c"`` or ``"python"``."""
 elif os.environ.get("AIOIRQFD_PURE_PYTHON", "") not in {"", "0"}:
-    from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, TopHalf, fdinfo
+    from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, fdinfo
 
     IMPLEMENTATION = "python"
 else:
     try:
-        from aioirqfd.counter._native import MAX, Counter, Drain, EventFdCtx, TopHalf, fdinfo
+        from aioirqfd.counter._native import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, fdinfo
 
         IMPLEMENTATION = "c"
     except ImportError:
-        from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, TopHalf, fdinfo
+        from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, fdinfo
 
         IMPLEMENTATION = "python"
 
-__all__ = ["IMPLEMENTATION", "MAX", "Counter", "Drain", "EventFdCtx", "TopHalf", "fdinfo"]
+__all__ = ["IMPLEMENTATION", "MAX", "Counter", "Drain", "EventFdCtx", "FlightRing", "TopHalf", "fdinfo"]

@@ -109,6 +109,12 @@ mailbox_link(mailbox_node_t *node)
     return !atomic_exchange_explicit(&node->linked, true, memory_order_seq_cst);
 }
 
+static inline bool
+mailbox_is_linked(mailbox_node_t *node)
+{
+    return atomic_load_explicit(&node->linked, memory_order_seq_cst);
+}
+
 static inline void
 mailbox_unlink(mailbox_node_t *node)
 {

@@ -6,10 +6,13 @@
 static PyObject *
 native_fdinfo(PyObject *Py_UNUSED(module), PyObject *arg)
 {
-    int fd = (int)PyLong_AsLong(arg);
-    if (fd == -1 && PyErr_Occurred() != NULL) {
+    int overflow;
+    long number = PyLong_AsLongAndOverflow(arg, &overflow);
+    if (number == -1 && PyErr_Occurred() != NULL) {
         return NULL;
     }
+    /* No fd is that large; cut down to an int it would be another one's. */
+    int fd = overflow != 0 || number < 0 || number > INT_MAX ? -1 : (int)number;
     uint64_t count;
     long id;
     int semaphore;
@@ -50,8 +53,13 @@ native_exec(PyObject *module)
     state->str_wakeup = PyUnicode_InternFromString("wakeup");
     state->str_defer = PyUnicode_InternFromString("defer");
     state->str_on_ready = PyUnicode_InternFromString("_on_ready");
+    state->str_rest = PyUnicode_InternFromString("rest");
+    state->str_handler_failed = PyUnicode_InternFromString("handler_failed");
+    state->str_throw = PyUnicode_InternFromString("throw");
+    state->str_close = PyUnicode_InternFromString("close");
     if (state->would_block == NULL || state->closed_error == NULL || state->str_wakeup == NULL || state->str_defer == NULL ||
-        state->str_on_ready == NULL) {
+        state->str_on_ready == NULL || state->str_rest == NULL || state->str_handler_failed == NULL ||
+        state->str_throw == NULL || state->str_close == NULL) {
         return -1;
     }
     PyObject *max = PyLong_FromUnsignedLongLong(COUNTER_MAX);
@@ -66,7 +74,11 @@ native_exec(PyObject *module)
         add_type(module, &drain_spec, &state->drain_type) < 0) {
         return -1;
     }
-    return 0;
+    if (add_type(module, &flight_ring_spec, &state->flight_ring_type) < 0) {
+        return -1;
+    }
+    state->ready_run_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &ready_run_spec, NULL);
+    return state->ready_run_type != NULL ? 0 : -1;
 }
 
 static int
@@ -77,6 +89,8 @@ native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->eventfd_ctx_type);
     Py_VISIT(state->top_half_type);
     Py_VISIT(state->drain_type);
+    Py_VISIT(state->ready_run_type);
+    Py_VISIT(state->flight_ring_type);
     Py_VISIT(state->would_block);
     Py_VISIT(state->closed_error);
     return 0;
@@ -90,11 +104,17 @@ native_clear(PyObject *module)
     Py_CLEAR(state->eventfd_ctx_type);
     Py_CLEAR(state->top_half_type);
     Py_CLEAR(state->drain_type);
+    Py_CLEAR(state->ready_run_type);
+    Py_CLEAR(state->flight_ring_type);
     Py_CLEAR(state->would_block);
     Py_CLEAR(state->closed_error);
     Py_CLEAR(state->str_wakeup);
     Py_CLEAR(state->str_defer);
     Py_CLEAR(state->str_on_ready);
+    Py_CLEAR(state->str_rest);
+    Py_CLEAR(state->str_handler_failed);
+    Py_CLEAR(state->str_throw);
+    Py_CLEAR(state->str_close);
     return 0;
 }
 

@@ -12,11 +12,17 @@ typedef struct {
     PyTypeObject *eventfd_ctx_type;
     PyTypeObject *top_half_type;
     PyTypeObject *drain_type;
+    PyTypeObject *ready_run_type;
+    PyTypeObject *flight_ring_type;
     PyObject *would_block;  /* aioirqfd.errors.WouldBlock */
     PyObject *closed_error; /* aioirqfd.errors.ClosedError */
     PyObject *str_wakeup;
     PyObject *str_defer;
     PyObject *str_on_ready;
+    PyObject *str_rest;
+    PyObject *str_handler_failed;
+    PyObject *str_throw;
+    PyObject *str_close;
 } native_state;
 
 extern struct PyModuleDef native_module;
@@ -38,6 +44,8 @@ native_state_of_object(PyObject *self)
 typedef struct drain_object DrainObject;
 typedef struct top_half_object TopHalfObject;
 typedef struct eventfd_ctx_object EventFdCtxObject;
+typedef struct ready_run_object ReadyRunObject;
+typedef struct flight_ring_object FlightRingObject;
 
 /* What of an eventfd's kernel count was injected already, and is left in place for the time being. */
 enum seen {
@@ -53,14 +61,19 @@ struct eventfd_ctx_object {
     PyObject *weakrefs;
     counter_t count; /* signals of this process that are not in the kernel's counter; only while listening */
     mailbox_node_t node;
+    DrainObject *posted_to;   /* borrowed; whose mailbox the node hangs in, of meaning only while it is linked */
     DrainObject *drain;       /* strong, while registered */
     TopHalfObject *top_half;  /* strong, while bound to an irqfd */
     PyObject *irqfd;          /* strong, while bound */
     PyObject *interrupt;      /* strong: the cached Interrupt; present exactly while the fast path may be taken */
+    PyObject *handler;        /* strong: the one coroutine wakeup handler that the counter module runs itself, or NULL */
+    uint64_t taken;           /* counted for the handler, not given to it yet */
+    ReadyRunObject *run;      /* borrowed: where the handler runs just now */
     uint64_t route_generation; /* of the top half, when interrupt was made */
     uint64_t signals;         /* counted out of the counters so far */
     uint64_t wakeups;         /* dispatches to the irqfd */
     uint64_t fast;            /* of these, taken by the sink at once */
+    uint32_t gsi;             /* for the flight ring */
     int fd;                   /* -1 once closed */
     uint32_t index;           /* slot in the drain */
     uint32_t generation;      /* of that slot */
@@ -70,7 +83,10 @@ struct eventfd_ctx_object {
     bool want_count;    /* a handler asks for the count: read at every event */
     bool event;         /* an epoll event was taken and not dispatched yet: the kernel's counter is to be looked at */
     bool fresh;         /* the next event stems from a count that was there at assign time */
+    bool asks_room;     /* registered for EPOLLOUT too, so that an event tells whether the kernel's counter is full */
+    bool full;          /* it was: read it, or the next writer is refused */
     bool held;          /* in top_half->held */
+    bool queued;        /* in top_half->ready */
     bool in_unread;     /* in drain->unread */
     unsigned char seen; /* enum seen */
 };
@@ -90,10 +106,17 @@ struct top_half_object {
     PyObject *on_error;         /* callable, gets the exception of a fast path that raised */
     batch_entry *batch;
     Py_ssize_t batch_len, batch_cap;
-    EventFdCtxObject **held; /* strong: owed, but the manager is paused or its queue full */
-    Py_ssize_t held_len, held_cap;
+    PyObject *held; /* dict of ctx -> None, in order, or NULL: owed, but the manager is paused or its queue full */
+    EventFdCtxObject **ready; /* strong, a ring: signalled irqfds whose handler is to run; oldest at ready_head */
+    Py_ssize_t ready_len, ready_cap, ready_head;
+    Py_ssize_t room;          /* how many there may be */
+    PyObject *on_ready;       /* callable or NULL: there are new ones */
+    PyObject *on_progress;    /* callable or NULL: one of them is done; called while watched */
+    FlightRingObject *flight; /* strong, or NULL */
+    bool watched;
     TopHalfObject *touched_next; /* chain of one pass, strong */
     bool touched;
+    bool has_new; /* on_ready is to be called at the end of the pass */
     bool paused;
     bool full;
     uint64_t generation; /* of the routing table */
@@ -119,6 +142,8 @@ struct drain_object {
     mailbox_node_t *backlog_tail;
     drain_slot *slots;
     uint32_t slots_cap, free_head;
+    uint32_t *by_fd; /* slot of who registered that fd number last */
+    size_t by_fd_cap;
     Py_ssize_t attached;
     int max_events;
     struct epoll_event *events; /* max_events */
@@ -141,15 +166,39 @@ void eventfd_ctx_put_back(EventFdCtxObject *ctx, uint64_t n);
 extern PyType_Spec top_half_spec;
 bool top_half_is_fast(const EventFdCtxObject *ctx);
 int top_half_hold(TopHalfObject *top_half, EventFdCtxObject *ctx);
+void top_half_unhold(EventFdCtxObject *ctx);
 int top_half_batch(TopHalfObject *top_half, EventFdCtxObject *ctx);
+int top_half_enqueue(TopHalfObject *top_half, EventFdCtxObject *ctx);
+EventFdCtxObject *top_half_next_ready(TopHalfObject *top_half);
+void top_half_tell_new(TopHalfObject *top_half);
+int top_half_try(TopHalfObject *top_half, PyObject *interrupt);
+void irqfd_call(PyObject *irqfd, PyObject *method, uint64_t count);
 void top_half_flush(native_state *state, TopHalfObject *top_half);
 void top_half_one(native_state *state, EventFdCtxObject *ctx);
 void top_half_wakeup(native_state *state, EventFdCtxObject *ctx);
+
+/* flight_ring.c */
+enum flight_kind { FLIGHT_INJECTED = 1, FLIGHT_DEFERRED = 2, FLIGHT_HELD = 3, FLIGHT_WAKEUP = 4 };
+/* -DAIOIRQFD_NO_FLIGHT leaves the recorder's hooks out, so that the benchmark can say what they cost. */
+#ifdef AIOIRQFD_NO_FLIGHT
+#define HAS_FLIGHT(top_half) ((void)(top_half), false)
+#else
+#define HAS_FLIGHT(top_half) ((top_half)->flight != NULL)
+#endif
+extern PyType_Spec flight_ring_spec;
+uint64_t flight_now(void);
+void flight_put(FlightRingObject *ring, uint64_t time_ns, enum flight_kind kind, const EventFdCtxObject *ctx, uint64_t count);
+
+/* ready_run.c */
+extern PyType_Spec ready_run_spec;
+PyObject *ready_run_new(native_state *state, TopHalfObject *top_half, PyObject *task);
+PyObject *ready_run_task(const ReadyRunObject *run);
 
 /* drain.c */
 extern PyType_Spec drain_spec;
 void drain_post(DrainObject *drain, EventFdCtxObject *ctx);
 void drain_forget(EventFdCtxObject *ctx);
+void drain_ask_room(EventFdCtxObject *ctx);
 int drain_mark_unread(DrainObject *drain, EventFdCtxObject *ctx);
 bool drain_is_here(const DrainObject *drain);
 

@@ -18,37 +18,69 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import operator
 import os
 import select
 import sys
 import threading
+import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol, SupportsIndex, final
+from struct import Struct
+from typing import TYPE_CHECKING, Final, Protocol, SupportsIndex, cast, final
 
 from aioirqfd.errors import ClosedError, WouldBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
+
+    _Handler = Callable[..., Awaitable[object]]
 
 MAX: Final = 2**64 - 2
 """The highest count a write leaves in an eventfd; 2**64-1 is kept for a saturated in-kernel signal (rows E06, E18)."""
 _MASK: Final = 2**64 - 1
 _WORD: Final = 8
 _BATCH: Final = 1024
+_SLICE: Final = 0.001
+_RECORD: Final = Struct("=QQIiBxxxI")
+_INJECTED, _DEFERRED, _HELD, _WAKEUP = 1, 2, 3, 4
 
-_lock = threading.Lock()
-"""Held for a few instructions around counts and debts, by whichever thread signals."""
+_lock = threading.RLock()
+"""Held for a few instructions around counts and debts, by whichever thread signals.
+
+Reentrant, because a Python signal handler or a finaliser may signal in the middle of them. The order of the instructions
+allows for that: each look and its change stand together.
+"""
+# A thread that signals just now does not exist in a forked child, and would never let go of it there.
+os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]
+
+
+class _Unraisable:
+    """Raises where nobody can catch it, which the interpreter reports to ``sys.unraisablehook``."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __del__(self) -> None:
+        raise self.error
+
+
+def _unraisable(error: BaseException) -> None:
+    _Unraisable(error)
 
 
 class _Irqfd(Protocol):
     def wakeup(self, count: int, /) -> None: ...
     def defer(self, count: int, /) -> None: ...
+    def rest(self, count: int, /) -> None: ...
+    def handler_failed(self, error: BaseException, count: int, /) -> bool: ...
 
 
 def _amount(value: SupportsIndex, low: int, what: str) -> int:
-    number = operator.index(value)
+    number = int(operator.index(value))
     if not low <= number <= MAX:
         raise ValueError(f"{what} is {low}..2**64-2, not {number}")
     return number
@@ -60,6 +92,7 @@ def fdinfo(fd: int, /) -> tuple[int, int, bool] | None:
     Raises:
         OSError: EBADF, the fd is not open.
     """
+    fd = operator.index(fd)
     try:
         with open(f"/proc/thread-self/fdinfo/{fd}", encoding="ascii") as file:  # noqa: PTH123  a hot path
             fields = dict(line.split(":", 1) for line in file if ":" in line)
@@ -134,18 +167,42 @@ class Counter:
         """Add n (1..2**64-2), as much as fits below 2**64-2; return what was added."""
         n = _amount(n, 1, "a signal")
         with _lock:
-            added = min(n, MAX - self._value)
-            self._value += added
-        return added
+            before = self._value
+            self._value = after = before + n if n <= MAX - before else MAX
+        return after - before
 
     def read(self) -> int:
         """Take the count (1 of it, with ``semaphore=True``); WouldBlock at 0."""
         with _lock:
-            value = min(self._value, 1) if self._semaphore else self._value
-            self._value -= value
+            value = self._value
+            if self._semaphore and value:
+                self._value, value = value - 1, 1
+            else:
+                self._value = 0
         if not value:
             raise WouldBlock
         return value
+
+
+@final
+class FlightRing:
+    """The last interrupts, as binary records."""
+
+    def __init__(self, capacity: int = 65536) -> None:
+        if not 1 <= capacity <= 2**28:
+            raise ValueError("a flight ring has room for 1..2**28 records")
+        self.capacity = 1 << (capacity - 1).bit_length()
+        self.total = 0
+        self._records: deque[bytes] = deque(maxlen=self.capacity)
+
+    def put(self, kind: int, gsi: int, fd: int, count: int, /) -> None:
+        """Write one record, now."""
+        self._records.append(_RECORD.pack(time.monotonic_ns(), count & _MASK, gsi, fd, kind, 0))
+        self.total += 1
+
+    def snapshot(self) -> bytes:
+        """The records there are, oldest first, 32 bytes each: struct format "=QQIiBxxxI"."""
+        return b"".join(self._records)
 
 
 class EventFdCtx:
@@ -164,32 +221,49 @@ class EventFdCtx:
         "_fast",
         "_fd",
         "_fresh",
+        "_generation",
+        "_gsi",
+        "_handler",
         "_held",
         "_interrupt",
         "_irqfd",
         "_leftover",
-        "_linked",
         "_listening",
         "_owed",
+        "_posted_to",
+        "_queued_here",
         "_route_generation",
+        "_running",
         "_semaphore",
         "_signals",
+        "_taken",
         "_top_half",
         "_wakeups",
         "_want_count",
     )
 
     def __init__(self, fd: int, *, semaphore: bool = False, blocking: bool = False) -> None:
-        self._fd = fd
+        self._fd = operator.index(fd)
         self._semaphore = bool(semaphore)
         self._blocking = bool(blocking)
+        self._generation = 0  # of its registration
+        self._posted_to: Drain | None = None  # whose mailbox it is in
         self._count = self._signals = self._wakeups = self._fast = self._route_generation = 0
         self._drain: Drain | None = None
         self._top_half: TopHalf | None = None
         self._irqfd: _Irqfd | None = None
         self._interrupt: object = None
-        self._listening = self._want_count = self._owed = self._linked = self._held = False
+        self._listening = self._want_count = self._owed = self._held = False
         self._event = self._fresh = self._leftover = False
+        self._gsi = 0
+        self._handler: _Handler | None = None
+        self._taken = 0  # counted for the handler, not given to it yet
+        self._queued_here = False  # in its top half's ready queue
+        self._running: object = None  # the task that runs the handler just now
+
+    @property
+    def _queued(self) -> bool:
+        return self._taken > 0
 
     @property
     def _registered(self) -> bool:
@@ -218,22 +292,28 @@ class EventFdCtx:
             eventfd(2); rows E07, E18.
         """
         n = _amount(n, 1, "a signal")
-        if self._fd < 0:
-            raise ClosedError("the eventfd is closed")
-        drain = self._drain
-        if not self._listening or drain is None or drain.dead:
-            return _write_saturating(self._fd, n, blocking=self._blocking)
+        # Looking whether somebody listens, and counting where, is one step: the loop's thread may be about to stop listening,
+        # and then takes what was counted here along (_spill).
         with _lock:
-            added = min(n, MAX - self._count)
-            self._count += added
-            owes_now = not self._owed
-            self._owed = True
+            if self._fd < 0:
+                raise ClosedError("the eventfd is closed")
+            drain = self._drain
+            if not self._listening or drain is None or drain.dead:
+                return _write_saturating(self._fd, n, blocking=self._blocking)
+            added = self._add(n)
+            owes_now = self._owe()
         if owes_now:
             if not drain.dispatching and drain.thread == threading.get_ident():
                 drain.dispatch(self)
             else:
                 drain.post(self)
         return added
+
+    def _add(self, n: int) -> int:
+        with _lock:
+            before = self._count
+            self._count = after = before + n if n <= MAX - before else MAX
+        return after - before
 
     def _settle(self) -> bool:
         with _lock:
@@ -247,18 +327,24 @@ class EventFdCtx:
 
     def _take_counted(self) -> int:
         with _lock:
-            count = min(self._count, 1) if self._semaphore else self._count
-            self._count -= count
+            count = self._count
+            if self._semaphore and count:
+                self._count = count - 1
+                return 1
+            self._count = 0
         return count
 
     def _put_back(self, n: int) -> None:
-        with _lock:
-            added = min(n, MAX - self._count)
-            self._count += added
-        self._signals = (self._signals - added) & _MASK
+        """Undo a _consume whose injection could not even be queued: the next dispatch finds n again."""
+        if n:
+            self._signals = (self._signals - self._add(n)) & _MASK
+            return
+        self._event = True
+        if self._leftover:
+            self._leftover, self._fresh = False, True
 
-    def _consume(self) -> int:
-        """What this dispatch stands for; 0 when nothing is there, because somebody else read it."""
+    def _consume(self) -> int | None:
+        """What this dispatch stands for; 0: what was left unread; None: nothing is there, because somebody else read it."""
         total = self._take_counted()
         known = total > 0
         if self._event:
@@ -267,38 +353,65 @@ class EventFdCtx:
                 # What was there at assign time is injected once and stays until the next write (rows P01, P03, P04).
                 self._leftover = known = True
             else:
-                value = _read_now(self._fd, blocking=self._blocking) if self._fd >= 0 else 0
+                value = self._read_kernel()
                 self._leftover = False
                 known = known or value > 0
+                if total + value > _MASK:
+                    # Two counters near the top: hand on one now and the other by a dispatch of its own.
+                    value -= self._add(value)
+                    if self._owe() and self._drain is not None:
+                        self._drain.post(self)
                 total += value
         self._signals = (self._signals + total) & _MASK
-        return max(total, 1) if known else 0
+        return total if known else None
+
+    def _read_kernel(self) -> int:
+        try:
+            return _read_now(self._fd, blocking=self._blocking) if self._fd >= 0 else 0
+        except OSError:
+            return 0
 
     def _take(self) -> int:
         total = self._take_counted()
-        if self._semaphore and total:
+        if self._fd < 0 or (self._semaphore and total):
             return total
-        return total + (_read_now(self._fd, blocking=self._blocking) if self._fd >= 0 else 0)
+        try:
+            value = _read_now(self._fd, blocking=self._blocking)
+        except OSError:
+            self._add(total)
+            raise
+        if total + value > _MASK:
+            value -= self._add(value)
+        return total + value
 
     def _spill(self) -> None:
         with _lock:
-            rest, self._count = self._count, 0
-        if rest and self._fd >= 0:
-            _write_saturating(self._fd, rest, blocking=self._blocking)
+            rest = self._count
+            if rest and self._fd >= 0:
+                # What does not fit in there stays here, for the next read.
+                self._count = rest - _write_saturating(self._fd, rest, blocking=self._blocking)
 
     def _readable(self) -> bool:
         return self._count > 0 or (self._fd >= 0 and _has_count(self._fd))
 
-    def _bind(self, top_half: TopHalf, irqfd: _Irqfd, want_count: bool, /) -> None:  # noqa: FBT001  the native signature
+    def _bind(self, top_half: TopHalf, irqfd: _Irqfd, want_count: bool, handler: _Handler | None, /) -> None:  # noqa: FBT001  the native signature
         if self._top_half is not None or self._drain is None:
             raise RuntimeError("_bind() takes a registered, unbound eventfd")
         self._top_half, self._irqfd, self._want_count = top_half, irqfd, want_count
+        self._handler = handler
         self._listening, self._leftover = True, False
 
     def _unbind(self) -> None:
         self._listening = self._want_count = self._event = self._fresh = self._leftover = False
         self._settle()
-        self._interrupt = self._irqfd = self._top_half = None
+        if self._top_half is not None:
+            self._top_half._unhold(self)
+        self._interrupt = self._irqfd = self._top_half = self._handler = None
+
+    def _recall(self) -> int:
+        """Take back the count that waits for the handler."""
+        count, self._taken, self._queued_here = self._taken, 0, False
+        return count
 
     def _arm(self, interrupt: object, /) -> None:
         if self._top_half is None:
@@ -320,8 +433,17 @@ class EventFdCtx:
         """A registered eventfd without an irqfd became readable."""
 
     def __del__(self) -> None:
-        if self._drain is not None:
-            self._drain.remove(self)
+        drain: Drain | None = getattr(self, "_drain", None)
+        if drain is not None:
+            drain.remove(self)
+
+
+def _call(method: Callable[[int], object], count: int) -> None:
+    """Call up to an irqfd, which may fail but not take the others down with it."""
+    try:
+        method(max(count, 1))
+    except BaseException as error:
+        _unraisable(error)
 
 
 @final
@@ -333,11 +455,19 @@ class TopHalf:
         try_inject: Callable[..., bool] | None = None,
         try_inject_batch: Callable[..., int] | None = None,
         on_error: Callable[[Exception], object] | None = None,
+        on_ready: Callable[[], object] | None = None,
+        on_progress: Callable[[], object] | None = None,
     ) -> None:
         self._try_inject = try_inject
         self._try_inject_batch = try_inject_batch
         self._on_error = on_error
-        self._held: deque[EventFdCtx] = deque()
+        self._on_ready = on_ready
+        self._on_progress = on_progress
+        self._held: dict[EventFdCtx, None] = {}
+        self._ready: deque[EventFdCtx] = deque()
+        self.room = sys.maxsize
+        self.watched = False
+        self.flight: FlightRing | None = None
         self.paused = False
         self.full = False
         self.generation = 0
@@ -347,62 +477,151 @@ class TopHalf:
         """How many irqfds wait here."""
         return len(self._held)
 
+    @property
+    def ready(self) -> int:
+        """How many irqfds wait for their handler."""
+        return len(self._ready)
+
+    def _enqueue(self, ctx: EventFdCtx) -> None:
+        """Line the irqfd up for its handler; its count is in ``_taken``."""
+        if not ctx._queued_here and ctx._running is None:
+            ctx._queued_here = True
+            self._ready.append(ctx)
+            if self._on_ready is not None:
+                self._on_ready()
+
+    async def run_ready(self, task: object, /) -> None:
+        """Run the handlers of ready irqfds, one after the other, and inject; until none is left, or for a millisecond."""
+        ends = time.monotonic() + _SLICE
+        while self._ready:
+            ctx = self._ready.popleft()
+            if not ctx._queued_here:
+                continue  # taken back in the meantime
+            ctx._queued_here = False
+            count, ctx._taken = ctx._taken, 0
+            irqfd, handler = ctx._irqfd, ctx._handler
+            if irqfd is None:
+                continue
+            if ctx._top_half is not self or handler is None or not ctx._is_fast():
+                irqfd.defer(count)
+                self._tell_progress()
+                continue
+            ctx._running = task
+            try:
+                await handler(irqfd, count)
+            except GeneratorExit:
+                irqfd.defer(count)
+                self._leave(ctx)
+                raise
+            except BaseException as error:
+                ours = irqfd.handler_failed(error, count)
+                self._leave(ctx)
+                if not ours:
+                    raise
+            else:
+                if ctx._top_half is self and ctx._is_fast() and self._try_one(ctx._interrupt):
+                    ctx._fast += 1
+                    self._note(_INJECTED, ctx, count)
+                else:
+                    irqfd.rest(count)
+                self._leave(ctx)
+            if time.monotonic() >= ends:
+                return
+
+    def _leave(self, ctx: EventFdCtx) -> None:
+        ctx._running = None
+        if ctx._taken:
+            self._enqueue(ctx)
+        self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        if self.watched and self._on_progress is not None:
+            self._on_progress()
+
     def release(self) -> int:
         """Dispatch what was held, until the queue is full again; return how many irqfds that were."""
-        held, self._held = deque(self._held), deque()
-        released = 0
-        while held and not self.full and not self.paused:
-            ctx = held.popleft()
+        held, self._held = self._held, {}
+        for ctx in held:
             ctx._held = False
+        released = 0
+        for ctx in held:
+            if self.full or self.paused:
+                break
             drain = ctx._drain
-            if drain is not None and ctx._owed:
+            if drain is not None and self._still_owes(ctx):
                 if released < _BATCH and not drain.dispatching and drain.thread == threading.get_ident():
                     drain.dispatch(ctx)
                 else:
                     drain.post(ctx)
             released += 1
-        self._held.extendleft(reversed(held))  # these keep their place before whatever was held just now
+        # The rest keeps its place, before whatever was held just now.
+        newer, self._held = self._held, {}
+        for ctx in newer:
+            ctx._held = False
+        for ctx in (*itertools.islice(held, released, None), *newer):
+            if self._still_owes(ctx):
+                self._hold(ctx)
         return released
+
+    def _note(self, kind: int, ctx: EventFdCtx, count: int) -> None:
+        if self.flight is not None:
+            self.flight.put(kind, ctx._gsi, ctx._fd, count if kind == _HELD else max(count, 1))
+
+    def _still_owes(self, ctx: EventFdCtx) -> bool:
+        return ctx._top_half is self and ctx._drain is not None and ctx._owed
 
     def _hold(self, ctx: EventFdCtx) -> None:
         if not ctx._held:
+            self._note(_HELD, ctx, 0)
             ctx._held = True
-            self._held.append(ctx)
+            self._held[ctx] = None
 
-    def _report(self, error: Exception) -> None:
+    def _unhold(self, ctx: EventFdCtx) -> None:
+        """It is being unbound: the next manager has to hold it anew."""
+        if ctx._held:
+            ctx._held = False
+            del self._held[ctx]
+
+    def _report(self, error: BaseException) -> None:
         if self._on_error is not None:
-            self._on_error(error)
+            try:
+                # Whatever it is, it must not take the others in the batch down; who has to know of an interrupt decides there.
+                self._on_error(cast("Exception", error))
+            except BaseException as another:
+                _unraisable(another)
 
     def _try_one(self, interrupt: object) -> bool:
         if self._try_inject is None:
             return False
         try:
             return bool(self._try_inject(interrupt))
-        except Exception as error:
+        except BaseException as error:
             self._report(error)
             return False
 
     def _try_many(self, interrupts: list[object]) -> int:
         """How many of them, from the front, the sink took at once; -1: ask for each."""
-        if self._try_inject_batch is None or len(interrupts) == 1:
+        n = len(interrupts)
+        if self._try_inject_batch is None or n == 1:
             return -1
         try:
             taken = operator.index(self._try_inject_batch(interrupts))
-        except Exception as error:
+        except BaseException as error:
             self._report(error)
             return 0
-        if not 0 <= taken <= len(interrupts):
-            self._report(ValueError(f"try_inject_batch() returned {taken} for {len(interrupts)} interrupts"))
-            return min(max(taken, 0), len(interrupts))
+        if not 0 <= taken <= n:
+            self._report(ValueError(f"try_inject_batch() returned {taken} for {n} interrupts"))
+            return min(max(taken, 0), n)
         return taken
 
     def _defer(self, ctx: EventFdCtx, irqfd: _Irqfd, count: int) -> None:
+        self._note(_DEFERRED, ctx, count)
         if (self.full or self.paused) and ctx._top_half is self:
             ctx._put_back(count)
             if ctx._owe():
                 self._hold(ctx)
             return
-        irqfd.defer(count)
+        _call(irqfd.defer, count)
 
     def flush(self, batch: list[EventFdCtx]) -> None:
         """Hand the lined-up irqfds to the sink."""
@@ -410,11 +629,12 @@ class TopHalf:
         interrupts: list[object] = []
         for ctx in batch:
             irqfd = ctx._irqfd
-            if irqfd is None or not ctx._is_fast():
-                # Masked, re-routed or unbound since, by a sink that was called in between: through the mailbox once more.
+            if irqfd is None or ctx._top_half is not self or not ctx._is_fast():
+                # Masked, re-routed, unbound or bound elsewhere since, by a sink that was called in between: through the mailbox
+                # once more.
                 if ctx._drain is not None and ctx._owed:
                     ctx._drain.post(ctx)
-            elif ctx._settle() and (count := ctx._consume()):
+            elif ctx._settle() and (count := ctx._consume()) is not None:
                 ctx._wakeups += 1
                 taking.append((ctx, irqfd, count))
                 interrupts.append(ctx._interrupt)
@@ -424,19 +644,26 @@ class TopHalf:
         for index, (ctx, irqfd, count) in enumerate(taking):
             if index < taken if taken >= 0 else self._try_one(interrupts[index]):
                 ctx._fast += 1
+                self._note(_INJECTED, ctx, count)
             else:
                 self._defer(ctx, irqfd, count)
 
     def wakeup(self, ctx: EventFdCtx) -> None:
         """The slow top half: the irqfd decides."""
-        if self.paused or self.full:
+        lane = ctx._handler is not None and ctx._is_fast()
+        no_room = lane and not ctx._queued_here and ctx._running is None and len(self._ready) >= self.room
+        if self.paused or self.full or no_room:
             if ctx._owed:
                 self._hold(ctx)
-        elif ctx._settle() and (count := ctx._consume()):
+        elif ctx._settle() and (count := ctx._consume()) is not None:
             irqfd = ctx._irqfd
             ctx._wakeups += 1
-            if irqfd is not None:
-                irqfd.wakeup(count)
+            self._note(_WAKEUP, ctx, count)
+            if lane and count:
+                ctx._taken += count
+                self._enqueue(ctx)
+            elif irqfd is not None:
+                _call(irqfd.wakeup, count)
 
 
 @final
@@ -453,6 +680,9 @@ class Drain:
         self.unread = 0
         # Weak, as the native module's table is: an eventfd that is dropped leaves by itself.
         self._tenants: weakref.WeakValueDictionary[int, EventFdCtx] = weakref.WeakValueDictionary()
+        # Which registration an fd number stands for: the number may have been closed and reused behind our back.
+        self._generations: dict[int, int] = {}
+        self._registrations = 0
         self.attached = 0
         self._mailbox: deque[EventFdCtx] = deque()
         self._woken = False
@@ -470,10 +700,19 @@ class Drain:
             raise RuntimeError("add() takes an unregistered eventfd, and an open drain")
         ctx._fresh = _has_count(ctx._fd)
         self._epoll.register(ctx._fd, select.EPOLLIN | select.EPOLLET)
+        self._registrations += 1
+        self._generations[ctx._fd] = ctx._generation = self._registrations
         ctx._event = False
-        ctx._drain = self
         self._tenants[ctx._fd] = ctx
         self.attached += 1
+        with _lock:
+            if ctx._posted_to is not None and ctx._posted_to is not self:
+                # It has changed loops with a post under way there.
+                ctx._posted_to._mailbox.remove(ctx)
+                ctx._posted_to = None
+            ctx._drain = self
+            if ctx._count and ctx._owe():
+                self.post(ctx)
 
     def remove(self, ctx: EventFdCtx, /) -> None:
         """Take it out again; no event of it is dispatched from here on."""
@@ -481,23 +720,26 @@ class Drain:
             raise TypeError("remove() takes an EventFdCtx of this drain")
         ctx._drain = None
         self.attached -= 1
-        if self._tenants.get(ctx._fd) is ctx:
-            del self._tenants[ctx._fd]
-        if not self.dead:
-            # The fd may have been closed behind our back.
-            with contextlib.suppress(OSError, ValueError):
-                self._epoll.unregister(ctx._fd)
+        # Its debt goes with it: what is counted stays counted, and is an event again wherever it is added next.
+        ctx._settle()
+        ctx._event = ctx._fresh = False
+        if self._generations.get(ctx._fd) == ctx._generation:
+            del self._generations[ctx._fd]
+            self._tenants.pop(ctx._fd, None)
+            if not self.dead:
+                with contextlib.suppress(OSError, ValueError):
+                    self._epoll.unregister(ctx._fd)
 
     def post(self, ctx: EventFdCtx) -> None:
         """Post an owed ctx; from any thread."""
         with _lock:
-            if ctx._linked:
+            if self.dead or ctx._posted_to is not None:
                 return
-            ctx._linked = True
+            ctx._posted_to = self
             self._mailbox.append(ctx)
             wake, self._woken = not self._woken, True
-        if wake:
-            self._wake()
+            if wake:
+                self._wake()
 
     def _wake(self) -> None:
         os.eventfd_write(self._wakefd, 1)
@@ -506,7 +748,7 @@ class Drain:
         """One eventfd at once: a signal on the loop's own thread."""
         self.dispatching = True
         try:
-            if ctx._is_fast():
+            if ctx._handler is None and ctx._is_fast():
                 assert ctx._top_half is not None
                 ctx._top_half.flush([ctx])
             else:
@@ -519,7 +761,10 @@ class Drain:
             ctx._top_half.wakeup(ctx)
         elif ctx._settle():
             ctx._event = False
-            ctx._on_ready()
+            try:
+                ctx._on_ready()
+            except BaseException as error:
+                _unraisable(error)
 
     def _owing(self, events: list[tuple[int, int]]) -> list[EventFdCtx]:
         """The eventfds among the events that did not owe a dispatch before, and do now."""
@@ -537,6 +782,7 @@ class Drain:
         """One pass: take at most max_events from the epoll and as many from the mailbox, and dispatch them; return how many."""
         if self.dead or self.dispatching:
             return 0
+        self.thread = threading.get_ident()  # a loop may be run by one thread after another
         events = self._epoll.poll(0, self.max_events)
         # The mailbox first: what was held back for want of room comes through it, and must not be overtaken for ever.
         with _lock:
@@ -546,7 +792,7 @@ class Drain:
         for _ in range(mail):
             with _lock:
                 ctx = self._mailbox.popleft()
-                ctx._linked = False
+                ctx._posted_to = None
             ready.append(ctx)
         if self._mailbox:
             self._wake()
@@ -556,14 +802,14 @@ class Drain:
             batches: dict[TopHalf, list[EventFdCtx]] = {}
             slow: list[EventFdCtx] = []
             for ctx in ready:
-                if ctx._top_half is not None and ctx._is_fast():
+                if ctx._top_half is not None and ctx._handler is None and ctx._is_fast():
                     batches.setdefault(ctx._top_half, []).append(ctx)
                 else:
                     slow.append(ctx)
             for top_half, batch in batches.items():
                 top_half.flush(batch)
             for ctx in slow:
-                if ctx._owed:
+                if ctx._drain is self and ctx._owed:
                     self._slow(ctx)
         finally:
             self.dispatching = False
@@ -572,9 +818,13 @@ class Drain:
     def collect(self) -> None:
         """Note every event there is as owed, dispatching nothing."""
         full = not self.dead
+        # The epoll hands out in the order of arrival: after so many events nothing is left from before the call, however busy
+        # the writers are. The wake-up counts too.
+        left = self.attached + 1
         while full:
             events = self._epoll.poll(0, self.max_events)
-            full = len(events) == self.max_events
+            left -= len(events)
+            full = len(events) == self.max_events and left > 0
             for ctx in self._owing(events):
                 self.post(ctx)
 
@@ -594,14 +844,13 @@ class Drain:
         total = ctx._take_counted()
         value = 0
         if not (ctx._semaphore and total):
-            value = _read_now(ctx._fd, blocking=ctx._blocking)
+            value = ctx._read_kernel()
         ctx._signals = (ctx._signals + total + value) & _MASK
         if not due and ctx._semaphore and leftover:
             value = 0  # one of what was there when it was bound: injected then
         elif not due and was_leftover:
             value = max(value - old, 0)
-        owed = total + value
-        return max(owed, 1) if due else owed
+        return min(total + value, _MASK)  # 0 although it was due: somebody else has taken it meanwhile
 
     def settle_unread(self, limit: int, /) -> int:
         """Nothing to do: this module reads at every event."""
@@ -609,12 +858,20 @@ class Drain:
         return 0
 
     def close(self) -> None:
-        """Close the epoll; idempotent. Also for a forked child, where it leaves the parent's registrations alone."""
-        self.dead = True
-        if not self._epoll.closed:
-            self._epoll.close()
-            os.close(self._wakefd)
-        self._mailbox.clear()
+        """Close the epoll; idempotent."""
+        with _lock:
+            self.dead = True
+            if not self._epoll.closed:
+                self._epoll.close()
+                os.close(self._wakefd)
+            while self._mailbox:
+                self._mailbox.popleft()._posted_to = None
+
+    def abandon(self) -> None:
+        """Close it in a forked child: the parent keeps its registrations, and what it has counted is the parent's alone."""
+        for ctx in list(self._tenants.values()):
+            ctx._count = 0
+        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_wakefd"):

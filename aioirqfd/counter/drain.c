@@ -52,7 +52,8 @@ drain_wake(const DrainObject *drain)
 void
 drain_post(DrainObject *drain, EventFdCtxObject *ctx)
 {
-    if (mailbox_link(&ctx->node)) {
+    if (!drain->dead && mailbox_link(&ctx->node)) {
+        ctx->posted_to = drain;
         Py_INCREF(ctx);
         if (mailbox_push(&drain->mailbox, &ctx->node)) {
             drain_wake(drain);
@@ -83,7 +84,17 @@ drain_mark_unread(DrainObject *drain, EventFdCtxObject *ctx)
     return 0;
 }
 
-/* Take the ctx out of its drain; also from its dealloc, and when the fd is closed already. */
+/* Have events tell whether the counter is full (no EPOLLOUT, E17). Only where counts stay unread: each read makes an event then. */
+void
+drain_ask_room(EventFdCtxObject *ctx)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET,
+                                .data.u64 = ((uint64_t)ctx->generation << 32) | ctx->index};
+    ctx->asks_room = epoll_ctl(ctx->drain->epfd, EPOLL_CTL_MOD, ctx->fd, &event) == 0;
+}
+
+/* Take the ctx out of its drain; also from its dealloc, and when the fd is closed already. Its debt goes with it: what is counted
+   stays counted, and is an event again wherever it is added next. */
 void
 drain_forget(EventFdCtxObject *ctx)
 {
@@ -97,9 +108,15 @@ drain_forget(EventFdCtxObject *ctx)
     slot->next_free = drain->free_head;
     drain->free_head = ctx->index;
     drain->attached--;
-    if (!drain->dead && ctx->fd >= 0) {
-        (void)epoll_ctl(drain->epfd, EPOLL_CTL_DEL, ctx->fd, NULL);
+    /* An fd that was closed behind our back may be another eventfd's by now, which must not be unregistered instead. */
+    if (ctx->fd >= 0 && (size_t)ctx->fd < drain->by_fd_cap && drain->by_fd[ctx->fd] == ctx->index) {
+        drain->by_fd[ctx->fd] = NO_SLOT;
+        if (!drain->dead) {
+            (void)epoll_ctl(drain->epfd, EPOLL_CTL_DEL, ctx->fd, NULL);
+        }
     }
+    (void)mailbox_settle(&ctx->node);
+    ctx->event = ctx->fresh = ctx->asks_room = ctx->full = false;
     ctx->drain = NULL;
     Py_DECREF(drain);
 }
@@ -122,6 +139,73 @@ slots_grow(DrainObject *self)
     return 0;
 }
 
+static int
+by_fd_grow(DrainObject *self, int fd)
+{
+    size_t cap = self->by_fd_cap ? self->by_fd_cap : 64;
+    while (cap <= (size_t)fd) {
+        cap *= 2;
+    }
+    uint32_t *grown = PyMem_Realloc(self->by_fd, cap * sizeof(*grown));
+    if (grown == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (size_t i = self->by_fd_cap; i < cap; i++) {
+        grown[i] = NO_SLOT;
+    }
+    self->by_fd = grown;
+    self->by_fd_cap = cap;
+    return 0;
+}
+
+static void
+take_mailbox(DrainObject *self)
+{
+    mailbox_node_t *chain = mailbox_pop_all(&self->mailbox);
+    if (chain == NULL) {
+        return;
+    }
+    if (self->backlog_tail != NULL) {
+        self->backlog_tail->next = chain;
+    } else {
+        self->backlog = chain;
+    }
+    while (chain->next != NULL) {
+        chain = chain->next;
+    }
+    self->backlog_tail = chain;
+}
+
+/* Take a ctx out of the mail of a drain that it has left, so that it can be posted elsewhere. Rare: it changed loops with a post
+   under way. Perhaps not the owner's thread, but with the GIL held nobody else is at either list. */
+static void
+withdraw(DrainObject *self, EventFdCtxObject *ctx)
+{
+    take_mailbox(self);
+    mailbox_node_t *before = NULL;
+    mailbox_node_t *node = self->backlog;
+    while (node != NULL && node != &ctx->node) {
+        before = node;
+        node = node->next;
+    }
+    if (node != NULL) {
+        if (before != NULL) {
+            before->next = node->next;
+        } else {
+            self->backlog = node->next;
+        }
+        if (self->backlog_tail == node) {
+            self->backlog_tail = before;
+        }
+        mailbox_unlink(node);
+        Py_DECREF(ctx);
+    }
+    if (self->backlog != NULL) {
+        drain_wake(self);
+    }
+}
+
 static PyObject *
 drain_add(PyObject *op, PyObject *arg)
 {
@@ -142,6 +226,9 @@ drain_add(PyObject *op, PyObject *arg)
     if (self->free_head == NO_SLOT && slots_grow(self) < 0) {
         return NULL;
     }
+    if (ctx->fd >= 0 && (size_t)ctx->fd >= self->by_fd_cap && by_fd_grow(self, ctx->fd) < 0) {
+        return NULL;
+    }
     uint32_t index = self->free_head;
     drain_slot *slot = &self->slots[index];
     struct pollfd ask = {.fd = ctx->fd, .events = POLLIN};
@@ -150,14 +237,21 @@ drain_add(PyObject *op, PyObject *arg)
     if (epoll_ctl(self->epfd, EPOLL_CTL_ADD, ctx->fd, &event) < 0) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }
+    if (mailbox_is_linked(&ctx->node) && ctx->posted_to != self) {
+        withdraw(ctx->posted_to, ctx);
+    }
     self->free_head = slot->next_free;
     slot->ctx = ctx;
+    self->by_fd[ctx->fd] = index;
     self->attached++;
     ctx->index = index;
     ctx->generation = slot->generation;
     ctx->fresh = fresh;
     ctx->event = false;
     ctx->drain = (DrainObject *)Py_NewRef(self);
+    if (counter_peek(&ctx->count) > 0 && mailbox_owe(&ctx->node)) {
+        drain_post(self, ctx);
+    }
     Py_RETURN_NONE;
 }
 
@@ -198,22 +292,19 @@ wait_now(DrainObject *self)
     return n;
 }
 
-static void
-take_mailbox(DrainObject *self)
+/* What an event says: the ctx, if it did not owe a dispatch before and does now. */
+static EventFdCtxObject *
+note_event(const DrainObject *self, const struct epoll_event *event)
 {
-    mailbox_node_t *chain = mailbox_pop_all(&self->mailbox);
-    if (chain == NULL) {
-        return;
+    EventFdCtxObject *ctx = slot_tenant(self, event->data.u64);
+    if (ctx == NULL || (event->events & (EPOLLIN | EPOLLERR)) == 0) {
+        return NULL; /* gone; or somebody read it, and now there is room */
     }
-    if (self->backlog_tail != NULL) {
-        self->backlog_tail->next = chain;
-    } else {
-        self->backlog = chain;
+    ctx->event = true;
+    if (ctx->asks_room && (event->events & EPOLLOUT) == 0) {
+        ctx->full = true;
     }
-    while (chain->next != NULL) {
-        chain = chain->next;
-    }
-    self->backlog_tail = chain;
+    return mailbox_owe(&ctx->node) ? ctx : NULL;
 }
 
 static EventFdCtxObject *
@@ -236,18 +327,21 @@ static int
 collect(DrainObject *self)
 {
     int n;
+    /* The epoll hands out in the order of arrival: after so many events nothing is left from before the call, however busy the
+       writers are. The wake-up and the timer count too. */
+    Py_ssize_t left = self->attached + 2;
     do {
         n = wait_now(self);
         for (int i = 0; i < n; i++) {
-            EventFdCtxObject *ctx = slot_tenant(self, self->events[i].data.u64);
+            EventFdCtxObject *ctx = note_event(self, &self->events[i]);
             if (ctx != NULL) {
-                ctx->event = true;
-                if (mailbox_owe(&ctx->node)) {
-                    drain_post(self, ctx);
-                }
+                drain_post(self, ctx);
+            } else if (self->events[i].data.u64 == TIMER_EVENT) {
+                settle_later(self); /* run() is to hear of it, and this was its one event */
             }
         }
-    } while (n == self->max_events);
+        left -= n;
+    } while (n == self->max_events && left > 0);
     return n;
 }
 
@@ -269,8 +363,7 @@ settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
     }
     bool due = mailbox_settle(&ctx->node);
     bool leftover = ctx->seen == SEEN_LEFTOVER || ctx->fresh;
-    ctx->event = false;
-    ctx->fresh = false;
+    ctx->event = ctx->fresh = ctx->full = false;
     uint64_t total = ctx->semaphore ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
     ctx->signals += total;
     if (!(ctx->semaphore && total > 0)) {
@@ -285,10 +378,8 @@ settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
         value = value > old ? value - old : 0;
     }
     ctx->seen = SEEN_NOTHING;
+    /* 0 although it was due: somebody else has read it meanwhile. */
     *owed = value > UINT64_MAX - total ? UINT64_MAX : total + value;
-    if (due && *owed == 0) {
-        *owed = 1;
-    }
     return 0;
 }
 
@@ -297,7 +388,7 @@ static Py_ssize_t
 settle_some(DrainObject *self, Py_ssize_t limit)
 {
     Py_ssize_t n = PyList_GET_SIZE(self->unread);
-    Py_ssize_t from = n > limit ? n - limit : 0;
+    Py_ssize_t from = n > limit ? n - Py_MAX(limit, 0) : 0;
     PyObject *some = PyList_GetSlice(self->unread, from, n);
     if (some == NULL || PyList_SetSlice(self->unread, from, n, NULL) < 0) {
         PyErr_WriteUnraisable((PyObject *)self);
@@ -336,6 +427,7 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
     if (self->dead || self->dispatching) {
         return PyLong_FromLong(0);
     }
+    self->thread = PyThread_get_thread_ident(); /* a loop may be run by one thread after another */
     int n = wait_now(self);
     if (n < 0) {
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -358,12 +450,9 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
     }
     bool settle_now = false;
     for (int i = 0; i < n; i++) {
-        EventFdCtxObject *ctx = slot_tenant(self, self->events[i].data.u64);
+        EventFdCtxObject *ctx = note_event(self, &self->events[i]);
         if (ctx != NULL) {
-            ctx->event = true;
-            if (mailbox_owe(&ctx->node)) {
-                ready[len++] = (EventFdCtxObject *)Py_NewRef(ctx);
-            }
+            ready[len++] = (EventFdCtxObject *)Py_NewRef(ctx);
         } else if (self->events[i].data.u64 == TIMER_EVENT) {
             settle_now = true;
         }
@@ -374,29 +463,42 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
     Py_ssize_t slow = 0;
     for (Py_ssize_t i = 0; i < len; i++) {
         EventFdCtxObject *ctx = ready[i];
-        if (top_half_is_fast(ctx) && top_half_batch(ctx->top_half, ctx) == 0) {
-            TopHalfObject *top_half = ctx->top_half;
-            if (!top_half->touched) {
-                top_half->touched = true;
-                top_half->touched_next = touched;
-                touched = (TopHalfObject *)Py_NewRef(top_half);
-            }
-            Py_DECREF(ctx);
-        } else {
+        TopHalfObject *top_half = ctx->top_half;
+        if (!top_half_is_fast(ctx)) {
             ready[slow++] = ctx;
+            continue;
         }
+        if (ctx->handler != NULL) {
+            if (mailbox_is_owed(&ctx->node)) {
+                top_half_wakeup(state, ctx);
+            }
+        } else if (top_half_batch(top_half, ctx) < 0) {
+            PyErr_WriteUnraisable((PyObject *)ctx);
+            drain_post(self, ctx);
+        }
+        if (!top_half->touched) {
+            top_half->touched = true;
+            top_half->touched_next = touched;
+            touched = (TopHalfObject *)Py_NewRef(top_half);
+        }
+        Py_DECREF(ctx);
     }
     while (touched != NULL) {
         TopHalfObject *top_half = touched;
         touched = top_half->touched_next;
         top_half->touched_next = NULL;
         top_half->touched = false;
-        top_half_flush(state, top_half);
+        if (top_half->has_new) {
+            top_half_tell_new(top_half);
+        }
+        if (top_half->batch_len > 0) {
+            top_half_flush(state, top_half);
+        }
         Py_DECREF(top_half);
     }
     for (Py_ssize_t i = 0; i < slow; i++) {
         EventFdCtxObject *ctx = ready[i];
-        if (mailbox_is_owed(&ctx->node)) {
+        if (ctx->drain == self && mailbox_is_owed(&ctx->node)) {
             top_half_wakeup(state, ctx);
         }
         Py_DECREF(ctx);
@@ -477,10 +579,27 @@ drain_close(PyObject *op, PyObject *Py_UNUSED(ignored))
     DrainObject *self = (DrainObject *)op;
     shut(self);
     release_mail(self);
-    if (self->unread != NULL && PyList_SetSlice(self->unread, 0, PyList_GET_SIZE(self->unread), NULL) < 0) {
-        return NULL;
+    if (self->unread != NULL) {
+        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(self->unread); i++) {
+            ((EventFdCtxObject *)PyList_GET_ITEM(self->unread, i))->in_unread = false;
+        }
+        if (PyList_SetSlice(self->unread, 0, PyList_GET_SIZE(self->unread), NULL) < 0) {
+            return NULL;
+        }
     }
     Py_RETURN_NONE;
+}
+
+static PyObject *
+drain_abandon(PyObject *op, PyObject *ignored)
+{
+    DrainObject *self = (DrainObject *)op;
+    for (uint32_t i = 0; i < self->slots_cap; i++) {
+        if (self->slots[i].ctx != NULL) {
+            (void)counter_take(&self->slots[i].ctx->count);
+        }
+    }
+    return drain_close(op, ignored);
 }
 
 static PyObject *
@@ -567,6 +686,7 @@ drain_dealloc(PyObject *op)
     PyMem_Free(self->events);
     PyMem_Free(self->ready);
     PyMem_Free(self->slots);
+    PyMem_Free(self->by_fd);
     type->tp_free(op);
     Py_DECREF(type);
 }
@@ -589,7 +709,9 @@ static PyMethodDef drain_methods[] = {
      PyDoc_STR("settle($self, ctx, /)\n--\n\nEmpty the eventfd; return what of it was not injected yet.")},
     {"settle_unread", drain_settle_unread, METH_O,
      PyDoc_STR("settle_unread($self, limit, /)\n--\n\nRead counts that were left unread; return how many are still to do.")},
-    {"close", drain_close, METH_NOARGS, PyDoc_STR("close($self, /)\n--\n\nClose the epoll; idempotent. Also for a forked child, where it leaves the parent's registrations alone.")},
+    {"close", drain_close, METH_NOARGS, PyDoc_STR("close($self, /)\n--\n\nClose the epoll; idempotent.")},
+    {"abandon", drain_abandon, METH_NOARGS,
+     PyDoc_STR("abandon($self, /)\n--\n\nClose it in a forked child: the parent keeps its registrations, and what it has counted is the parent's alone.")},
     {"fileno", drain_fileno, METH_NOARGS, PyDoc_STR("fileno($self, /)\n--\n\nThe epoll's fd, -1 once closed.")},
     {NULL, NULL, 0, NULL},
 };

@@ -104,7 +104,11 @@ eventfd_write_saturating(int fd, bool blocking, uint64_t n, uint64_t *added)
         uint64_t count;
         long id;
         int semaphore;
-        if (eventfd_peek(fd, &count, &id, &semaphore) != 1) {
+        int found = eventfd_peek(fd, &count, &id, &semaphore);
+        if (found != 1) {
+            if (found == 0) {
+                errno = EINVAL; /* the fd number is another file's by now */
+            }
             return -1;
         }
         if (count >= COUNTER_MAX) {
@@ -128,7 +132,8 @@ eventfd_write_saturating(int fd, bool blocking, uint64_t n, uint64_t *added)
 }
 
 /* Take what this dispatch stands for. False: nothing is there (somebody else read it), so there is nothing to inject.
-   Where nobody asks for the count, the kernel's counter stays unread for the time being. */
+   Where nobody asks for the count, the kernel's counter stays unread for the time being.
+   count: what was taken; 0 where it was left unread. */
 bool
 eventfd_ctx_consume(EventFdCtxObject *ctx, uint64_t *count)
 {
@@ -137,18 +142,16 @@ eventfd_ctx_consume(EventFdCtxObject *ctx, uint64_t *count)
     ctx->signals += total;
     if (ctx->event) {
         bool fresh = ctx->fresh;
-        ctx->event = false;
-        ctx->fresh = false;
+        bool full = ctx->full;
+        ctx->event = ctx->fresh = ctx->full = false;
         if (fresh && !ctx->want_count) {
             ctx->seen = SEEN_LEFTOVER;
             known = true;
-        } else if (!ctx->want_count && !ctx->semaphore) {
+        } else if (!full && !ctx->want_count && !ctx->semaphore) {
             known = true;
-            if (ctx->seen != SEEN_UNREAD) {
-                ctx->seen = SEEN_UNREAD;
-                if (drain_mark_unread(ctx->drain, ctx) < 0) {
-                    PyErr_WriteUnraisable((PyObject *)ctx);
-                }
+            ctx->seen = SEEN_UNREAD;
+            if (drain_mark_unread(ctx->drain, ctx) < 0) {
+                PyErr_WriteUnraisable((PyObject *)ctx);
             }
         } else {
             uint64_t value = 0;
@@ -159,7 +162,7 @@ eventfd_ctx_consume(EventFdCtxObject *ctx, uint64_t *count)
                 if (value > UINT64_MAX - total) {
                     /* Two counters near the top: hand on one now and the other by a dispatch of its own. */
                     uint64_t kept = counter_add(&ctx->count, value);
-                    ctx->signals -= value;
+                    ctx->signals -= kept;
                     total += value - kept;
                     if (mailbox_owe(&ctx->node)) {
                         drain_post(ctx->drain, ctx);
@@ -170,7 +173,7 @@ eventfd_ctx_consume(EventFdCtxObject *ctx, uint64_t *count)
             }
         }
     }
-    *count = total > 0 ? total : 1;
+    *count = total;
     return known;
 }
 
@@ -178,7 +181,15 @@ eventfd_ctx_consume(EventFdCtxObject *ctx, uint64_t *count)
 void
 eventfd_ctx_put_back(EventFdCtxObject *ctx, uint64_t n)
 {
-    ctx->signals -= counter_add(&ctx->count, n);
+    if (n > 0) {
+        ctx->signals -= counter_add(&ctx->count, n);
+        return;
+    }
+    ctx->event = true;
+    if (ctx->seen == SEEN_LEFTOVER) {
+        ctx->seen = SEEN_NOTHING;
+        ctx->fresh = true;
+    }
 }
 
 static PyObject *
@@ -261,6 +272,8 @@ ctx_spill(PyObject *op, PyObject *Py_UNUSED(ignored))
         counter_add(&self->count, rest);
         return PyErr_SetFromErrno(PyExc_OSError);
     }
+    /* What does not fit in there stays here, for the next read. */
+    (void)counter_add(&self->count, rest - added);
     Py_RETURN_NONE;
 }
 
@@ -283,8 +296,8 @@ ctx_bind(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     if (state == NULL) {
         return NULL;
     }
-    if (nargs != 3 || !Py_IS_TYPE(args[0], state->top_half_type)) {
-        PyErr_SetString(PyExc_TypeError, "bind(top_half, irqfd, want_count)");
+    if (nargs != 4 || !Py_IS_TYPE(args[0], state->top_half_type)) {
+        PyErr_SetString(PyExc_TypeError, "bind(top_half, irqfd, want_count, handler)");
         return NULL;
     }
     int want_count = PyObject_IsTrue(args[2]);
@@ -297,9 +310,13 @@ ctx_bind(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     }
     self->top_half = (TopHalfObject *)Py_NewRef(args[0]);
     self->irqfd = Py_NewRef(args[1]);
+    self->handler = args[3] != Py_None ? Py_NewRef(args[3]) : NULL;
     self->want_count = want_count != 0;
     self->listening = true;
     self->seen = SEEN_NOTHING;
+    if (!self->want_count && !self->semaphore && !self->drain->dead) {
+        drain_ask_room(self);
+    }
     Py_RETURN_NONE;
 }
 
@@ -307,16 +324,40 @@ static PyObject *
 ctx_unbind(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
-    self->listening = false;
-    self->want_count = false;
-    self->fresh = false;
-    self->event = false;
+    self->listening = self->want_count = false;
+    self->event = self->fresh = self->full = false;
     self->seen = SEEN_NOTHING;
     (void)mailbox_settle(&self->node);
+    top_half_unhold(self);
+    Py_CLEAR(self->handler);
     Py_CLEAR(self->interrupt);
     Py_CLEAR(self->irqfd);
     Py_CLEAR(self->top_half);
     Py_RETURN_NONE;
+}
+
+/* Take back what waits for the handler: the count, 0 when nothing does. */
+static PyObject *
+ctx_recall(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    uint64_t count = self->taken;
+    self->taken = 0;
+    self->queued = false;
+    return PyLong_FromUnsignedLongLong(count);
+}
+
+static PyObject *
+ctx_get_queued(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(((EventFdCtxObject *)op)->taken > 0);
+}
+
+static PyObject *
+ctx_get_running(PyObject *op, void *Py_UNUSED(closure))
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    return self->run != NULL ? ready_run_task(self->run) : Py_NewRef(Py_None);
 }
 
 static PyObject *
@@ -396,6 +437,7 @@ ctx_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(self->top_half);
     Py_VISIT(self->irqfd);
     Py_VISIT(self->interrupt);
+    Py_VISIT(self->handler);
     return 0;
 }
 
@@ -407,6 +449,7 @@ ctx_clear(PyObject *op)
     Py_CLEAR(self->top_half);
     Py_CLEAR(self->irqfd);
     Py_CLEAR(self->interrupt);
+    Py_CLEAR(self->handler);
     return 0;
 }
 
@@ -437,7 +480,8 @@ static PyMethodDef ctx_methods[] = {
     {"_take", ctx_take, METH_NOARGS, PyDoc_STR("Read both counters; 0 when there is nothing.")},
     {"_spill", ctx_spill, METH_NOARGS, PyDoc_STR("Move what was counted in this process into the kernel's counter.")},
     {"_readable", ctx_readable, METH_NOARGS, PyDoc_STR("Whether the count is above 0; consumes nothing.")},
-    {"_bind", _PyCFunction_CAST(ctx_bind), METH_FASTCALL, PyDoc_STR("_bind(top_half, irqfd, want_count): signals go there.")},
+    {"_bind", _PyCFunction_CAST(ctx_bind), METH_FASTCALL, PyDoc_STR("_bind(top_half, irqfd, want_count, handler): signals go there.")},
+    {"_recall", ctx_recall, METH_NOARGS, PyDoc_STR("Take back the count that waits for the handler.")},
     {"_unbind", ctx_unbind, METH_NOARGS, PyDoc_STR("Undo _bind; what is still owed is the caller's business.")},
     {"_arm", ctx_arm, METH_O, PyDoc_STR("Cache the Interrupt for the fast path under the current routing; None forbids it.")},
     {NULL, NULL, 0, NULL},
@@ -448,6 +492,7 @@ static PyMemberDef ctx_members[] = {
     {"_fd", T_INT, offsetof(EventFdCtxObject, fd), 0, PyDoc_STR("The file descriptor, -1 once closed.")},
     {"_semaphore", T_BOOL, offsetof(EventFdCtxObject, semaphore), READONLY, PyDoc_STR("Made with EFD_SEMAPHORE.")},
     {"_listening", T_BOOL, offsetof(EventFdCtxObject, listening), 0, PyDoc_STR("Somebody in this process hears signals.")},
+    {"_gsi", T_UINT, offsetof(EventFdCtxObject, gsi), 0, PyDoc_STR("The gsi it is bound to; for the flight ring.")},
     {"_held", T_BOOL, offsetof(EventFdCtxObject, held), READONLY, PyDoc_STR("Waits in its top half.")},
     {"_signals", T_ULONGLONG, offsetof(EventFdCtxObject, signals), 0, PyDoc_STR("Counted out of the counters, modulo 2**64.")},
     {"_wakeups", T_ULONGLONG, offsetof(EventFdCtxObject, wakeups), 0, PyDoc_STR("Dispatches.")},
@@ -458,6 +503,8 @@ static PyMemberDef ctx_members[] = {
 static PyGetSetDef ctx_getset[] = {
     {"_owed", ctx_is_owed, NULL, PyDoc_STR("A signal was seen and is not dispatched yet."), NULL},
     {"_count", ctx_get_count, NULL, PyDoc_STR("Counted in this process and not taken yet."), NULL},
+    {"_queued", ctx_get_queued, NULL, PyDoc_STR("A count waits for the handler."), NULL},
+    {"_running", ctx_get_running, NULL, PyDoc_STR("The task that runs the handler just now, or None."), NULL},
     {"_registered", ctx_get_registered, NULL, PyDoc_STR("In a drain."), NULL},
     {"_leftover", ctx_get_leftover, NULL, PyDoc_STR("What the eventfd held when it was bound was injected and left (P01)."), NULL},
     {NULL, NULL, NULL, NULL, NULL},

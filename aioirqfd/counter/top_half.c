@@ -25,19 +25,29 @@ top_half_hold(TopHalfObject *top_half, EventFdCtxObject *ctx)
     if (ctx->held) {
         return 0;
     }
-    if (top_half->held_len == top_half->held_cap) {
-        Py_ssize_t cap = top_half->held_cap ? 2 * top_half->held_cap : 16;
-        EventFdCtxObject **grown = PyMem_Realloc(top_half->held, (size_t)cap * sizeof(*grown));
-        if (grown == NULL) {
-            PyErr_NoMemory();
-            return -1;
-        }
-        top_half->held = grown;
-        top_half->held_cap = cap;
+    if (top_half->held == NULL && (top_half->held = PyDict_New()) == NULL) {
+        return -1;
+    }
+    if (PyDict_SetItem(top_half->held, (PyObject *)ctx, Py_None) < 0) {
+        return -1;
     }
     ctx->held = true;
-    top_half->held[top_half->held_len++] = (EventFdCtxObject *)Py_NewRef(ctx);
+    if (HAS_FLIGHT(top_half)) {
+        flight_put(top_half->flight, flight_now(), FLIGHT_HELD, ctx, 0);
+    }
     return 0;
+}
+
+/* It is being unbound: the next manager has to hold it anew. */
+void
+top_half_unhold(EventFdCtxObject *ctx)
+{
+    if (ctx->held) {
+        ctx->held = false;
+        if (PyDict_DelItem(ctx->top_half->held, (PyObject *)ctx) < 0) {
+            PyErr_WriteUnraisable((PyObject *)ctx);
+        }
+    }
 }
 
 /* Line the irqfd up for the next flush. It stays owed until then. */
@@ -56,6 +66,68 @@ top_half_batch(TopHalfObject *top_half, EventFdCtxObject *ctx)
     }
     top_half->batch[top_half->batch_len++] = (batch_entry){.ctx = (EventFdCtxObject *)Py_NewRef(ctx)};
     return 0;
+}
+
+/* Line the irqfd up for its handler, which a worker of the queue runs. It owes nothing any more; its count is in `taken`. */
+int
+top_half_enqueue(TopHalfObject *top_half, EventFdCtxObject *ctx)
+{
+    if (ctx->queued || ctx->run != NULL) {
+        return 0; /* the run to come, or another one after the one under way, has the count */
+    }
+    if (top_half->ready_len == top_half->ready_cap) {
+        Py_ssize_t cap = top_half->ready_cap ? 2 * top_half->ready_cap : 64;
+        EventFdCtxObject **grown = PyMem_Malloc((size_t)cap * sizeof(*grown));
+        if (grown == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        for (Py_ssize_t i = 0; i < top_half->ready_len; i++) {
+            grown[i] = top_half->ready[(top_half->ready_head + i) % top_half->ready_cap];
+        }
+        PyMem_Free(top_half->ready);
+        top_half->ready = grown;
+        top_half->ready_cap = cap;
+        top_half->ready_head = 0;
+    }
+    Py_ssize_t tail = (top_half->ready_head + top_half->ready_len) % top_half->ready_cap;
+    top_half->ready[tail] = (EventFdCtxObject *)Py_NewRef(ctx);
+    top_half->ready_len++;
+    top_half->has_new = true;
+    ctx->queued = true;
+    return 0;
+}
+
+/* The oldest irqfd whose handler is to run, a new reference; NULL without an exception when there is none. */
+EventFdCtxObject *
+top_half_next_ready(TopHalfObject *top_half)
+{
+    while (top_half->ready_len > 0) {
+        EventFdCtxObject *ctx = top_half->ready[top_half->ready_head];
+        top_half->ready_head = (top_half->ready_head + 1) % top_half->ready_cap;
+        top_half->ready_len--;
+        if (ctx->queued) {
+            ctx->queued = false;
+            return ctx;
+        }
+        Py_DECREF(ctx); /* taken back in the meantime */
+    }
+    return NULL;
+}
+
+void
+top_half_tell_new(TopHalfObject *top_half)
+{
+    top_half->has_new = false;
+    if (top_half->on_ready != NULL) {
+        PyObject *callable = Py_NewRef(top_half->on_ready);
+        PyObject *done = PyObject_CallNoArgs(callable);
+        if (done == NULL) {
+            PyErr_WriteUnraisable(callable);
+        }
+        Py_XDECREF(done);
+        Py_DECREF(callable);
+    }
 }
 
 static void
@@ -78,10 +150,10 @@ report(TopHalfObject *top_half)
     Py_XDECREF(traceback);
 }
 
-static void
-call_irqfd(PyObject *irqfd, PyObject *method, uint64_t count)
+void
+irqfd_call(PyObject *irqfd, PyObject *method, uint64_t count)
 {
-    PyObject *number = PyLong_FromUnsignedLongLong(count);
+    PyObject *number = PyLong_FromUnsignedLongLong(count > 0 ? count : 1);
     PyObject *done = number != NULL ? PyObject_CallMethodOneArg(irqfd, method, number) : NULL;
     if (done == NULL) {
         PyErr_WriteUnraisable(irqfd);
@@ -94,6 +166,9 @@ call_irqfd(PyObject *irqfd, PyObject *method, uint64_t count)
 static void
 defer(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx, PyObject *irqfd, uint64_t count)
 {
+    if (HAS_FLIGHT(top_half)) {
+        flight_put(top_half->flight, flight_now(), FLIGHT_DEFERRED, ctx, count);
+    }
     if ((top_half->full || top_half->paused) && ctx->top_half == top_half) {
         eventfd_ctx_put_back(ctx, count);
         if (mailbox_owe(&ctx->node) && top_half_hold(top_half, ctx) < 0) {
@@ -101,12 +176,12 @@ defer(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx, PyObj
         }
         return;
     }
-    call_irqfd(irqfd, state->str_defer, count);
+    irqfd_call(irqfd, state->str_defer, count);
 }
 
 /* 1 taken, 0 not. */
-static int
-try_one(TopHalfObject *top_half, PyObject *interrupt)
+int
+top_half_try(TopHalfObject *top_half, PyObject *interrupt)
 {
     PyObject *callable = top_half->try_inject;
     if (callable == NULL) {
@@ -135,7 +210,7 @@ try_many(TopHalfObject *top_half, PyObject *interrupts)
     PyObject *callable = Py_NewRef(top_half->try_inject_batch);
     PyObject *answer = PyObject_CallOneArg(callable, interrupts);
     Py_DECREF(callable);
-    Py_ssize_t taken = answer == NULL ? -1 : PyNumber_AsSsize_t(answer, PyExc_OverflowError);
+    Py_ssize_t taken = answer == NULL ? -1 : PyNumber_AsSsize_t(answer, NULL); /* clipped */
     Py_XDECREF(answer);
     if (taken == -1 && PyErr_Occurred() != NULL) {
         report(top_half);
@@ -160,8 +235,11 @@ inject_one(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx)
     PyObject *irqfd = Py_NewRef(ctx->irqfd);
     PyObject *interrupt = Py_NewRef(ctx->interrupt);
     ctx->wakeups++;
-    if (try_one(top_half, interrupt)) {
+    if (top_half_try(top_half, interrupt)) {
         ctx->fast++;
+        if (HAS_FLIGHT(top_half)) {
+            flight_put(top_half->flight, flight_now(), FLIGHT_INJECTED, ctx, count);
+        }
     } else {
         defer(state, top_half, ctx, irqfd, count);
     }
@@ -178,7 +256,8 @@ top_half_flush(native_state *state, TopHalfObject *top_half)
     Py_ssize_t lined_up = top_half->batch_len;
     Py_ssize_t cap = top_half->batch_cap;
     Py_ssize_t n = 0;
-    if (lined_up == 1 && top_half_is_fast(batch[0].ctx) && top_half->try_inject != NULL) {
+    if (lined_up == 1 && batch[0].ctx->top_half == top_half && top_half_is_fast(batch[0].ctx) &&
+        top_half->try_inject != NULL) {
         EventFdCtxObject *ctx = batch[0].ctx;
         top_half->batch_len = 0;
         inject_one(state, top_half, ctx);
@@ -191,8 +270,9 @@ top_half_flush(native_state *state, TopHalfObject *top_half)
     PyObject *interrupts = PyList_New(lined_up);
     for (Py_ssize_t i = 0; i < lined_up; i++) {
         EventFdCtxObject *ctx = batch[i].ctx;
-        if (interrupts == NULL || !top_half_is_fast(ctx)) {
-            /* Masked, re-routed or unbound since, by a sink that was called in between: through the mailbox once more. */
+        if (interrupts == NULL || ctx->top_half != top_half || !top_half_is_fast(ctx)) {
+            /* Masked, re-routed, unbound or bound elsewhere since, by a sink that was called in between: through the mailbox
+               once more. */
             if (ctx->drain != NULL && mailbox_is_owed(&ctx->node)) {
                 drain_post(ctx->drain, ctx);
             }
@@ -213,10 +293,15 @@ top_half_flush(native_state *state, TopHalfObject *top_half)
     } else if (n > 0) {
         Py_SET_SIZE(interrupts, n);
         Py_ssize_t taken = try_many(top_half, interrupts);
+        /* One look at the clock for all of them. */
+        uint64_t now = HAS_FLIGHT(top_half) ? flight_now() : 0;
         for (Py_ssize_t i = 0; i < n; i++) {
             batch_entry entry = batch[i];
-            if (taken >= 0 ? i < taken : try_one(top_half, PyList_GET_ITEM(interrupts, i))) {
+            if (taken >= 0 ? i < taken : top_half_try(top_half, PyList_GET_ITEM(interrupts, i))) {
                 entry.ctx->fast++;
+                if (HAS_FLIGHT(top_half)) {
+                    flight_put(top_half->flight, now, FLIGHT_INJECTED, entry.ctx, entry.count);
+                }
             } else {
                 defer(state, top_half, entry.ctx, entry.irqfd, entry.count);
             }
@@ -256,10 +341,27 @@ top_half_wakeup(native_state *state, EventFdCtxObject *ctx)
         }
         return;
     }
+    bool lane = ctx->handler != NULL && top_half_is_fast(ctx);
+    if (lane && !ctx->queued && ctx->run == NULL && top_half->ready_len >= top_half->room) {
+        if (mailbox_is_owed(&ctx->node) && top_half_hold(top_half, ctx) < 0) {
+            PyErr_WriteUnraisable((PyObject *)ctx);
+        }
+        return;
+    }
     if (mailbox_settle(&ctx->node) && eventfd_ctx_consume(ctx, &count)) {
-        PyObject *irqfd = Py_NewRef(ctx->irqfd);
         ctx->wakeups++;
-        call_irqfd(irqfd, state->str_wakeup, count);
+        if (HAS_FLIGHT(top_half)) {
+            flight_put(top_half->flight, flight_now(), FLIGHT_WAKEUP, ctx, count);
+        }
+        if (lane && count > 0 && count <= UINT64_MAX - ctx->taken) {
+            ctx->taken += count;
+            if (top_half_enqueue(top_half, ctx) < 0) {
+                PyErr_WriteUnraisable((PyObject *)ctx);
+            }
+            return;
+        }
+        PyObject *irqfd = Py_NewRef(ctx->irqfd);
+        irqfd_call(irqfd, state->str_wakeup, count);
         Py_DECREF(irqfd);
     }
 }
@@ -271,10 +373,13 @@ top_half_one(native_state *state, EventFdCtxObject *ctx)
     DrainObject *drain = (DrainObject *)Py_NewRef(ctx->drain);
     TopHalfObject *top_half = ctx->top_half;
     drain->dispatching = true;
-    if (top_half_is_fast(ctx) && top_half->try_inject != NULL) {
+    if (top_half_is_fast(ctx) && ctx->handler == NULL && top_half->try_inject != NULL) {
         inject_one(state, top_half, ctx);
     } else {
         top_half_wakeup(state, ctx);
+        if (top_half != NULL && top_half->has_new) {
+            top_half_tell_new(top_half);
+        }
     }
     drain->dispatching = false;
     Py_DECREF(drain);
@@ -283,9 +388,11 @@ top_half_one(native_state *state, EventFdCtxObject *ctx)
 static PyObject *
 top_half_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keywords[] = {"try_inject", "try_inject_batch", "on_error", NULL};
+    static char *keywords[] = {"try_inject", "try_inject_batch", "on_error", "on_ready", "on_progress", NULL};
     PyObject *try_inject = Py_None, *try_inject_batch = Py_None, *on_error = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OOO:TopHalf", keywords, &try_inject, &try_inject_batch, &on_error)) {
+    PyObject *on_ready = Py_None, *on_progress = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OOOOO:TopHalf", keywords, &try_inject, &try_inject_batch, &on_error,
+                                     &on_ready, &on_progress)) {
         return NULL;
     }
     TopHalfObject *self = (TopHalfObject *)type->tp_alloc(type, 0);
@@ -295,6 +402,9 @@ top_half_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->try_inject = try_inject != Py_None ? Py_NewRef(try_inject) : NULL;
     self->try_inject_batch = try_inject_batch != Py_None ? Py_NewRef(try_inject_batch) : NULL;
     self->on_error = on_error != Py_None ? Py_NewRef(on_error) : NULL;
+    self->on_ready = on_ready != Py_None ? Py_NewRef(on_ready) : NULL;
+    self->on_progress = on_progress != Py_None ? Py_NewRef(on_progress) : NULL;
+    self->room = PY_SSIZE_T_MAX;
     return (PyObject *)self;
 }
 
@@ -306,15 +416,30 @@ top_half_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(self->try_inject);
     Py_VISIT(self->try_inject_batch);
     Py_VISIT(self->on_error);
-    Py_VISIT(self->touched_next);
-    for (Py_ssize_t i = 0; i < self->held_len; i++) {
-        Py_VISIT(self->held[i]);
+    Py_VISIT(self->flight);
+    Py_VISIT(self->on_ready);
+    Py_VISIT(self->on_progress);
+    for (Py_ssize_t i = 0; i < self->ready_len; i++) {
+        Py_VISIT(self->ready[(self->ready_head + i) % self->ready_cap]);
     }
+    Py_VISIT(self->touched_next);
+    Py_VISIT(self->held);
     for (Py_ssize_t i = 0; i < self->batch_len; i++) {
         Py_VISIT(self->batch[i].ctx);
         Py_VISIT(self->batch[i].irqfd);
     }
     return 0;
+}
+
+/* A dict that leaves top_half->held: its irqfds are not held any more. */
+static void
+none_held(PyObject *held)
+{
+    PyObject *ctx;
+    Py_ssize_t at = 0;
+    while (held != NULL && PyDict_Next(held, &at, &ctx, NULL)) {
+        ((EventFdCtxObject *)ctx)->held = false;
+    }
 }
 
 static int
@@ -324,12 +449,16 @@ top_half_clear(PyObject *op)
     Py_CLEAR(self->try_inject);
     Py_CLEAR(self->try_inject_batch);
     Py_CLEAR(self->on_error);
-    Py_CLEAR(self->touched_next);
-    while (self->held_len > 0) {
-        EventFdCtxObject *ctx = self->held[--self->held_len];
-        ctx->held = false;
-        Py_DECREF(ctx);
+    Py_CLEAR(self->flight);
+    Py_CLEAR(self->on_ready);
+    Py_CLEAR(self->on_progress);
+    EventFdCtxObject *ready;
+    while ((ready = top_half_next_ready(self)) != NULL) {
+        Py_DECREF(ready);
     }
+    Py_CLEAR(self->touched_next);
+    none_held(self->held);
+    Py_CLEAR(self->held);
     while (self->batch_len > 0) {
         batch_entry entry = self->batch[--self->batch_len];
         Py_XDECREF(entry.irqfd);
@@ -345,10 +474,24 @@ top_half_dealloc(PyObject *op)
     PyTypeObject *type = Py_TYPE(op);
     PyObject_GC_UnTrack(op);
     (void)top_half_clear(op);
-    PyMem_Free(self->held);
     PyMem_Free(self->batch);
+    PyMem_Free(self->ready);
     type->tp_free(op);
     Py_DECREF(type);
+}
+
+static bool
+still_owes(const TopHalfObject *top_half, EventFdCtxObject *ctx)
+{
+    return ctx->top_half == top_half && ctx->drain != NULL && mailbox_is_owed(&ctx->node);
+}
+
+static void
+hold_again(TopHalfObject *top_half, PyObject *ctx)
+{
+    if (still_owes(top_half, (EventFdCtxObject *)ctx) && top_half_hold(top_half, (EventFdCtxObject *)ctx) < 0) {
+        PyErr_WriteUnraisable((PyObject *)top_half);
+    }
 }
 
 /* Dispatch what was held, oldest first, until the queue is full again; after a while, or from within a dispatch, let the loop do
@@ -361,53 +504,70 @@ top_half_release(PyObject *op, PyObject *Py_UNUSED(ignored))
     if (state == NULL) {
         return NULL;
     }
-    EventFdCtxObject **held = self->held;
-    Py_ssize_t n = self->held_len;
-    Py_ssize_t i = 0;
+    PyObject *held = self->held;
+    if (held == NULL) {
+        return PyLong_FromLong(0);
+    }
+    PyObject *oldest_first = PyDict_Keys(held);
+    if (oldest_first == NULL) {
+        return NULL;
+    }
     self->held = NULL;
-    self->held_len = self->held_cap = 0;
+    none_held(held);
+    Py_DECREF(held);
+    Py_ssize_t n = PyList_GET_SIZE(oldest_first);
+    Py_ssize_t i = 0;
     for (; i < n && !self->full && !self->paused; i++) {
-        EventFdCtxObject *ctx = held[i];
-        ctx->held = false;
-        if (ctx->drain != NULL && mailbox_is_owed(&ctx->node)) {
+        EventFdCtxObject *ctx = (EventFdCtxObject *)PyList_GET_ITEM(oldest_first, i);
+        if (still_owes(self, ctx)) {
             if (i < RELEASE_AT_ONCE && !ctx->drain->dispatching && drain_is_here(ctx->drain)) {
                 top_half_one(state, ctx);
             } else {
                 drain_post(ctx->drain, ctx);
             }
         }
-        Py_DECREF(ctx);
     }
     /* The rest keeps its place, before whatever was held just now. */
-    for (Py_ssize_t j = i; j < n; j++) {
-        held[j]->held = false;
-    }
-    EventFdCtxObject **newer = self->held;
-    Py_ssize_t newer_len = self->held_len;
+    PyObject *newer = self->held;
     self->held = NULL;
-    self->held_len = self->held_cap = 0;
-    for (Py_ssize_t j = 0; j < n - i + newer_len; j++) {
-        EventFdCtxObject *ctx = j < n - i ? held[i + j] : newer[j - (n - i)];
-        if (j >= n - i) {
-            ctx->held = false;
-        }
-        if (ctx->drain != NULL && mailbox_is_owed(&ctx->node) && top_half_hold(self, ctx) < 0) {
-            PyErr_WriteUnraisable(op);
-        }
-        Py_DECREF(ctx);
+    none_held(newer);
+    for (Py_ssize_t j = i; j < n; j++) {
+        hold_again(self, PyList_GET_ITEM(oldest_first, j));
     }
-    PyMem_Free(newer);
-    PyMem_Free(held);
+    PyObject *ctx;
+    Py_ssize_t at = 0;
+    while (newer != NULL && PyDict_Next(newer, &at, &ctx, NULL)) {
+        hold_again(self, ctx);
+    }
+    Py_XDECREF(newer);
+    Py_DECREF(oldest_first);
     return PyLong_FromSsize_t(i);
 }
 
 static PyObject *
 top_half_held(PyObject *op, void *Py_UNUSED(closure))
 {
-    return PyLong_FromSsize_t(((TopHalfObject *)op)->held_len);
+    PyObject *held = ((TopHalfObject *)op)->held;
+    return PyLong_FromSsize_t(held != NULL ? PyDict_GET_SIZE(held) : 0);
+}
+
+static PyObject *
+top_half_run_ready(PyObject *op, PyObject *task)
+{
+    native_state *state = native_state_of_object(op);
+    return state != NULL ? ready_run_new(state, (TopHalfObject *)op, task) : NULL;
+}
+
+static PyObject *
+top_half_ready(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSsize_t(((TopHalfObject *)op)->ready_len);
 }
 
 static PyMethodDef top_half_methods[] = {
+    {"run_ready", top_half_run_ready, METH_O,
+     PyDoc_STR("run_ready($self, task, /)\n--\n\nAn awaitable that runs the handlers of ready irqfds, one after the other, and injects; it\n"
+               "returns when none is left, or after a millisecond.")},
     {"release", top_half_release, METH_NOARGS,
      PyDoc_STR("release($self, /)\n--\n\nDispatch what was held, until the queue is full again; return how many irqfds that were.")},
     {NULL, NULL, 0, NULL},
@@ -416,17 +576,45 @@ static PyMethodDef top_half_methods[] = {
 static PyMemberDef top_half_members[] = {
     {"paused", T_BOOL, offsetof(TopHalfObject, paused), 0, PyDoc_STR("Hold everything.")},
     {"full", T_BOOL, offsetof(TopHalfObject, full), 0, PyDoc_STR("The work queue has no room: hold what the sink does not take at once.")},
+    {"room", T_PYSSIZET, offsetof(TopHalfObject, room), 0, PyDoc_STR("How many irqfds may wait for their handler.")},
+    {"watched", T_BOOL, offsetof(TopHalfObject, watched), 0, PyDoc_STR("Call on_progress after each.")},
     {"generation", T_ULONGLONG, offsetof(TopHalfObject, generation), 0, PyDoc_STR("Counts routing tables; cached interrupts of an older one are not used.")},
     {NULL, 0, 0, 0, NULL},
 };
 
+static PyObject *
+top_half_get_flight(PyObject *op, void *Py_UNUSED(closure))
+{
+    FlightRingObject *flight = ((TopHalfObject *)op)->flight;
+    return flight != NULL ? Py_NewRef(flight) : Py_NewRef(Py_None);
+}
+
+static int
+top_half_set_flight(PyObject *op, PyObject *value, void *Py_UNUSED(closure))
+{
+    TopHalfObject *self = (TopHalfObject *)op;
+    native_state *state = native_state_of_object(op);
+    if (state == NULL) {
+        return -1;
+    }
+    if (value != NULL && value != Py_None && !Py_IS_TYPE(value, state->flight_ring_type)) {
+        PyErr_SetString(PyExc_TypeError, "flight is a FlightRing or None");
+        return -1;
+    }
+    FlightRingObject *ring = value != NULL && value != Py_None ? (FlightRingObject *)Py_NewRef(value) : NULL;
+    Py_XSETREF(self->flight, ring);
+    return 0;
+}
+
 static PyGetSetDef top_half_getset[] = {
+    {"flight", top_half_get_flight, top_half_set_flight, PyDoc_STR("The FlightRing that remembers, or None."), NULL},
+    {"ready", top_half_ready, NULL, PyDoc_STR("How many irqfds wait for their handler."), NULL},
     {"held", top_half_held, NULL, PyDoc_STR("How many irqfds wait here."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot top_half_slots[] = {
-    {Py_tp_doc, (void *)PyDoc_STR("TopHalf(try_inject=None, try_inject_batch=None, on_error=None)\n--\n\n"
+    {Py_tp_doc, (void *)PyDoc_STR("TopHalf(try_inject=None, try_inject_batch=None, on_error=None, on_ready=None, on_progress=None)\n--\n\n"
                                   "What one manager does with a ready irqfd at once.")},
     {Py_tp_new, (void *)top_half_new},
     {Py_tp_traverse, (void *)top_half_traverse},

@@ -26,9 +26,20 @@ if TYPE_CHECKING:
     from aioirqfd.irqfd.manager import IrqManager
 
     WakeupHandler = Callable[["IrqFd", int], Awaitable[None]]
-    Mark = tuple[bool, int, int, int, State]
 else:
     WakeupHandler = Callable
+
+
+@final
+@dataclass(slots=True)
+class Mark:
+    """Where an irqfd stood when a flush began: see :meth:`IrqFd.passed`."""
+
+    owed: bool
+    lane: int
+    fast: int
+    deferrals: int
+    target: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +47,11 @@ class IrqFdStatistics:
     """Counts of one irqfd since it was assigned.
 
     Attributes:
-        signals: The sum of the counts that were taken out of its eventfd.
+        signals: The sum of the counts that were taken out of its eventfd, less what was put back.
         wakeups: How often the loop noticed.
         injections: Interrupts that reached the sink (an offloaded irqfd's are the kernel's, and not counted).
         fast: Of these, how many the sink took at once.
-        coalesced: Signals that shared an injection with another (row W02).
+        coalesced: Signals that shared an injection with another (row W02); those that are still owed do not count yet.
         dropped: Injections that went nowhere because the gsi had no route (rows W08, G11).
         retries: Attempts after a failure of the sink or a handler.
     """
@@ -55,17 +66,36 @@ class IrqFdStatistics:
 
 
 @final
+class _LaneRun:
+    """A run of an irqfd's handler by the counter module."""
+
+    __slots__ = ("_irqfd",)
+
+    def __init__(self, irqfd: IrqFd) -> None:
+        self._irqfd = irqfd
+
+    @property
+    def running(self) -> object:
+        return self._irqfd.eventfd._running
+
+
+@final
 class IrqFd:
     """An eventfd bound to a gsi. Made by :meth:`IrqManager.assign`."""
 
     __slots__ = (
         "__weakref__",
+        "_baseline",
         "_begun",
+        "_captured",
         "_closing",
         "_count",
+        "_covering",
+        "_deferrals",
         "_dropped",
         "_error",
         "_failures",
+        "_final",
         "_finished",
         "_handlers",
         "_manager",
@@ -73,12 +103,13 @@ class IrqFd:
         "_offloaded",
         "_retries",
         "_retry",
+        "_returned",
+        "_slow",
         "_stage",
-        "_stage_generation",
+        "_stage_routes",
         "_state",
         "_taken",
         "_work",
-        "captured",
         "dropped_under",
         "eventfd",
         "eventfd_id",
@@ -111,12 +142,16 @@ class IrqFd:
         self._count = 0  # signalled, and not yet given to the handlers
         self._taken = 0  # given to the handlers of the injection under way
         self._stage = 0  # how many handlers and routes of it are done; a retry goes on from there
-        self._stage_generation = 0
-        self._begun = self._finished = self._failures = self._retries = self._dropped = 0
+        self._stage_routes: tuple[Route, ...] = ()
+        # Injections are numbered as they begin; _covering is the number of the first that begins after the last deferral.
+        self._begun = self._finished = self._covering = 0
+        self._deferrals = self._failures = self._retries = self._dropped = self._slow = self._returned = 0
+        self._final: tuple[int, int, int] | None = None
         self._error: Exception | None = None
         self._retry: asyncio.TimerHandle | None = None
-        self.captured: int | None = None
-        """What a snapshot took with it: that many signals are not this manager's to give back."""
+        # How much of what is owed is a snapshot's, since it was taken or restored here, and whether that is another's now.
+        self._baseline: int | None = None
+        self._captured = False
         self.dropped_under = -1
         """The routing generation whose lack of a route was traced."""
 
@@ -144,10 +179,12 @@ class IrqFd:
     @property
     def pending(self) -> bool:
         """Whether an injection is owed and has not begun; right also for signals that are still inside the eventfd."""
-        if self._state in OWING:
-            return True
-        self.settle()
-        return self._state in OWING or self.eventfd._owed
+        eventfd = self.eventfd
+        poller = eventfd._poller
+        if self._state in OWING or eventfd._queued or self._closing or poller is None or not eventfd._registered:
+            return self._state in OWING or eventfd._queued
+        poller.drain.collect()
+        return eventfd._owed
 
     @property
     def error(self) -> Exception | None:
@@ -158,13 +195,15 @@ class IrqFd:
         """The counts as they are now."""
         self.settle()
         eventfd = self.eventfd
-        injections = eventfd._fast + self._finished - self._dropped
+        signals, wakeups, fast = self._final or (eventfd._signals, eventfd._wakeups, eventfd._fast)
+        signals = max(signals - self._returned, 0)
+        injections = fast + self._slow
         return IrqFdStatistics(
-            signals=eventfd._signals,
-            wakeups=eventfd._wakeups,
+            signals=signals,
+            wakeups=wakeups,
             injections=injections,
-            fast=eventfd._fast,
-            coalesced=max(eventfd._signals - eventfd._fast - self._finished, 0),
+            fast=fast,
+            coalesced=max(signals - self.owed_count - injections - self._dropped, 0),
             dropped=self._dropped,
             retries=self._retries,
         )
@@ -224,28 +263,64 @@ class IrqFd:
     def wakeup(self, count: int, /) -> None:
         """The eventfd was signalled ``count`` times. Called by the drain."""
         self.arm()
-        if self._state is State.IDLE and not self._blocked and not self._handlers and self._inject_now():
-            self.eventfd._fast += 1
-            return
+        if self._state is State.IDLE and not self._blocked and not self._handlers:
+            routes = self._manager.routes(self.gsi)
+            if not routes:
+                self._drop()
+                return
+            if self._inject_now(routes):
+                self.eventfd._fast += 1
+                return
         self.defer(count)
 
     def defer(self, count: int, /) -> None:
         """The same, when the sink would not take it at once. Called by the drain."""
         self._count += count
+        self._deferrals += 1
+        self._covering = self._begun + 1
         if self._closing and self._state is State.CLOSED:
             # A sink that refused, and in the same breath deassigned: the signal goes back where it came from.
             self._give_back()
             return
         self._step(Event.SIGNAL)
 
-    def _inject_now(self) -> bool:
-        """Try the sink without waiting: True if it has taken it, or if there is nowhere to take it to."""
+    def rest(self, count: int, /) -> None:
+        """The handler has run, and the sink would not take the interrupt at once, or may not any more. Called by a worker."""
+        self._taken += count
+        self._stage = len(self._handlers)
+        self._stage_routes = self._manager.routes(self.gsi)
+        self._deferrals += 1
+        self._covering = self._begun + 1
+        self._step(Event.SIGNAL)
+        self._after()
+
+    def handler_failed(self, error: BaseException, count: int, /) -> bool:
+        """The handler raised. Called by a worker; False: the error is the worker's own."""
+        self._taken += count
+        self._stage = 0
+        self._deferrals += 1
+        self._covering = self._begun + 1
+        self._state = State.INJECTING
+        self.eventfd._arm(None)
+        ours = self._is_ours(error)
+        if ours:
+            self._failed(error)
+        else:
+            self._step(Event.ABORT)
+        self._after()
+        return ours
+
+    @staticmethod
+    def _is_ours(error: BaseException) -> bool:
+        """Whether the irqfd has to deal with it: not if the worker itself was cancelled or the program is to end."""
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            return task is not None and not task.cancelling()
+        return isinstance(error, Exception)
+
+    def _inject_now(self, routes: tuple[Route, ...]) -> bool:
+        """Try the sink without waiting."""
         manager = self._manager
-        routes = manager.routes(self.gsi)
-        if not routes:
-            self._finished += 1
-            self._drop()
-            return True
         route = routes[0]
         try:
             if self.resamplefd is not None and is_level(routes):
@@ -264,7 +339,7 @@ class IrqFd:
     def arm(self) -> None:
         """Tell the counter module whether it may inject by itself: an idle, free, plain irqfd with one route."""
         interrupt = None
-        if self._state is State.IDLE and not self._handlers and not self._blocked and not self._closing:
+        if self._state is State.IDLE and len(self._handlers) <= 1 and not self._blocked and not self._closing:
             interrupt = self._manager.cached_interrupt(self.gsi, level=self.resamplefd is not None)
         self.eventfd._arm(interrupt)
 
@@ -301,47 +376,60 @@ class IrqFd:
         self._begun += 1
         begun = self._begun
         try:
-            await self._deliver()
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            delivered = await self._deliver()
+        except BaseException as error:
+            if not self._is_ours(error):
                 self._step(Event.ABORT)
-                self._after()
                 raise
-            # Not this task was cancelled, but something a handler or the sink was waiting for.
-            self._failed(error)
-        except Exception as error:
+            # Whatever the sink or a handler raised; also when what they were waiting for was cancelled.
             self._failed(error)
         else:
+            if not delivered:
+                # Since it began, its gsi has lost its route, and is to be held.
+                self._step(Event.ABORT)
+                return
             self._failures = self._stage = self._taken = 0
             self._finished = begun
+            if self._count and self._state is State.INJECTING:
+                # Signalled between two attempts: the handlers, or the first routes, have not seen it.
+                self._step(Event.SIGNAL)
             if self._step(Event.DONE) is Action.NONE and self._state is State.IDLE:
                 self.arm()
-        self._after()
+        finally:
+            self._after()
 
-    async def _deliver(self) -> None:
+    async def _deliver(self) -> bool:
+        """One attempt, from where the last one stopped; False if the gsi is to be held for want of a route."""
         manager = self._manager
         handlers = self._handlers
         if self._stage == 0:
             self._taken += self._count
             self._count = 0
+            if not self._taken:
+                # No signal, but a line that is to be raised again where its gsi goes now.
+                self._stage = len(handlers)
         while self._stage < len(handlers):
             await handlers[self._stage](self, self._taken)
             self._stage += 1
         routes = manager.routes(self.gsi)
-        if self._stage_generation != manager.generation:
-            # A new table since the last attempt: the new routes have seen nothing yet.
+        if self._stage_routes != routes:
+            # Re-routed since the last attempt: the new routes have seen nothing yet.
             self._stage = len(handlers)
-            self._stage_generation = manager.generation
+            self._stage_routes = routes
         if not routes:
+            if manager.holds(self.gsi):
+                return False
             self._drop()
-        elif self.resamplefd is not None and is_level(routes):
+            return True
+        if self.resamplefd is not None and is_level(routes):
             resampler = manager.resampler(self.gsi)
             if not (handlers and resampler.try_assert(routes)):
                 await resampler.assert_line(routes)
         else:
             await self._deliver_pulses(routes)
+        self._slow += 1
         manager.trace_interrupt("interrupt_injected", self, fast=False)
+        return True
 
     async def _deliver_pulses(self, routes: tuple[Route, ...]) -> None:
         tiers = self._manager.tiers
@@ -375,27 +463,65 @@ class IrqFd:
     def _retry_now(self) -> None:
         self._retry = None
         self._retries += 1
+        self._manager.trace("injection_retried", self, attempt=self._failures + 1)
         self._step(Event.RETRY)
 
     def _after(self) -> None:
-        if self._closing and self._state not in ACTIVE:
+        if self._closing and not self.active:
             self._finish()
         self._manager.progress()
 
     # -- blocking, offloading, closing -------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Bring what the eventfd holds into this object; nothing is injected by it."""
+        """Count what was injected without a read; what is owed stays where it is. Nothing happens off the loop."""
+        eventfd = self.eventfd
+        poller = eventfd._poller
+        if poller is None or self._closing or not eventfd._registered or asyncio._get_running_loop() is not poller.loop:
+            return
+        poller.drain.collect()
+        # What was there when it was bound is left to be read, until somebody signals again (row P03).
+        if not eventfd._owed and not eventfd._leftover:
+            self._settle()
+
+    def _settle(self) -> None:
         poller = self.eventfd._poller
-        if poller is not None and not self._closing and self.eventfd._registered and not self.eventfd._leftover:
+        if poller is not None and self.eventfd._registered:
             owed = poller.drain.settle(self.eventfd)
             if owed:
                 self.eventfd._wakeups += 1
-                self.wakeup(owed)
+                self.defer(owed)
+                self.arm()
+
+    def capture(self) -> tuple[bool, int, tuple[int, int, int]]:
+        """For a snapshot: whether an injection is owed, and how many signals; they are the snapshot's from here on.
+
+        And what of it is done: how many of the signals were told to how many handlers, and how many routes have had it.
+        """
+        eventfd = self.eventfd
+        if eventfd._poller is not None and eventfd._registered:
+            eventfd._poller.drain.collect()
+            if eventfd._owed:
+                self._settle()
+        self._baseline = self.owed_count
+        self._captured = True
+        handlers = min(self._stage, len(self._handlers))
+        routes = self._stage - handlers if self._stage_routes == self._manager.routes(self.gsi) else 0
+        done = (self._taken, handlers, routes) if handlers or routes else (0, 0, 0)
+        return self._state in OWING, self._baseline, done
+
+    def release_capture(self) -> None:
+        """The manager goes on: what a snapshot took is injected here after all."""
+        self._baseline = None
+        self._captured = False
 
     def unblock(self) -> None:
         """Unmasked, resumed or routed: inject what is pending, or let the sink watch the eventfd again."""
-        if self._blocked or self._closing:
+        if self._closing:
+            return
+        if self._blocked:
+            if self._state is State.PENDING:
+                self._manager.note_pending(self)
             return
         if self._state in {State.IDLE, State.PENDING} and self._hand_over():
             return
@@ -436,31 +562,57 @@ class IrqFd:
         if self._retry is not None:
             self._retry.cancel()
             self._retry_now()
-        if self._state not in ACTIVE:
+        if not self.active:
             self._finish()
+
+    @property
+    def active(self) -> bool:
+        """Whether something of it runs, or is about to."""
+        return self._state in ACTIVE or self.eventfd._queued or self.eventfd._running is not None
 
     async def drained(self) -> None:
         """Wait until nothing of it runs or will run."""
+        here = asyncio.current_task()
+        queue = self._manager.queue
+        while self._state not in ACTIVE and self.active:
+            if queue.waits_for(_LaneRun(self), here):
+                return  # a handler that deassigns its own irqfd, or one whose handler waits for this one
+            with queue.waiting_for(_LaneRun(self)):
+                await self._manager.next_progress()
         while self._state in ACTIVE:
             work = self.work
             if work.running is not None and work.running is asyncio.current_task():
                 return  # a handler that deassigns its own irqfd
-            await self._manager.flush_work(work)
+            if not work.pending and work.running is None and not self._manager.waits_for_room(work):
+                # Somebody else has cancelled the workers, or we would never get here.
+                self.abandon()
+                self._manager.check_alive()
+                return
+            if not await self._manager.flush_work(work):
+                return  # a handler that deassigns an irqfd whose handler is deassigning its own
 
     @property
     def owed_count(self) -> int:
         """What was signalled and is not injected; only of meaning while nothing runs."""
         return self._count + self._taken
 
-    def put(self, *, masked: bool, pending: bool, count: int) -> None:
-        """Stand as a snapshot says. The manager is paused."""
+    def put(self, *, masked: bool, pending: bool, count: int, done: tuple[int, int, int]) -> None:
+        """Stand as a snapshot says. The manager is paused, and its routing is the snapshot's."""
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+        # What is owed here and was in no snapshot is owed all the same.
+        own = self.owed_count - (self._baseline or 0)
+        pending = pending or own > 0 or (self._baseline is None and self._state in OWING)
         self._masked = masked
-        self._count, self._taken, self._stage, self._failures = count, 0, 0, 0
+        self._taken, handlers, routes = done
+        self._stage = handlers if handlers < len(self._handlers) else len(self._handlers) + routes
+        self._stage_routes = self._manager.routes(self.gsi)
+        self._count, self._failures = count + own - self._taken, 0
+        self._baseline, self._captured = count, False
         self._error = None
         self._state = State.PENDING if pending else State.IDLE
+        self.arm()
         if pending:
             self._manager.note_pending(self)
 
@@ -471,35 +623,48 @@ class IrqFd:
 
     def mark(self) -> Mark:
         """Where it stands, for :meth:`passed`."""
+        target = self._begun + (self._state is not State.INJECTING) if self._state in ACTIVE else 0
         eventfd = self.eventfd
-        return (eventfd._owed, eventfd._wakeups, eventfd._fast, self._begun, self._state)
+        lane = eventfd._queued + (eventfd._running is not None)
+        return Mark(eventfd._owed, lane, eventfd._fast, self._deferrals, target)
 
     def passed(self, mark: Mark) -> bool:
         """Whether every signal from before the mark is injected, or will not be for the time being."""
-        owed, wakeups, fast, begun, state = mark
         eventfd = self.eventfd
-        if self._closing and self._state not in ACTIVE:
-            return True
-        if owed and eventfd._owed and eventfd._wakeups == wakeups:
-            return False  # still on its way to the top half
-        if self._state not in ACTIVE or (owed and eventfd._fast > fast):
-            return True
-        return self._finished > begun or (self._finished == begun and state is State.INJECTING and not owed)
+        if mark.owed or mark.lane:
+            if (self._final[2] if self._final else eventfd._fast) - mark.fast >= mark.owed + mark.lane:
+                return True
+            if self._deferrals > mark.deferrals:
+                mark.target = self._covering
+            elif eventfd._queued or eventfd._running is not None or (eventfd._owed and not self._closing):
+                return False  # still on its way to the top half, or to its handler
+            mark.owed = False
+            mark.lane = 0
+        return self._state not in ACTIVE or self._finished >= mark.target
+
+    def freeze(self) -> None:
+        """The eventfd counts for somebody else from here on."""
+        eventfd = self.eventfd
+        self._final = (eventfd._signals, eventfd._wakeups, eventfd._fast)
 
     def _finish(self) -> None:
-        if self.captured is not None:
-            self._count = max(self._count + self._taken - self.captured, 0)
+        if self._captured:
+            self._count = max(self.owed_count - (self._baseline or 0), 0)
             self._taken = 0
-            if self._count:
-                self._give_back()
-        elif self._state in OWING or self._count or self._taken:
+        if self._count or self._taken:
             self._give_back()
         self._state = State.CLOSED
         self._manager.finished(self)
 
+    def hand_on(self, count: int) -> None:
+        """The sink watches the eventfd now: let it inject what was signalled before."""
+        self._count += count
+        self._give_back()
+
     def _give_back(self) -> None:
         """What could not be injected is put back into the eventfd, where the next assign finds it (row P01)."""
-        count, self._count, self._taken, self._stage = self._count + self._taken, 0, 0, 0
+        count, self._count, self._taken, self._stage = self.owed_count, 0, 0, 0
+        self._returned += count
         try:
             self.eventfd.signal(min(max(count, 1), 2**64 - 2))
         except (ClosedError, OSError) as error:

@@ -9,23 +9,27 @@ its loop (below) and one interrupt sink (above).
 from __future__ import annotations
 
 import asyncio
+import errno
 import operator
+import time
 import warnings
+import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Self, final
+from typing import Final, Literal, ParamSpec, Self, TYPE_CHECKING, final
 
 from aioirqfd.counter import TopHalf
 from aioirqfd.errors import ClosedError, EventFdBusyError, QueueFullError, WrongLoopError
 from aioirqfd.eventfd import EventFd, Poller
 from aioirqfd.irqfd import snapshot
+from aioirqfd.irqfd.gsi import GsiAllocator
 from aioirqfd.irqfd.interrupt import Action, Interrupt
 from aioirqfd.irqfd.irqfd import IrqFd
 from aioirqfd.irqfd.resampler import Resampler, is_level
 from aioirqfd.irqfd.retry import Retry
 from aioirqfd.irqfd.routing import RoutingTable
 from aioirqfd.irqfd.sink import SinkTiers
-from aioirqfd.irqfd.state import ACTIVE, State
+from aioirqfd.irqfd.state import State
 from aioirqfd.irqfd.workqueue import WorkQueue, WorkQueueStatistics
 from aioirqfd.tracer import NULL_TRACER
 
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from aioirqfd.irqfd.workqueue import Work
     from aioirqfd.tracer import Tracer
 
+_P = ParamSpec("_P")
 _U32: Final = 2**32
 _AT_ONCE: Final = 256
 """Irqfds that are shut before the loop gets a turn."""
@@ -114,9 +119,19 @@ class IrqManager:
         self._tracer = tracer
         self._per_interrupt = bool(tracer.per_interrupt)
         self._on_error = on_error
-        self._top_half = TopHalf(self.tiers.try_inject, self.tiers.try_inject_batch, self.fast_path_failed)
+        self._top_half = TopHalf(
+            self.tiers.try_inject,
+            self.tiers.try_inject_batch,
+            _weakly(self.fast_path_failed),
+            _weakly(self._ready),
+            _weakly(self.progress),
+        )
+        # A tracer with a ring (the flight recorder) has the counter module write into it.
+        self._top_half.flight = getattr(tracer, "ring", None)
         self._cached: dict[int, Interrupt] = {}
+        self._gsis: GsiAllocator | None = None
         self._irqfds: dict[IrqFd, None] = {}
+        self._leaving: set[IrqFd] = set()
         self._offloaded: set[IrqFd] = set()
         self._unrouted: set[IrqFd] = set()
         self._resamplers: dict[int, Resampler] = {}
@@ -127,9 +142,10 @@ class IrqManager:
         self._paused = False
         self._aborting = False
         self._dropped = 0
+        self._full_since = self._paused_since = 0.0
         self._first_error: Exception | None = None
         if self.tiers.bind is not None:
-            self.tiers.bind(self.ack)
+            self.tiers.bind(_weakly(self.ack))
         if self.tiers.set_routing is not None:
             self.tiers.set_routing(self._routing)
 
@@ -142,10 +158,17 @@ class IrqManager:
         if self._entered:
             raise ClosedError("a manager is entered once")
         await self.queue.__aenter__()
+        try:
+            poller = Poller.get()
+        except BaseException:
+            await self.queue.aclose()
+            raise
         self._entered = True
-        self._poller = Poller.get()
-        self._poller.acquire()
-        self.queue.on_room = self._room
+        self._poller = poller
+        poller.acquire()
+        self.queue.on_room = _weakly(self._room)
+        self.queue.join(self._top_half)
+        self.queue.on_end = _weakly(self.progress)
         return self
 
     async def __aexit__(
@@ -160,6 +183,7 @@ class IrqManager:
 
         Raises:
             InjectionError: The first one there was; what it was about is back in its eventfd.
+            RuntimeError: Called from within a wakeup handler or the sink; nothing was changed.
 
         Cancellation:
             Cuts it short: what was not injected goes back into its eventfd. Everything is closed all the same.
@@ -170,9 +194,10 @@ class IrqManager:
             raise error
 
     async def _close(self, *, abort: bool) -> None:
-        poller, self._poller = self._poller, None
-        if poller is None:
+        if self._poller is None:
             return
+        self.queue.check_outside()
+        poller, self._poller = self._poller, None
         irqfds = list(self._irqfds)
         try:
             if not abort:
@@ -188,9 +213,10 @@ class IrqManager:
             try:
                 await self.queue.aclose()
             finally:
-                for irqfd in irqfds:
+                for irqfd in [*irqfds, *self._leaving]:
                     irqfd.shut()
                     irqfd.abandon()
+                self._waiting.clear()
                 poller.release()
                 self.progress()
 
@@ -201,7 +227,7 @@ class IrqManager:
         warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
         self._poller = None
         self._aborting = True
-        for irqfd in list(self._irqfds):
+        for irqfd in [*self._irqfds, *self._leaving]:
             irqfd.shut()
             irqfd.abandon()
         self.queue.abandon()
@@ -281,6 +307,7 @@ class IrqManager:
         irqfd = IrqFd(
             self, trigger, eventfd_id=eventfd_id, gsi=gsi, resamplefd=resample, handlers=handlers, masked=masked
         )
+        trigger._signals = trigger._wakeups = trigger._fast = 0
         if not irqfd.hand_over():
             self._watch(irqfd)
         _bound.add(eventfd_id)
@@ -319,46 +346,71 @@ class IrqManager:
             # It has waiting readers; register it anew, so that what it holds is an event of the irqfd's.
             eventfd._detach()
         eventfd._attach()
-        eventfd._bind(self._top_half, irqfd, bool(irqfd._handlers))
+        eventfd._gsi = irqfd.gsi
+        handlers = irqfd._handlers
+        eventfd._bind(self._top_half, irqfd, bool(handlers), handlers[0] if len(handlers) == 1 else None)
         irqfd.arm()
 
     def shut(self, irqfd: IrqFd) -> None:
         """The eventfd is nobody's from here on; what it owes is the irqfd's."""
         eventfd = irqfd.eventfd
         if irqfd.offloaded:
-            irqfd.take_back()
-        self._unwatch(irqfd)
+            try:
+                irqfd.take_back()
+            except Exception as error:
+                # The virtual machine is gone, and its irqfds with it (row C05).
+                self.trace("reclaim_failed", irqfd, error=repr(error))
+        owed = self._unwatch(irqfd)
+        if owed:
+            irqfd.wakeup(owed)
+        irqfd.freeze()
         eventfd._binding = None
         if eventfd._waiters:
             eventfd._attach()
             eventfd._listening = True
         _bound.discard(irqfd.eventfd_id)
         self._irqfds.pop(irqfd, None)
+        self._leaving.add(irqfd)
         self._unrouted.discard(irqfd)
 
-    def _unwatch(self, irqfd: IrqFd) -> None:
-        """Leave the poller, and hand over what was signalled up to here; what comes later stays in the eventfd."""
+    def _unwatch(self, irqfd: IrqFd) -> int:
+        """Leave the poller; what was signalled up to here and is not injected. What comes later stays in the eventfd."""
         eventfd = irqfd.eventfd
         poller = eventfd._poller
         owed = 0
         if poller is not None and eventfd._registered:
             owed = poller.drain.settle(eventfd)
+        recalled = eventfd._recall()
         eventfd._unbind()
         eventfd._spill()
         eventfd._detach()
         if owed:
             eventfd._wakeups += 1
-            irqfd.wakeup(owed)
+        return owed + recalled
 
     def finished(self, irqfd: IrqFd) -> None:
         """Nothing of the irqfd runs any more."""
+        self._leaving.discard(irqfd)
         if irqfd.resamplefd is not None:
             resampler = self._resamplers.get(irqfd.gsi)
             if resampler is not None:
                 resampler.leave(irqfd.resamplefd)
-                if resampler.empty:
-                    del self._resamplers[irqfd.gsi]
-        self.trace("irqfd_deassigned", irqfd)
+                self.drop_resampler(resampler)
+        if self._tracer is not NULL_TRACER:
+            counts = irqfd.statistics()
+            self.trace(
+                "irqfd_deassigned",
+                irqfd,
+                signals=counts.signals,
+                injections=counts.injections,
+                coalesced=counts.coalesced,
+                dropped=counts.dropped,
+            )
+
+    def drop_resampler(self, resampler: Resampler) -> None:
+        """Forget a resampler that nobody needs any more: no resamplefd, and its line low."""
+        if resampler.empty and self._resamplers.get(resampler.gsi) is resampler:
+            del self._resamplers[resampler.gsi]
 
     # -- routing -----------------------------------------------------------------------------------------------------
 
@@ -401,6 +453,51 @@ class IrqManager:
             if irqfd.gsi in table:
                 self._unrouted.discard(irqfd)
                 irqfd.unblock()
+
+    def set_route(self, gsi: int, routes: Route | Sequence[Route]) -> None:
+        """Change where one gsi goes, and leave the rest of the table alone; all or nothing, as :meth:`set_routing`.
+
+        What it costs does not grow with what the loop watches. Nothing happens if it goes there already.
+
+        Args:
+            gsi: 0..4095.
+            routes: One route, several to different chips, or none (``()``): then the gsi is unrouted.
+
+        Raises:
+            RoutingError: EINVAL; the old route stays in force (row G09).
+            WrongLoopError: Not called on the manager's loop.
+        """
+        self.check_here()
+        table = self._routing.with_route(gsi, routes)
+        if table is self._routing:
+            return
+        if self.tiers.set_routing is not None:
+            self.tiers.set_routing(table)
+        self._routing = table
+        self._cached.pop(gsi, None)
+        self._top_half.generation += 1
+        self._tracer.emit("route_changed", gsi=gsi, routes=len(self.routes(gsi)), generation=self.generation)
+        resampler = self._resamplers.get(gsi)
+        if resampler is not None and resampler.asserted:
+            resampler.reroute(self.routes(gsi))
+        for irqfd in [irqfd for irqfd in self._offloaded if irqfd.gsi == gsi]:
+            irqfd.take_back()
+            irqfd.unblock()
+        if gsi in table:
+            for irqfd in [irqfd for irqfd in self._unrouted if irqfd.gsi == gsi]:
+                self._unrouted.discard(irqfd)
+                irqfd.unblock()
+
+    @property
+    def gsis(self) -> GsiAllocator:
+        """Hands out the gsis that are not routed, from 24 on, to whoever needs one for a while; made at the first need.
+
+        :class:`aioirqfd.MsixTable` takes its gsis here. Assign what has no route yet to gsis below 24, or to one taken here.
+        """
+        gsis = self._gsis
+        if gsis is None:
+            gsis = self._gsis = GsiAllocator(lambda gsi: gsi in self._routing)
+        return gsis
 
     def routes(self, gsi: int) -> tuple[Route, ...]:
         """Where the gsi goes now; empty: nowhere."""
@@ -457,10 +554,18 @@ class IrqManager:
     def reassert(self, gsi: int) -> None:
         """The line was up when its gsi was re-routed: raise it where it goes now."""
         routes = self.routes(gsi)
-        if is_level(routes) and not self.resampler(gsi).try_assert(routes):
+        if routes and not is_level(routes):
+            return  # a message has no level
+        try:
+            if routes and self.resampler(gsi).try_assert(routes):
+                return
+        except Exception as error:
+            self.fast_path_failed(error)
+        if routes or self._hold:
             for irqfd in self._irqfds:
                 if irqfd.gsi == gsi and irqfd.resamplefd is not None:
                     irqfd.defer(0)
+                    irqfd.arm()
                     return
 
     def report_lowering(self, work: Work, gsi: int, error: Exception) -> None:
@@ -492,8 +597,19 @@ class IrqManager:
             self.queue.schedule(work)
         except QueueFullError:
             self._waiting.append(work)
+        except ClosedError:
+            return  # somebody else has cancelled its workers: what is owed goes back into its eventfd in the end
+        self._check_full()
+
+    def _ready(self) -> None:
+        """Handlers are to be run. Called by the counter module, once a pass."""
+        self.queue.wake()
+        self._check_full()
+
+    def _check_full(self) -> None:
         if self.queue.full and not self._top_half.full:
             self._top_half.full = True
+            self._full_since = time.monotonic()
             self.queue.watch_room()
             self._tracer.emit("queue_full", maxsize=self.queue.maxsize)
 
@@ -504,15 +620,29 @@ class IrqManager:
             self.queue.watch_room()
             return
         self._top_half.full = False
-        self._tracer.emit("queue_resumed", held=self._top_half.held)
+        self._tracer.emit("queue_resumed", held=self._top_half.held, after=time.monotonic() - self._full_since)
         if not self._paused:
             self._top_half.release()
 
-    async def flush_work(self, work: Work) -> None:
-        """Wait for what is queued or running of an item, wherever it waits."""
+    def check_alive(self) -> None:
+        """Raise ClosedError if somebody else has cancelled the work queue's tasks, and waiting would be for ever."""
+        if self._poller is not None:
+            self.queue.check_open()
+
+    def waits_for_room(self, work: Work) -> bool:
+        """Whether the item found the queue full, and is to be queued as soon as it is not."""
+        return work in self._waiting
+
+    async def flush_work(self, work: Work) -> bool:
+        """Wait for what is queued or running of an item, wherever it waits; False if it waits for the caller."""
         while work in self._waiting:
-            await self._next_progress()
-        await self.queue.flush(work)
+            if self.queue.inside:
+                self._waiting.remove(work)
+                await self.queue.expedite(work)
+            else:
+                self.check_alive()
+                await self.next_progress()
+        return await self.queue.flush(work)
 
     async def flush(self) -> None:
         """Return once every signal sent before this call, from anywhere, has been injected.
@@ -522,26 +652,34 @@ class IrqManager:
 
         Raises:
             WrongLoopError: Not called on the manager's loop.
+            RuntimeError: Called from within a wakeup handler or the sink, which would wait for itself.
+            ClosedError: Somebody else has cancelled the work queue's tasks.
         """
         drain = self._open.drain
+        self.queue.check_outside()
         drain.collect()
-        marks = [(irqfd, irqfd.mark()) for irqfd in self._irqfds if irqfd.eventfd._owed or irqfd.state in ACTIVE]
+        marks = [(irqfd, irqfd.mark()) for irqfd in self._irqfds if irqfd.eventfd._owed or irqfd.active]
         for irqfd, mark in marks:
             while not self._paused and not irqfd.passed(mark):
-                if irqfd.eventfd._owed and not irqfd.eventfd._held and drain.run():
+                if irqfd.eventfd._owed and not irqfd.eventfd._held:
+                    drain.run()
                     await asyncio.sleep(0)
                 else:
-                    await self._next_progress()
+                    self.check_alive()
+                    await self.next_progress()
 
     def progress(self) -> None:
         """An injection has ended, one way or another."""
         if self._flushers:
             flushers, self._flushers = self._flushers, []
+            self._top_half.watched = False
             for waiter in flushers:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    async def _next_progress(self) -> None:
+    async def next_progress(self) -> None:
+        """Wait until an injection has ended."""
+        self._top_half.watched = True
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._flushers.append(waiter)
         await waiter
@@ -550,11 +688,15 @@ class IrqManager:
 
     def blocks(self, gsi: int) -> bool:
         """Whether nothing may be injected for the gsi just now."""
-        return self._paused or self._aborting or (self._hold and gsi not in self._routing)
+        return self._paused or self._aborting or self.holds(gsi)
+
+    def holds(self, gsi: int) -> bool:
+        """Whether the gsi waits for a route."""
+        return self._hold and gsi not in self._routing
 
     def note_pending(self, irqfd: IrqFd) -> None:
         """An interrupt is owed and blocked; if for want of a route, remember who waits for one."""
-        if self._hold and irqfd.gsi not in self._routing and irqfd not in self._unrouted:
+        if self.holds(irqfd.gsi) and irqfd not in self._unrouted:
             self._unrouted.add(irqfd)
             self.trace("interrupt_held", irqfd)
 
@@ -563,12 +705,22 @@ class IrqManager:
 
         Raises:
             WrongLoopError: Not called on the manager's loop.
+            RuntimeError: Called from within a wakeup handler or the sink, which would wait for itself.
+
+        Cancellation:
+            The manager is paused all the same; only the wait is given up.
         """
         self.check_here()
+        self.queue.check_outside()
         if not self._paused:
             self._paused = self._top_half.paused = True
+            self._paused_since = time.monotonic()
             for irqfd in list(self._offloaded):
-                irqfd.take_back()
+                try:
+                    irqfd.take_back()
+                except Exception as error:
+                    # One that the sink does not let go of must not keep the others going.
+                    self.trace("reclaim_failed", irqfd, error=repr(error))
             self._tracer.emit("manager_paused", irqfds=len(self._irqfds))
         await self.queue.drain()
 
@@ -582,9 +734,10 @@ class IrqManager:
         if not self._paused:
             return
         self._paused = self._top_half.paused = False
-        self._tracer.emit("manager_resumed", held=self._top_half.held)
+        paused_for = time.monotonic() - self._paused_since
+        self._tracer.emit("manager_resumed", held=self._top_half.held, paused_for=paused_for)
         for irqfd in list(self._irqfds):
-            irqfd.captured = None
+            irqfd.release_capture()
             irqfd.unblock()
         self._top_half.release()
         self.progress()
@@ -620,24 +773,34 @@ class IrqManager:
         level = irqfd.resamplefd is not None and is_level(routes)
         interrupt = Interrupt(irqfd.gsi, routes[0], Action.ASSERT if level else Action.PULSE)
         watched = irqfd.eventfd._binding is irqfd
-        if watched:
-            self._unwatch(irqfd)
-            if irqfd.state in ACTIVE:
-                self._watch(irqfd)
-                return None
-        if not self.tiers.offload(irqfd.eventfd, interrupt, irqfd.resamplefd if level else None):
+        owed = self._unwatch(irqfd) if watched else 0
+        try:
+            taken = self.tiers.offload(irqfd.eventfd, interrupt, irqfd.resamplefd if level else None)
+        except Exception as error:
+            if not watched:
+                raise
+            # It was assigned here long ago, so this is nobody's misuse: go on without.
+            self.trace("offload_failed", irqfd, error=repr(error))
+            taken = False
+        if not taken:
             if watched:
                 self._watch(irqfd)
+                if owed:
+                    irqfd.wakeup(owed)
             return None
         self._offloaded.add(irqfd)
+        if owed:
+            irqfd.hand_on(owed)
         return interrupt
 
     def reclaim(self, irqfd: IrqFd, interrupt: Interrupt) -> None:
         """Watch an offloaded eventfd here again."""
         self._offloaded.discard(irqfd)
         if self.tiers.reclaim is not None and not irqfd.eventfd.closed:
-            self.tiers.reclaim(irqfd.eventfd, interrupt)
-            self._watch(irqfd)
+            try:
+                self.tiers.reclaim(irqfd.eventfd, interrupt)
+            finally:
+                self._watch(irqfd)
 
     # -- what happened -----------------------------------------------------------------------------------------------
 
@@ -691,6 +854,27 @@ def _table(routing: RoutingTable | Mapping[int, Route | Sequence[Route]]) -> Rou
 def _eventfd(value: EventFd | int) -> tuple[EventFd, int]:
     """The eventfd and its id; EBADF, EINVAL (row I08)."""
     if isinstance(value, EventFd):
-        return value, value.id
+        try:
+            return value, value.id
+        except OSError as error:
+            if error.errno == errno.EBADF and not isinstance(error, ClosedError):
+                raise ClosedError(f"fd {value.fileno()}") from None  # closed behind its back
+            raise
     eventfd = EventFd.from_fd(operator.index(value))
     return eventfd, eventfd.id
+
+
+def _weakly(method: Callable[_P, object]) -> Callable[_P, None]:
+    """Call a method of an object that may be gone.
+
+    anyio keeps the tasks of a task group alive for as long as they wait, and with them the work queue and all that it calls: a
+    manager that is dropped open could not be noticed.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        target = reference()
+        if target is not None:
+            target(*args, **kwargs)
+
+    return call

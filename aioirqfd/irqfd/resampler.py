@@ -16,17 +16,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from typing import TYPE_CHECKING, Final, final
 
-from aioirqfd.errors import ClosedError
+from aioirqfd.eventfd import EventFd
 from aioirqfd.irqfd.interrupt import Action, Interrupt, IrqchipPin
 from aioirqfd.irqfd.workqueue import Work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.interrupt import Route
     from aioirqfd.irqfd.manager import IrqManager
 
@@ -35,14 +35,28 @@ if TYPE_CHECKING:
 class Resampler:
     """The line level of one gsi, and who is told when it is acknowledged."""
 
-    __slots__ = ("_busy", "_loop", "_manager", "_notify", "_notify_after", "_raised", "_serial", "_work", "gsi")
+    __slots__ = (
+        "_busy",
+        "_falling",
+        "_heirs",
+        "_loop",
+        "_manager",
+        "_notify",
+        "_notify_after",
+        "_raised",
+        "_serial",
+        "_work",
+        "gsi",
+    )
 
     def __init__(self, manager: IrqManager, gsi: int) -> None:
         self.gsi: Final = gsi
         self._manager = manager
         self._loop = asyncio.get_running_loop()
         self._notify: list[EventFd] = []
+        self._heirs: dict[EventFd, EventFd] = {}  # a resamplefd that its owner closed: our own reference to the eventfd
         self._raised: tuple[Interrupt, ...] = ()
+        self._falling: tuple[Interrupt, ...] = ()  # acknowledged or moved away, but the sink has not lowered it yet
         self._busy = threading.RLock()
         self._serial = asyncio.Lock()
         self._work = Work(self._lower_slowly)
@@ -64,17 +78,18 @@ class Resampler:
         if set(wanted) == set(self._raised):
             return
         self._lower(notify=False)
-        if wanted and not self.try_assert(routes):
-            self._manager.schedule_work(Work(lambda: self.assert_line(routes)))
+        if wanted:
+            self._manager.reassert(self.gsi)
 
     @property
     def empty(self) -> bool:
-        """Whether no resamplefd is left."""
-        return not self._notify
+        """Whether no resamplefd is left, and the line is low."""
+        return not (self._notify or self._raised or self._falling)
 
     def join(self, resamplefd: EventFd) -> None:
         """An irqfd was assigned; a resamplefd that several share is told once for each (row R10)."""
         self._notify.append(resamplefd)
+        resamplefd._on_close(self._inherit)
 
     def leave(self, resamplefd: EventFd) -> None:
         """An irqfd was deassigned. The last one to go lowers the line, and nobody is told (rows R13, R14)."""
@@ -82,26 +97,36 @@ class Resampler:
             if other is resamplefd:
                 del self._notify[index]
                 break
+        if resamplefd not in self._notify:
+            resamplefd._not_on_close(self._inherit)
+            heir = self._heirs.pop(resamplefd, None)
+            if heir is not None:
+                heir.close()
         if not self._notify:
             self._lower(notify=False)
+
+    def _inherit(self, resamplefd: EventFd) -> None:
+        # Its close means nothing to who shares the eventfd with its owner: they are still told (row R16).
+        self._heirs[resamplefd] = EventFd.from_fd(os.dup(resamplefd.fileno()), owns=True)
 
     def try_assert(self, routes: Sequence[Route]) -> bool:
         """Raise the line now, if the sink takes it at once."""
         try_inject = self._manager.tiers.try_inject
-        if try_inject is None or self._serial.locked():
+        if try_inject is None:
             return False
         with self._busy:
+            if self._serial.locked():
+                return False
             for route in routes:
                 interrupt = Interrupt(self.gsi, route, Action.ASSERT)
-                before = self._raised
                 # Noted first: the sink may take the interrupt and have it acknowledged before it returns.
-                self._note(interrupt)
+                news = self._note(interrupt)
                 taken = False
                 try:
                     taken = try_inject(interrupt)
                 finally:
-                    if not taken and interrupt not in before:
-                        self._raised = tuple(other for other in self._raised if other != interrupt)
+                    if news and not taken:
+                        self._forget(interrupt)
                 if not taken:
                     return False
         return True
@@ -111,9 +136,16 @@ class Resampler:
         async with self._serial:
             for route in routes:
                 interrupt = Interrupt(self.gsi, route, Action.ASSERT)
-                await self._manager.tiers.inject(interrupt)
+                # Noted first here too: an ack that comes meanwhile lowers it as soon as it is up.
                 with self._busy:
-                    self._note(interrupt)
+                    news = self._note(interrupt)
+                try:
+                    await self._manager.tiers.inject(interrupt)
+                except BaseException:
+                    if news:
+                        with self._busy:
+                            self._forget(interrupt)
+                    raise
 
     def reroute(self, routes: Sequence[Route]) -> None:
         """The gsi goes elsewhere now. A line that is up moves along, so no old pin stays stuck (better than row G12)."""
@@ -127,42 +159,58 @@ class Resampler:
         """End of interrupt: lower the line once, then tell everybody. Any thread."""
         self._lower(notify=True)
 
-    def _note(self, interrupt: Interrupt) -> None:
-        if interrupt not in self._raised:
+    def _note(self, interrupt: Interrupt) -> bool:
+        self._falling = tuple(other for other in self._falling if other != interrupt)
+        news = interrupt not in self._raised
+        if news:
             self._raised = (*self._raised, interrupt)
+        return news
+
+    def _forget(self, interrupt: Interrupt) -> None:
+        self._raised = tuple(other for other in self._raised if other != interrupt)
 
     def _lower(self, *, notify: bool) -> None:
-        try_inject = self._manager.tiers.try_inject
         with self._busy:
-            if try_inject is not None and not self._serial.locked():
-                while self._raised:
-                    first = self._raised[0]
-                    if not try_inject(Interrupt(self.gsi, first.route, Action.DEASSERT)):
-                        break
-                    self._raised = self._raised[1:]
-            lowered = not self._raised and not self._serial.locked()
-            if not lowered:
-                self._notify_after = self._notify_after or notify
-        if lowered:
-            if notify:
-                self.tell()
+            self._notify_after = self._notify_after or notify
+            self._falling = (*self._falling, *(one for one in self._raised if one not in self._falling))
+            self._raised = ()
+            slow = self._serial.locked() or not self._lower_now()
+        if not slow:
+            self._tell_once()
         elif asyncio._get_running_loop() is self._loop:
             self._manager.schedule_work(self._work)
         else:
             self._loop.call_soon_threadsafe(self._manager.schedule_work, self._work)
 
+    def _lower_now(self) -> bool:
+        try_inject = self._manager.tiers.try_inject
+        while self._falling:
+            interrupt = self._falling[0]
+            try:
+                if try_inject is None or not try_inject(Interrupt(self.gsi, interrupt.route, Action.DEASSERT)):
+                    return False
+            except Exception:
+                return False  # the slow way meets the error again, and reports it
+            self._falling = tuple(other for other in self._falling if other != interrupt)
+        return True
+
     async def _lower_slowly(self) -> None:
         async with self._serial:
-            while self._raised:
-                interrupt = Interrupt(self.gsi, self._raised[0].route, Action.DEASSERT)
+            while self._falling:
+                interrupt = self._falling[0]
                 try:
-                    await self._manager.tiers.inject(interrupt)
+                    await self._manager.tiers.inject(Interrupt(self.gsi, interrupt.route, Action.DEASSERT))
                 except Exception as error:
                     self._manager.report_lowering(self._work, self.gsi, error)
                     return
                 with self._busy:
-                    self._raised = self._raised[1:]
-        notify, self._notify_after = self._notify_after, False
+                    self._falling = tuple(other for other in self._falling if other != interrupt)
+        self._tell_once()
+        self._manager.drop_resampler(self)
+
+    def _tell_once(self) -> None:
+        with self._busy:
+            notify, self._notify_after = self._notify_after, False
         if notify:
             self.tell()
 
@@ -170,9 +218,9 @@ class Resampler:
         """Signal every resamplefd, the most recently assigned first; whether there were any. Any thread."""
         notify = tuple(self._notify)
         for resamplefd in reversed(notify):
-            # One that its owner closed has nobody left to tell.
-            with contextlib.suppress(ClosedError):
-                resamplefd.signal()
+            # One that was closed behind its object's back must not keep the others from hearing.
+            with contextlib.suppress(OSError):
+                self._heirs.get(resamplefd, resamplefd).signal()
         return bool(notify)
 
 

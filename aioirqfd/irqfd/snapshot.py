@@ -4,12 +4,13 @@ A snapshot is a plain dict that ``json`` takes::
 
     {"version": 1,
      "routing": [[gsi, [["pic", pin] or ["ioapic", pin] or ["msi", address, data, devid or None], ...]], ...],
-     "irqfds": [{"gsi": gsi, "level": bool, "masked": bool, "pending": bool, "count": n}, ...],
+     "irqfds": [{"gsi": gsi, "level": bool, "masked": bool, "pending": bool, "count": n, "done": [m, handlers, routes]}, ...],
      "asserted": [[gsi, [route, ...]], ...]}
 
 Irqfds stand in the order they were assigned; restoring matches the n-th of each gsi with the n-th of that gsi. ``count`` is
 what was signalled and not injected: it was taken out of the eventfd, so a signal that arrives after the snapshot stays there
-and is nobody's but the next owner's. A manager that is closed after its snapshot leaves what the snapshot took to the snapshot;
+and is nobody's but the next owner's. ``done`` is there only if an injection was half done when the sink failed: m of the count
+were told to so many of the wakeup handlers, which are not told again, and so many of the routes have had it. A manager that is closed after its snapshot leaves what the snapshot took to the snapshot;
 one that resumes instead just goes on.
 """
 
@@ -18,10 +19,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, cast
 
+from aioirqfd.counter import MAX
 from aioirqfd.errors import RoutingError, SnapshotError
 from aioirqfd.irqfd.interrupt import IrqchipPin, Msi
 from aioirqfd.irqfd.routing import RoutingTable
-from aioirqfd.irqfd.state import OWING, State
+from aioirqfd.irqfd.state import State
 
 if TYPE_CHECKING:
     from aioirqfd.irqfd.interrupt import Route
@@ -39,19 +41,17 @@ def take(manager: IrqManager, *, paused: bool) -> dict[str, object]:
         raise SnapshotError("pause the manager first")
     irqfds: list[dict[str, object]] = []
     for irqfd in manager.irqfds:
-        irqfd.settle()
-        count = irqfd.owed_count
-        pending = irqfd.state in OWING
-        irqfd.captured = count
-        irqfds.append(
-            {
-                "gsi": irqfd.gsi,
-                "level": irqfd.resamplefd is not None,
-                "masked": irqfd.masked,
-                "pending": pending,
-                "count": count,
-            }
-        )
+        pending, count, done = irqfd.capture()
+        entry: dict[str, object] = {
+            "gsi": irqfd.gsi,
+            "level": irqfd.resamplefd is not None,
+            "masked": irqfd.masked,
+            "pending": pending,
+            "count": min(count, MAX),
+        }
+        if any(done):
+            entry["done"] = list(done)
+        irqfds.append(entry)
     return {
         "version": VERSION,
         "routing": [[gsi, [_encode(route) for route in routes]] for gsi, routes in manager.routing.items()],
@@ -71,9 +71,20 @@ def put(manager: IrqManager, state: object, *, paused: bool) -> None:
     pairs = _match(manager, state["irqfds"])
     level_gsis = {irqfd.gsi for irqfd, _ in pairs if irqfd.resamplefd is not None}
     asserted = _asserted(state["asserted"], level_gsis)
-    manager.set_routing(routing)
     for irqfd, entry in pairs:
-        irqfd.put(masked=entry["masked"] is True, pending=entry["pending"] is True, count=_int(entry["count"]))
+        if _done(entry)[2] and _done(entry)[2] >= len(routing.get(irqfd.gsi, ())):
+            raise SnapshotError(f"irqfds: gsi {irqfd.gsi} has no more routes than are done: {entry!r}")
+    try:
+        manager.set_routing(routing)
+    except Exception as error:
+        raise SnapshotError(f"routing: the sink refuses it: {error}") from error
+    for irqfd, entry in pairs:
+        irqfd.put(
+            masked=entry["masked"] is True,
+            pending=entry["pending"] is True,
+            count=_int(entry["count"]),
+            done=_done(entry),
+        )
     manager.put_asserted(asserted)
 
 
@@ -167,12 +178,26 @@ def _match(manager: IrqManager, value: object) -> list[tuple[IrqFd, Mapping[str,
 
 
 def _irqfd_entry(value: object) -> Mapping[str, object]:
-    entry = _fields(value, set(_FIELDS), "an entry of irqfds")
+    half_done = isinstance(value, Mapping) and "done" in value
+    entry = _fields(value, {*_FIELDS, "done"} if half_done else set(_FIELDS), "an entry of irqfds")
     for field, kind in _FIELDS.items():
         if type(entry[field]) is not kind:
             raise SnapshotError(f"irqfds: {field} is {kind.__name__}, not {entry[field]!r}")
-    if not 0 <= _int(entry["gsi"]) < _U32 or _int(entry["count"]) < 0:
+    if not 0 <= _int(entry["gsi"]) < _U32 or not 0 <= _int(entry["count"]) <= MAX:
         raise SnapshotError(f"irqfds: gsi or count out of range: {entry!r}")
     if entry["count"] and not entry["pending"]:
         raise SnapshotError(f"irqfds: a count without pending: {entry!r}")
+    told, handlers, routes = _done(entry)
+    if min(told, handlers, routes) < 0 or told > _int(entry["count"]) or (half_done and not entry["pending"]):
+        raise SnapshotError(f"irqfds: more is done than is owed: {entry!r}")
+    if told and not (handlers or routes):
+        raise SnapshotError(f"irqfds: told, but to nobody: {entry!r}")
     return entry
+
+
+def _done(entry: Mapping[str, object]) -> tuple[int, int, int]:
+    match _list(entry.get("done", (0, 0, 0)), "done"):
+        case [told, handlers, routes]:
+            return _int(told), _int(handlers), _int(routes)
+        case other:
+            raise SnapshotError(f"done is [told, handlers, routes], not {other!r}")

@@ -10,15 +10,16 @@ caller's task could only be left in that very task, which rules out pytest fixtu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self, final
+from typing import TYPE_CHECKING, Final, Protocol, Self, final
 
 from aioirqfd.errors import ClosedError, QueueFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
     from types import TracebackType
 
     from anyio import CancelScope
@@ -32,7 +33,7 @@ class Work:
     """One item (the kernel's ``struct work_struct``): a coroutine function, and whether it is pending or running.
 
     Args:
-        func: Called without arguments for each run; must deal with its own errors.
+        func: Called without arguments for each run. What it raises goes to the loop's exception handler.
     """
 
     __slots__ = ("_waiters", "completed", "func", "pending", "running")
@@ -49,6 +50,30 @@ class Work:
         for waiter in waiters or ():
             if not waiter.done():
                 waiter.set_result(None)
+
+
+class Runs(Protocol):
+    """Something that a task may be running just now."""
+
+    @property
+    def running(self) -> object:
+        """The task, or None."""
+        ...
+
+
+class Lane(Protocol):
+    """Work that comes without items: the handlers of ready irqfds (:class:`aioirqfd.counter.TopHalf`)."""
+
+    room: int
+
+    @property
+    def ready(self) -> int:
+        """How many wait."""
+        ...
+
+    def run_ready(self, task: object, /) -> Awaitable[None]:
+        """Run some of them."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +121,16 @@ class WorkQueue:
         self.workers = workers
         self.on_room: Callable[[], None] | None = None
         """Called, once, when half of the room is free again after the queue was full."""
+        self.on_end: Callable[[], None] | None = None
+        """Called when somebody else than :meth:`aclose` has cancelled the workers: nothing will run any more."""
+        self._lane: Lane | None = None
         self._ready: deque[Work] = deque()
         self._size = 0
         self._was_full = False
         self._idle: deque[asyncio.Future[None]] = deque()
+        self._workers: set[asyncio.Task[object]] = set()
+        self._flushing: dict[object, Runs] = {}
+        self._closing = False
         self._drainers: list[asyncio.Future[None]] = []
         self._host: asyncio.Task[None] | None = None
         self._scope: CancelScope | None = None
@@ -108,13 +139,18 @@ class WorkQueue:
     @property
     def full(self) -> bool:
         """Whether ``schedule`` would refuse a new item."""
-        return self._size >= self.maxsize
+        return self.waiting >= self.maxsize
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait."""
+        return self._size if self._lane is None else self._size + self._lane.ready
 
     def statistics(self) -> WorkQueueStatistics:
         """The counts as they are now."""
         return WorkQueueStatistics(
             maxsize=self.maxsize,
-            queued=self._size,
+            queued=self.waiting,
             running=self._running,
             scheduled=self._scheduled,
             coalesced=self._coalesced,
@@ -138,37 +174,129 @@ class WorkQueue:
         if work.pending:
             self._coalesced += 1
             return False
-        if self._host is None:
-            raise ClosedError("the work queue is not open")
-        if self._size >= self.maxsize and work.running is None:
+        self.check_open()
+        if self.full and work.running is None:
             self._was_full = True
             self._refused += 1
             raise QueueFullError(f"{self.maxsize} items are queued")
+        self._put(work)
+        return True
+
+    def _put(self, work: Work) -> None:
         work.pending = True
         self._scheduled += 1
-        self._size += 1
+        self._resize(1)
         if work.running is None:
             self._ready.append(work)
             self._wake_worker()
-        return True
+
+    def _resize(self, by: int) -> None:
+        self._size += by
+        if self._lane is not None:
+            self._lane.room = self.maxsize - self._size
+
+    def join(self, lane: Lane) -> None:
+        """Run what is ready in the lane too, within the same bound."""
+        self._lane = lane
+        self._resize(0)
+
+    def wake(self) -> None:
+        """There is something new in the lane."""
+        self._wake_worker()
 
     def watch_room(self) -> None:
         """Ask for one call of ``on_room``."""
         self._was_full = True
 
-    async def flush(self, work: Work) -> None:
-        """Wait until every run of the item that was queued or running at the call has ended (the kernel's ``flush_work``)."""
+    def check_open(self) -> None:
+        """Raise ClosedError unless there are workers to run what is queued."""
+        if self._host is None or self._host.done():
+            raise ClosedError("the work queue is not open")
+
+    @property
+    def inside(self) -> bool:
+        """Whether the caller is a run of this queue's own, which must not wait for the queue as a whole."""
+        return asyncio.current_task() in self._workers
+
+    def check_outside(self) -> None:
+        """Raise RuntimeError where waiting would be for ever, because the caller is a run of this queue's own."""
+        if self.inside:
+            raise RuntimeError("this would wait for the very handler or sink that calls it")
+
+    async def flush(self, work: Work) -> bool:
+        """Wait until every run of the item that was queued or running at the call has ended (the kernel's ``flush_work``).
+
+        From within another item's run the item is run right here if it has not begun: to wait for a worker, while being one,
+        might be for ever.
+
+        Returns:
+            False if that was not possible: the item is the caller's own, or is itself waiting for the caller's.
+
+        Raises:
+            ClosedError: The workers were cancelled by somebody else, with the item still queued.
+        """
+        task = asyncio.current_task()
+        assert task is not None
         target = work.completed + work.pending + (work.running is not None)
         while work.completed < target and (work.pending or work.running is not None):
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            if work._waiters is None:
-                work._waiters = []
-            work._waiters.append(waiter)
+            if task in self._workers:
+                if work.running is None:
+                    self._ready.remove(work)
+                    await self._run(work, task)
+                    continue
+                if self.waits_for(work, task):
+                    return False
+            self._check_alive()
+            await self._wait_for(work)
+        return True
+
+    async def expedite(self, work: Work) -> None:
+        """Queue the item beyond the bound and flush it: for a caller that occupies the worker which would make room."""
+        if not work.pending:
+            self.check_open()
+            self._put(work)
+        await self.flush(work)
+
+    def waits_for(self, work: Runs, task: object) -> bool:
+        """Whether the item's run, perhaps by way of others, waits for a run of the task."""
+        running = work.running
+        while running is not None and running is not task:
+            other = self._flushing.get(running)
+            running = other.running if other is not None else None
+        return running is task
+
+    async def _wait_for(self, work: Work) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if work._waiters is None:
+            work._waiters = []
+        work._waiters.append(waiter)
+        with self.waiting_for(work):
             await waiter
 
+    @contextlib.contextmanager
+    def waiting_for(self, runs: Runs) -> Generator[None]:
+        """Note that the current task waits for an item's run, for whoever might wait for the task."""
+        task = asyncio.current_task()
+        self._flushing[task] = runs
+        try:
+            yield
+        finally:
+            del self._flushing[task]
+
+    def _check_alive(self) -> None:
+        if not self._closing:
+            self.check_open()
+
     async def drain(self) -> None:
-        """Wait until nothing is queued and nothing runs."""
-        while self._size or self._running:
+        """Wait until nothing is queued and nothing runs.
+
+        Raises:
+            RuntimeError: Called from within a run, which would wait for itself.
+            ClosedError: The workers were cancelled by somebody else, with items still queued.
+        """
+        self.check_outside()
+        while self.waiting or self._running:
+            self._check_alive()
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._drainers.append(waiter)
             await waiter
@@ -178,8 +306,13 @@ class WorkQueue:
             raise RuntimeError("a work queue is entered once at a time")
         loop = asyncio.get_running_loop()
         started: asyncio.Future[None] = loop.create_future()
+        self._closing = False
         self._host = loop.create_task(self._host_workers(started), name="aioirqfd work queue")
-        await started
+        try:
+            await started
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(
@@ -194,12 +327,17 @@ class WorkQueue:
     async def aclose(self) -> None:
         """Cancel what runs, forget what is queued, and wait until the workers are gone; idempotent.
 
+        Raises:
+            RuntimeError: Called from within a run, which would wait for itself.
+
         Cancellation:
             Waits for the workers all the same, and is re-raised afterwards.
         """
         host = self._host
         if host is None:
             return
+        self.check_outside()
+        self._closing = True
         if self._scope is not None:
             self._scope.cancel()
         cancelled: asyncio.CancelledError | None = None
@@ -214,7 +352,7 @@ class WorkQueue:
             work = self._ready.popleft()
             work.pending = False
             work._wake()
-        self._size = 0
+        self._resize(-self._size)
         self._wake_drainers()
         if cancelled is not None:
             raise cancelled
@@ -223,63 +361,123 @@ class WorkQueue:
 
     def abandon(self) -> None:
         """Without an ``await``, for an owner that was dropped open: the workers end in the loop's next turns, if it has any."""
+        self._closing = True
         if self._scope is not None and self._host is not None and not self._host.get_loop().is_closed():
             self._scope.cancel()
 
     async def _host_workers(self, started: asyncio.Future[None]) -> None:
         import anyio  # noqa: PLC0415  kept out of the import of aioirqfd
 
-        async with anyio.create_task_group() as group:
-            self._scope = group.cancel_scope
-            for number in range(self.workers):
-                group.start_soon(self._worker, name=f"aioirqfd worker {number}")
-            if not started.done():
-                started.set_result(None)
+        loop = asyncio.get_running_loop()
+        try:
+            async with anyio.create_task_group() as group:
+                self._scope = group.cancel_scope
+                if self._closing:
+                    self._scope.cancel()
+                for number in range(self.workers):
+                    group.start_soon(self._worker, name=f"aioirqfd worker {number}")
+                if not started.done():
+                    started.set_result(None)
+        finally:
+            if not self._closing:
+                # Whoever waits has to look again, once this task is done.
+                loop.call_soon(self._ended)
+
+    def _ended(self) -> None:
+        for work in tuple(self._flushing.values()):
+            if isinstance(work, Work):
+                work._wake()
+        self._wake_drainers()
+        if self.on_end is not None:
+            self.on_end()
 
     async def _worker(self) -> None:
-        ready = self._ready
-        monotonic = time.monotonic
         task = asyncio.current_task()
         assert task is not None
+        self._workers.add(task)
+        try:
+            await self._work(task)
+        finally:
+            self._workers.discard(task)
+
+    async def _work(self, task: asyncio.Task[object]) -> None:
+        ready = self._ready
+        monotonic = time.monotonic
         turn_ends = monotonic() + _SLICE
         while True:
+            lane = self._lane
+            if lane is not None and lane.ready:
+                await self._run_lane(lane, task)
             if not ready:
+                if lane is not None and lane.ready:
+                    await asyncio.sleep(0)
+                    continue
                 waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._idle.append(waiter)
                 try:
                     await waiter
-                finally:
+                except asyncio.CancelledError:
                     if waiter in self._idle:
                         self._idle.remove(waiter)
+                    elif self.waiting:
+                        self._wake_worker()  # woken and cancelled in the same breath: somebody else goes
+                    raise
                 turn_ends = monotonic() + _SLICE
                 continue
-            work = ready.popleft()
-            # Pending goes before the run begins: a signal from here on queues it again (no lost last event).
-            work.pending = False
-            work.running = task
-            self._running += 1
-            self._size -= 1
-            if self._was_full and self._size <= self.maxsize // 2:
-                self._was_full = False
-                if self.on_room is not None:
-                    self.on_room()
-            try:
-                await work.func()
-            finally:
-                work.running = None
-                work.completed += 1
-                self._running -= 1
-                self._completed += 1
-                if work.pending:
-                    ready.append(work)
-                    self._wake_worker()
-                if work._waiters is not None:
-                    work._wake()
-                if self._drainers and not self._size and not self._running:
-                    self._wake_drainers()
+            await self._run(ready.popleft(), task)
             if monotonic() >= turn_ends:
                 await asyncio.sleep(0)
                 turn_ends = monotonic() + _SLICE
+
+    async def _run(self, work: Work, task: asyncio.Task[object]) -> None:
+        # Pending goes before the run begins: a signal from here on queues it again (no lost last event).
+        work.pending = False
+        work.running = task
+        self._running += 1
+        self._resize(-1)
+        try:
+            self._tell_room()
+            await work.func()
+        except asyncio.CancelledError as error:
+            if task.cancelling():
+                raise
+            # Not this worker was cancelled, but something the item was waiting for.
+            self._report(work, error)
+        except Exception as error:
+            self._report(work, error)
+        finally:
+            work.running = None
+            work.completed += 1
+            self._running -= 1
+            self._completed += 1
+            if work.pending:
+                self._ready.append(work)
+                self._wake_worker()
+            if work._waiters is not None:
+                work._wake()
+            if self._drainers and not self.waiting and not self._running:
+                self._wake_drainers()
+
+    async def _run_lane(self, lane: Lane, task: asyncio.Task[object]) -> None:
+        self._running += 1
+        try:
+            await lane.run_ready(task)
+        finally:
+            self._running -= 1
+            if self._drainers and not self.waiting and not self._running:
+                self._wake_drainers()
+        self._tell_room()
+
+    def _tell_room(self) -> None:
+        if self._was_full and self.waiting <= self.maxsize // 2:
+            self._was_full = False
+            if self.on_room is not None:
+                self.on_room()
+
+    def _report(self, work: Work, error: BaseException) -> None:
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": f"aioirqfd: a work item raised: {work.func!r}", "exception": error}
+        )
 
     def _wake_worker(self) -> None:
         while self._idle:

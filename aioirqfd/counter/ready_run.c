@@ -1,0 +1,401 @@
+/* ReadyRun: the awaitable in which a worker of the queue runs the wakeup handlers of ready irqfds, one after the other, and hands
+   their interrupts to the sink. A handler that does not wait costs its own coroutine and nothing else: no task, no queue item, no
+   Python frame of ours. One that waits suspends the whole run, as it would suspend the worker.
+
+   What is out of the ordinary is IrqFd's: an irqfd that was masked, re-routed or unbound since (defer), a sink that refuses (rest),
+   a handler that raises (handler_failed). */
+#include "_native.h"
+
+#include <structmember.h>
+#include <time.h>
+
+/* Nanoseconds after which the loop gets a turn. */
+#define SLICE_NS 1000000
+
+struct ready_run_object {
+    PyObject_HEAD
+    TopHalfObject *top_half; /* strong */
+    PyObject *task;          /* strong: whose await this is */
+    EventFdCtxObject *ctx;   /* strong, while its handler runs */
+    PyObject *irqfd;         /* strong, likewise */
+    PyObject *handler;       /* strong: the iterator of the handler's coroutine */
+    uint64_t count;          /* what the handler was given */
+    int64_t ends;            /* of the slice; 0: not begun */
+};
+
+static int64_t
+monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+PyObject *
+ready_run_new(native_state *state, TopHalfObject *top_half, PyObject *task)
+{
+    PyTypeObject *type = state->ready_run_type;
+    ReadyRunObject *self = (ReadyRunObject *)type->tp_alloc(type, 0);
+    if (self != NULL) {
+        self->top_half = (TopHalfObject *)Py_NewRef(top_half);
+        self->task = Py_NewRef(task);
+    }
+    return (PyObject *)self;
+}
+
+/* The task, a new reference. */
+PyObject *
+ready_run_task(const ReadyRunObject *run)
+{
+    return Py_NewRef(run->task);
+}
+
+/* Whoever waits for an injection, or for what became of it, has to look again. */
+static void
+tell_progress(TopHalfObject *top_half)
+{
+    if (top_half->watched && top_half->on_progress != NULL) {
+        PyObject *callable = Py_NewRef(top_half->on_progress);
+        PyObject *done = PyObject_CallNoArgs(callable);
+        if (done == NULL) {
+            PyErr_WriteUnraisable(callable);
+        }
+        Py_XDECREF(done);
+        Py_DECREF(callable);
+    }
+}
+
+/* The handler is through, or gone: make room for the next, and let the irqfd be queued again. */
+static void
+leave(ReadyRunObject *self)
+{
+    EventFdCtxObject *ctx = self->ctx;
+    TopHalfObject *top_half = self->top_half;
+    self->ctx = NULL;
+    Py_CLEAR(self->handler);
+    Py_CLEAR(self->irqfd);
+    if (ctx == NULL) {
+        return;
+    }
+    ctx->run = NULL;
+    /* Signalled while it ran: it keeps its place in the queue's bound. */
+    if (ctx->taken > 0 && top_half_enqueue(top_half, ctx) < 0) {
+        PyErr_WriteUnraisable((PyObject *)ctx);
+    }
+    Py_DECREF(ctx);
+    tell_progress(top_half);
+}
+
+/* The handler has returned: inject. */
+static void
+deliver(native_state *state, ReadyRunObject *self)
+{
+    EventFdCtxObject *ctx = self->ctx;
+    bool taken = false;
+    Py_CLEAR(self->handler);
+    if (ctx->top_half == self->top_half && top_half_is_fast(ctx)) {
+        PyObject *interrupt = Py_NewRef(ctx->interrupt);
+        taken = top_half_try(self->top_half, interrupt);
+        Py_DECREF(interrupt);
+    }
+    if (taken) {
+        ctx->fast++;
+        if (HAS_FLIGHT(self->top_half)) {
+            flight_put(self->top_half->flight, flight_now(), FLIGHT_INJECTED, ctx, self->count);
+        }
+    } else {
+        irqfd_call(self->irqfd, state->str_rest, self->count);
+    }
+    leave(self);
+}
+
+/* The handler has raised, the exception is set. 0: dealt with; -1: it is the worker's, and set again. */
+static int
+fail(native_state *state, ReadyRunObject *self)
+{
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (traceback != NULL) {
+        PyException_SetTraceback(error, traceback);
+    }
+    PyObject *count = PyLong_FromUnsignedLongLong(self->count);
+    PyObject *ours = count == NULL ? NULL
+                                   : PyObject_CallMethodObjArgs(self->irqfd, state->str_handler_failed, error, count, NULL);
+    int is_ours = ours != NULL ? PyObject_IsTrue(ours) : 0;
+    if (ours == NULL || is_ours < 0) {
+        PyErr_WriteUnraisable(self->irqfd);
+    }
+    Py_XDECREF(ours);
+    Py_XDECREF(count);
+    leave(self);
+    if (is_ours > 0) {
+        Py_XDECREF(type);
+        Py_XDECREF(error);
+        Py_XDECREF(traceback);
+        return 0;
+    }
+    PyErr_Restore(type, error, traceback);
+    return -1;
+}
+
+/* Begin the next handler: 1; 0 when none is left or the slice is over; -1 when it raised, with the exception set. */
+static int
+begin(native_state *state, ReadyRunObject *self)
+{
+    TopHalfObject *top_half = self->top_half;
+    int64_t now = monotonic_ns();
+    if (self->ends == 0) {
+        self->ends = now + SLICE_NS;
+    } else if (now >= self->ends) {
+        return 0;
+    }
+    EventFdCtxObject *ctx;
+    while ((ctx = top_half_next_ready(top_half)) != NULL) {
+        uint64_t count = ctx->taken;
+        ctx->taken = 0;
+        if (ctx->top_half == top_half && ctx->handler != NULL && top_half_is_fast(ctx)) {
+            self->ctx = ctx;
+            self->irqfd = Py_NewRef(ctx->irqfd);
+            self->count = count;
+            ctx->run = self;
+            PyObject *number = PyLong_FromUnsignedLongLong(count);
+            PyObject *handler = Py_NewRef(ctx->handler);
+            PyObject *args[] = {self->irqfd, number};
+            PyObject *coroutine = number != NULL ? PyObject_Vectorcall(handler, args, 2, NULL) : NULL;
+            Py_DECREF(handler);
+            Py_XDECREF(number);
+            if (coroutine == NULL) {
+                return -1;
+            }
+            if (PyCoro_CheckExact(coroutine)) {
+                self->handler = coroutine;
+                return 1;
+            }
+            PyAsyncMethods *async = Py_TYPE(coroutine)->tp_as_async;
+            if (async != NULL && async->am_await != NULL) {
+                self->handler = async->am_await(coroutine);
+            } else {
+                PyErr_Format(PyExc_TypeError, "a wakeup handler returned %R, which cannot be awaited", coroutine);
+            }
+            Py_DECREF(coroutine);
+            return self->handler != NULL ? 1 : -1;
+        }
+        PyObject *irqfd = Py_XNewRef(ctx->irqfd);
+        if (irqfd != NULL) {
+            irqfd_call(irqfd, state->str_defer, count);
+            Py_DECREF(irqfd);
+        }
+        Py_DECREF(ctx);
+        tell_progress(top_half);
+    }
+    return 0;
+}
+
+static PySendResult
+proceed(native_state *state, ReadyRunObject *self, PySendResult sent, PyObject *value, PyObject **result)
+{
+    for (;;) {
+        if (sent == PYGEN_NEXT) {
+            *result = value;
+            return PYGEN_NEXT;
+        }
+        if (sent == PYGEN_RETURN) {
+            Py_XDECREF(value);
+            deliver(state, self);
+        } else if (fail(state, self) < 0) {
+            return PYGEN_ERROR;
+        }
+        int begun = begin(state, self);
+        if (begun == 0) {
+            *result = Py_NewRef(Py_None);
+            return PYGEN_RETURN;
+        }
+        value = NULL;
+        sent = begun < 0 ? PYGEN_ERROR : PyIter_Send(self->handler, Py_None, &value);
+    }
+}
+
+static PySendResult
+ready_run_send_slot(PyObject *op, PyObject *arg, PyObject **result)
+{
+    ReadyRunObject *self = (ReadyRunObject *)op;
+    native_state *state = native_state_of_object(op);
+    PyObject *value = NULL;
+    PySendResult sent;
+    *result = NULL;
+    if (state == NULL) {
+        return PYGEN_ERROR;
+    }
+    if (self->handler == NULL) {
+        int begun = begin(state, self);
+        if (begun == 0) {
+            *result = Py_NewRef(Py_None);
+            return PYGEN_RETURN;
+        }
+        sent = begun < 0 ? PYGEN_ERROR : PyIter_Send(self->handler, Py_None, &value);
+    } else {
+        sent = PyIter_Send(self->handler, arg, &value);
+    }
+    return proceed(state, self, sent, value, result);
+}
+
+/* What send() and throw() answer: the value, or StopIteration. */
+static PyObject *
+answer(PySendResult sent, PyObject *value)
+{
+    if (sent == PYGEN_RETURN) {
+        Py_DECREF(value);
+        PyErr_SetNone(PyExc_StopIteration);
+        return NULL;
+    }
+    return sent == PYGEN_NEXT ? value : NULL;
+}
+
+static PyObject *
+ready_run_send(PyObject *op, PyObject *arg)
+{
+    PyObject *value;
+    PySendResult sent = ready_run_send_slot(op, arg, &value);
+    return answer(sent, value);
+}
+
+static PyObject *
+ready_run_next(PyObject *op)
+{
+    return ready_run_send(op, Py_None);
+}
+
+static PyObject *
+ready_run_throw(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    ReadyRunObject *self = (ReadyRunObject *)op;
+    native_state *state = native_state_of_object(op);
+    if (state == NULL) {
+        return NULL;
+    }
+    if (nargs < 1 || nargs > 3) {
+        PyErr_SetString(PyExc_TypeError, "throw() takes one to three arguments");
+        return NULL;
+    }
+    PyObject *method = self->handler != NULL ? PyObject_GetAttr(self->handler, state->str_throw) : NULL;
+    if (method == NULL) {
+        PyErr_Clear();
+        if (PyExceptionInstance_Check(args[0])) {
+            PyErr_SetObject((PyObject *)Py_TYPE(args[0]), args[0]);
+        } else {
+            PyErr_SetObject(args[0], nargs > 1 ? args[1] : NULL);
+        }
+        if (self->handler != NULL && fail(state, self) == 0) {
+            return ready_run_send(op, Py_None);
+        }
+        return NULL;
+    }
+    PyObject *value = PyObject_Vectorcall(method, args, (size_t)nargs, NULL);
+    Py_DECREF(method);
+    PySendResult sent = PYGEN_NEXT;
+    if (value == NULL) {
+        sent = PYGEN_ERROR;
+        if (PyErr_ExceptionMatches(PyExc_StopIteration)) {
+            PyErr_Clear();
+            sent = PYGEN_RETURN;
+        }
+    }
+    PyObject *result = NULL;
+    sent = proceed(state, self, sent, value, &result);
+    return answer(sent, result);
+}
+
+static PyObject *
+ready_run_close(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    ReadyRunObject *self = (ReadyRunObject *)op;
+    native_state *state = native_state_of_object(op);
+    if (state == NULL) {
+        return NULL;
+    }
+    if (self->handler != NULL) {
+        PyObject *done = PyObject_CallMethodNoArgs(self->handler, state->str_close);
+        Py_XDECREF(done);
+        if (done == NULL) {
+            PyErr_WriteUnraisable(self->handler);
+        }
+        if (self->irqfd != NULL) {
+            /* Not injected: it is the irqfd's again, and its owner's to give back. */
+            irqfd_call(self->irqfd, state->str_defer, self->count);
+        }
+        leave(self);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+ready_run_self(PyObject *op)
+{
+    return Py_NewRef(op);
+}
+
+static int
+ready_run_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    ReadyRunObject *self = (ReadyRunObject *)op;
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(self->top_half);
+    Py_VISIT(self->task);
+    Py_VISIT(self->ctx);
+    Py_VISIT(self->irqfd);
+    Py_VISIT(self->handler);
+    return 0;
+}
+
+static int
+ready_run_clear(PyObject *op)
+{
+    ReadyRunObject *self = (ReadyRunObject *)op;
+    if (self->ctx != NULL) {
+        self->ctx->run = NULL;
+    }
+    Py_CLEAR(self->ctx);
+    Py_CLEAR(self->irqfd);
+    Py_CLEAR(self->handler);
+    Py_CLEAR(self->task);
+    Py_CLEAR(self->top_half);
+    return 0;
+}
+
+static void
+ready_run_dealloc(PyObject *op)
+{
+    PyTypeObject *type = Py_TYPE(op);
+    PyObject_GC_UnTrack(op);
+    (void)ready_run_clear(op);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+static PyMethodDef ready_run_methods[] = {
+    {"send", ready_run_send, METH_O, PyDoc_STR("As of a coroutine.")},
+    {"throw", _PyCFunction_CAST(ready_run_throw), METH_FASTCALL, PyDoc_STR("As of a coroutine.")},
+    {"close", ready_run_close, METH_NOARGS, PyDoc_STR("As of a coroutine.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot ready_run_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("What TopHalf.run_ready() returns.")},
+    {Py_tp_traverse, (void *)ready_run_traverse},
+    {Py_tp_clear, (void *)ready_run_clear},
+    {Py_tp_dealloc, (void *)ready_run_dealloc},
+    {Py_tp_methods, ready_run_methods},
+    {Py_tp_iter, (void *)ready_run_self},
+    {Py_tp_iternext, (void *)ready_run_next},
+    {Py_am_await, (void *)ready_run_self},
+    {Py_am_send, (void *)ready_run_send_slot},
+    {0, NULL},
+};
+
+PyType_Spec ready_run_spec = {
+    .name = "aioirqfd.counter.ReadyRun",
+    .basicsize = sizeof(ReadyRunObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = ready_run_slots,
+};

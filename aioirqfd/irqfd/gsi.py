@@ -1,0 +1,155 @@
+"""Who has which gsi: the allocator that the MSI-X tables of one manager share.
+
+There are 4096 routable gsis and a table alone may have 2048 vectors, so a gsi is handed out when a vector is first unmasked,
+not when its table is made. One whose vector is masked again stays with it, because guests mask and unmask all the time, but
+only until somebody else needs it: then the one that was masked longest ago goes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, final
+
+from aioirqfd.irqfd.interrupt import IOAPIC_PINS
+from aioirqfd.irqfd.routing import MAX_GSI
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_LOOK_AGAIN: Final = 16
+"""How many gsis that were routed by somebody else are looked at again, when there are no others."""
+
+
+@dataclass(frozen=True, slots=True)
+class GsiStatistics:
+    """Counts of a :class:`GsiAllocator`, as they are now.
+
+    Attributes:
+        held: Handed out.
+        idle: Of these, ready to be taken back.
+        waiting: Who was refused one, and is called when there is one.
+        recycled: How many were taken back from an idle holder, since it was made.
+    """
+
+    held: int
+    idle: int
+    waiting: int
+    recycled: int
+
+
+@final
+class GsiAllocator:
+    """Hands out gsis, lowest first, and takes idle ones back when they run out.
+
+    Args:
+        routed: Whether somebody else has routed a gsi; such a one is passed over.
+        first: The lowest it hands out; those below are left to pins.
+        stop: One more than the highest, at most 4096 (row G03).
+
+    Raises:
+        ValueError: Not 0 <= first <= stop <= 4096.
+
+    Threads:
+        The loop's thread of its manager.
+    """
+
+    __slots__ = ("_free", "_held", "_idle", "_next", "_passed", "_recycled", "_routed", "_serving", "_stop", "_waiting")
+
+    def __init__(self, routed: Callable[[int], bool], *, first: int = IOAPIC_PINS, stop: int = MAX_GSI) -> None:
+        if not 0 <= first <= stop <= MAX_GSI:
+            raise ValueError(f"gsis are 0..{MAX_GSI - 1}, not {first}..{stop - 1}")
+        self._routed: Final = routed
+        self._stop: Final = stop
+        self._next = first
+        self._free: list[int] = []
+        self._passed: deque[int] = deque()  # routed by somebody else when it was last looked at
+        self._held: set[int] = set()
+        self._idle: dict[int, Callable[[], object]] = {}
+        self._waiting: dict[object, Callable[[], object]] = {}
+        self._serving = False
+        self._recycled = 0
+
+    def statistics(self) -> GsiStatistics:
+        """The counts as they are now."""
+        return GsiStatistics(
+            held=len(self._held), idle=len(self._idle), waiting=len(self._waiting), recycled=self._recycled
+        )
+
+    def allocate(self) -> int | None:
+        """A gsi for the caller: the lowest free one, else the one that has been idle longest, else None."""
+        while self._free or self._next < self._stop:
+            if self._free:
+                gsi = heapq.heappop(self._free)
+            else:
+                gsi = self._next
+                self._next += 1
+            if self._routed(gsi):
+                self._passed.append(gsi)
+            elif gsi not in self._held:
+                self._held.add(gsi)
+                return gsi
+        for _ in range(min(len(self._passed), _LOOK_AGAIN)):
+            gsi = self._passed.popleft()
+            if self._routed(gsi):
+                self._passed.append(gsi)
+            elif gsi not in self._held:
+                self._held.add(gsi)
+                return gsi
+        return self.reclaim()
+
+    def reclaim(self) -> int | None:
+        """The gsi that has been idle longest, for the caller from here on; its holder was told. None: none is idle."""
+        for gsi, give_up in self._idle.items():
+            del self._idle[gsi]
+            self._recycled += 1
+            give_up()
+            return gsi
+        return None
+
+    def take(self, gsi: int) -> bool:
+        """Take this very gsi, for a snapshot that names it: False if it is held, routed or out of range."""
+        if not 0 <= gsi < self._stop or gsi in self._held or self._routed(gsi):
+            return False
+        self._held.add(gsi)
+        return True
+
+    def release(self, gsi: int) -> None:
+        """Give a gsi back; the caller has unrouted it."""
+        self._idle.pop(gsi, None)
+        self._held.remove(gsi)
+        heapq.heappush(self._free, gsi)
+        self._serve()
+
+    def idle(self, gsi: int, give_up: Callable[[], object]) -> None:
+        """Keep a gsi, but let go of it when ``give_up`` is called, which must not raise."""
+        self._idle[gsi] = give_up
+        self._serve()
+
+    def busy(self, gsi: int) -> None:
+        """Need an idle gsi again."""
+        self._idle.pop(gsi, None)
+
+    def wait(self, key: object, on_gsi: Callable[[], object]) -> None:
+        """Be called once, in the order of asking, when there may be a gsi. Asking again keeps the place."""
+        self._waiting.setdefault(key, on_gsi)
+
+    def forget(self, key: object) -> None:
+        """Not be called any more."""
+        self._waiting.pop(key, None)
+
+    def _serve(self) -> None:
+        # Whoever is called may release or idle one in its turn: that must not nest as deep as there are waiters.
+        if self._serving:
+            return
+        self._serving = True
+        try:
+            while self._waiting and (self._free or self._idle):
+                before = len(self._waiting)
+                key = next(iter(self._waiting))
+                self._waiting.pop(key)()
+                if len(self._waiting) >= before:
+                    break  # refused again
+        finally:
+            self._serving = False

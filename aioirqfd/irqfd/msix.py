@@ -1,0 +1,540 @@
+"""MSI-X: a device's vectors, each an eventfd, a message, a mask bit and a pending bit.
+
+What the guest sees is the table and the pending-bit array of the PCI specification (PCI Local Bus 3.0, section 6.8.2). What
+is behind it: an eventfd for each vector, and, once the guest has unmasked it for the first time, a gsi that is routed to the
+vector's message and an irqfd between the two.
+
+A masked vector loses nothing and hides nothing. While it has an irqfd, that is masked and what is signalled stays pending in
+it; while it has none, the signals stay in the eventfd. The pending bit looks at both, so it is right also for what another
+thread or process has just written (the kernel's irqfds bypass it). Changing a message never passes through a state without a
+route, in which the kernel would drop signals (row W08): the order is always mask, deassign, route, assign, unmask.
+"""
+
+# pyright: reportPrivateUsage=false
+# (as in manager.py)
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final, Self, final
+
+from aioirqfd.errors import ClosedError, RoutingError, SnapshotError
+from aioirqfd.eventfd import EventFd
+from aioirqfd.irqfd import msix_snapshot
+from aioirqfd.irqfd.interrupt import Msi
+from aioirqfd.irqfd.msix_vector import MASK_BIT, MsixVector
+from aioirqfd.irqfd.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from aioirqfd.irqfd.manager import IrqManager
+
+MAX_VECTORS: Final = 2048
+"""Vectors a function may have: the table-size field has eleven bits."""
+_ENTRY: Final = 16
+_PAGE: Final = 4096
+_SIZES: Final = frozenset({4, 8})
+_U32_MASK: Final = 2**32 - 1
+_PBA_WORD: Final = 64
+_FEW: Final = 16
+"""From so many on, gsis are unrouted by one change of the whole table."""
+
+
+@dataclass(frozen=True, slots=True)
+class MsixStatistics:
+    """Counts of a :class:`MsixTable`, as they are now.
+
+    Attributes:
+        vectors: The table's size.
+        unmasked: Vectors whose interrupts are injected.
+        assigned: Vectors that have a gsi and an irqfd, masked ones too.
+        waiting: Vectors that are unmasked, but for which there was no gsi.
+    """
+
+    vectors: int
+    unmasked: int
+    assigned: int
+    waiting: int
+
+
+@final
+class MsixTable:
+    """The MSI-X table and pending-bit array of one device function.
+
+    Made disabled, with every vector masked, as after a reset; the device may signal all the same: it stays pending.
+
+    Args:
+        manager: Injects. Its routes of the gsis that the table takes from ``manager.gsis`` are the table's: change the others
+            with :meth:`IrqManager.set_route`, or keep these when you replace the whole table.
+        vectors: 1..2048.
+        eventfds: An eventfd for each vector that has one of its own; they stay the caller's (an int is an fd). The others
+            are made by the table when they are first asked for, so a vector that is not used costs no fd.
+        devid: The requester id that messages carry, where the interrupt controller wants one; else None.
+        pba_offset: Where the pending-bit array begins, in bytes from the start of the table: a multiple of 8 behind the table.
+            Without it, the next 4 KiB page.
+
+    Raises:
+        ValueError: A number is out of range, or an eventfd is for a vector that is not there.
+        ClosedError: EBADF: an eventfd is not open.
+        EventFdInvalidError: EINVAL: an fd is no eventfd.
+
+    An async context manager; :meth:`aclose` deassigns everything and gives the gsis back. Close it before the manager.
+
+    Whatever the guest writes raises nothing in the device's path. An access that the specification leaves undefined is
+    ignored, a message that cannot be sent leaves its vector pending until there is a better one, and both are traced.
+
+    Threads:
+        The loop's thread, as for the manager; WrongLoopError from another one, as from another loop. The eventfds are
+        signalled from anywhere.
+    """
+
+    ENABLE: ClassVar = 0x8000
+    """Bit of the message-control register: MSI-X is enabled."""
+    FUNCTION_MASK: ClassVar = 0x4000
+    """Bit of the message-control register: every vector is masked."""
+
+    __slots__ = (
+        "_closed",
+        "_devid",
+        "_enabled",
+        "_function_mask",
+        "_manager",
+        "_pba_offset",
+        "_vectors",
+    )
+
+    def __init__(
+        self,
+        manager: IrqManager,
+        *,
+        vectors: int,
+        eventfds: Mapping[int, EventFd | int] | None = None,
+        devid: int | None = None,
+        pba_offset: int | None = None,
+    ) -> None:
+        if not 1 <= vectors <= MAX_VECTORS:
+            raise ValueError(f"an MSI-X table has 1..{MAX_VECTORS} vectors, not {vectors}")
+        table_end = vectors * _ENTRY
+        if pba_offset is None:
+            pba_offset = -(-table_end // _PAGE) * _PAGE
+        if pba_offset < table_end or pba_offset % 8:
+            raise ValueError(
+                f"the pending-bit array begins at a multiple of 8 from {table_end} on, not at {pba_offset}"
+            )
+        Msi(0, 0, devid)
+        self._manager = manager
+        self._devid = devid
+        self._pba_offset = pba_offset
+        self._enabled = self._function_mask = self._closed = False
+        self._vectors = tuple(MsixVector(number) for number in range(vectors))
+        for number, eventfd in (eventfds or {}).items():
+            vector = self._vector(number)
+            vector.eventfd = eventfd if isinstance(eventfd, EventFd) else EventFd.from_fd(eventfd)
+            if vector.eventfd.closed:
+                raise ClosedError(f"the eventfd of vector {number} is closed")
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "enabled" if self._enabled else "disabled"
+        return f"<MsixTable vectors={len(self._vectors)} {state}{' masked' if self._function_mask else ''}>"
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Deassign every vector, give the gsis back, and close the eventfds that the table made; idempotent.
+
+        What is pending stays in the eventfds that are the caller's, but for what a snapshot of the still paused manager took.
+
+        Cancellation:
+            Everything is closed all the same; only the wait for what is being injected is given up.
+        """
+        self._closed = True
+        try:
+            leaving = [vector.irqfd for vector in self._vectors if vector.irqfd is not None]
+            self._retire(self._vectors)
+            for irqfd in leaving:
+                await irqfd.drained()
+        finally:
+            for vector in self._vectors:
+                msix_snapshot.leave(self._manager, vector)
+                if vector.owned and vector.eventfd is not None:
+                    vector.eventfd.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # -- the device's side -------------------------------------------------------------------------------------------
+
+    def eventfd(self, vector: int, /) -> EventFd:
+        """The eventfd whose signals are this vector's interrupts; made now if it has none.
+
+        Raises:
+            ValueError: There is no such vector.
+            ClosedError: The table is closed.
+            OSError: EMFILE and the like.
+        """
+        entry = self._vector(vector)
+        if self._closed:
+            raise ClosedError("the MSI-X table is closed")
+        if entry.eventfd is None:
+            self._check_here()
+            entry.eventfd = EventFd()
+            entry.owned = True
+            self._update(entry)
+        return entry.eventfd
+
+    def signal(self, vector: int, /) -> None:
+        """Interrupt: injected if the vector is unmasked, else pending. Raises as :meth:`eventfd` does."""
+        self.eventfd(vector).signal()
+
+    async def set_eventfd(self, vector: int, eventfd: EventFd | int, /) -> None:
+        """Give a vector another eventfd, while it is in use; returns once nothing of the old one is being injected.
+
+        What is pending in an eventfd that the table made moves along; the caller's own keeps it.
+
+        Raises:
+            ValueError: There is no such vector.
+            ClosedError: EBADF: the table or the eventfd is closed.
+            EventFdInvalidError: EINVAL: the fd is no eventfd.
+        """
+        entry = self._vector(vector)
+        new = eventfd if isinstance(eventfd, EventFd) else EventFd.from_fd(eventfd)
+        if self._closed or new.closed:
+            raise ClosedError("the MSI-X table or the eventfd is closed")
+        old, owned, irqfd = entry.eventfd, entry.owned, entry.irqfd
+        self._retire((entry,))
+        entry.eventfd, entry.owned = new, False
+        try:
+            if irqfd is not None:
+                await irqfd.drained()
+        finally:
+            if old is not None and owned:
+                with contextlib.suppress(BlockingIOError):
+                    new.signal(old.read_nowait())
+                old.close()
+            self._update(entry)
+
+    async def set_message(self, vector: int, /, *, address: int, data: int) -> None:
+        """Change a vector's message, while signals arrive, as a barrier: after it returns, nothing is sent to the old one.
+
+        A guest's own writes are no barrier: what the sink was already taking when they came is still delivered by them.
+
+        Args:
+            vector: Which one; its mask bit is left as it is.
+            address: 64-bit message address, a multiple of 4.
+            data: 32-bit message data.
+
+        Raises:
+            ValueError: There is no such vector.
+            RoutingError: EINVAL: the message is out of range, or its address is no multiple of 4; nothing was changed.
+
+        Cancellation:
+            The message is changed all the same; only the wait is given up.
+        """
+        entry = self._vector(vector)
+        self._check_here()
+        message = Msi(address, data, self._devid)
+        if address % 4:
+            raise RoutingError(f"an MSI-X message address is a multiple of 4, not {address:#x}")
+        irqfd = entry.irqfd
+        entry.changing += 1
+        try:
+            self._update(entry)
+            entry.address, entry.data = message.address, message.data
+            if irqfd is not None and irqfd.active:
+                await self._manager.flush_work(irqfd.work)
+        finally:
+            entry.changing -= 1
+            self._update(entry)
+
+    # -- the guest's side: the message-control register --------------------------------------------------------------
+
+    @property
+    def control(self) -> int:
+        """The 16-bit message-control register: enable, function mask, and the table size less one."""
+        enabled = self.ENABLE if self._enabled else 0
+        return enabled | (self.FUNCTION_MASK if self._function_mask else 0) | (len(self._vectors) - 1)
+
+    def write_control(self, value: int, /) -> None:
+        """The guest writes the message-control register; the size field is read-only.
+
+        Disabling masks every vector and gives its gsi back. Interrupts stay pending meanwhile.
+        """
+        self._check_here()
+        enabled, function_mask = bool(value & self.ENABLE), bool(value & self.FUNCTION_MASK)
+        if (enabled, function_mask) == (self._enabled, self._function_mask):
+            return
+        self._manager._tracer.emit("msix_control", enabled=enabled, function_mask=function_mask)
+        self._enabled, self._function_mask = enabled, function_mask
+        for vector in self._vectors:
+            self._update(vector)
+        if not enabled:
+            self._retire(self._vectors)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether MSI-X is enabled."""
+        return self._enabled
+
+    @property
+    def function_mask(self) -> bool:
+        """Whether every vector is masked."""
+        return self._function_mask
+
+    def reset(self) -> None:
+        """A reset of the function: disabled, every vector masked, messages zero. Signals stay pending."""
+        self._check_here()
+        for vector in self._vectors:
+            vector.address = vector.data = 0
+            vector.control = MASK_BIT
+        self.write_control(0)
+
+    # -- the guest's side: table and pending-bit array ---------------------------------------------------------------
+
+    @property
+    def pba_offset(self) -> int:
+        """Where the pending-bit array begins."""
+        return self._pba_offset
+
+    @property
+    def size(self) -> int:
+        """Bytes from the start of the table to the end of the pending-bit array."""
+        return self._pba_offset + -(-len(self._vectors) // _PBA_WORD) * 8
+
+    def read(self, offset: int, size: int, /) -> int:
+        """The guest reads 4 or 8 bytes, aligned to their size; anything else gives 0."""
+        if size not in _SIZES or offset % size or not 0 <= offset <= self.size - size:
+            self._manager._tracer.emit("msix_access_ignored", write=False, offset=offset, size=size)
+            return 0
+        value = self._read_dword(offset)
+        return value | self._read_dword(offset + 4) << 32 if size == 8 else value
+
+    def write(self, offset: int, value: int, size: int, /) -> None:
+        """The guest writes 4 or 8 bytes, aligned to their size; anything else, and the pending-bit array, is left alone.
+
+        Eight bytes take effect at once: an address or, with the mask bit, a message is never seen half-written.
+        """
+        if size not in _SIZES or offset % size or not 0 <= offset <= len(self._vectors) * _ENTRY - size:
+            self._manager._tracer.emit("msix_access_ignored", write=True, offset=offset, size=size)
+            return
+        self._check_here()
+        vector = self._vectors[offset // _ENTRY]
+        for dword in range(size // 4):
+            vector.write(offset % _ENTRY // 4 + dword, value >> 32 * dword & _U32_MASK)
+        self._update(vector)
+
+    def _read_dword(self, offset: int) -> int:
+        if offset < len(self._vectors) * _ENTRY:
+            return self._vectors[offset // _ENTRY].read(offset % _ENTRY // 4)
+        if offset < self._pba_offset:
+            return 0
+        self._check_here()
+        first = (offset - self._pba_offset) * 8
+        vectors = self._vectors[first : first + 32]
+        return sum(vector.pending << bit for bit, vector in enumerate(vectors))
+
+    # -- the same, for a device that has its own idea of registers ---------------------------------------------------
+
+    def mask(self, vector: int, /) -> None:
+        """Set the vector's mask bit. Raises ValueError if there is no such vector."""
+        self._check_here()
+        entry = self._vector(vector)
+        entry.control |= MASK_BIT
+        self._update(entry)
+
+    def unmask(self, vector: int, /) -> None:
+        """Clear the vector's mask bit. Raises ValueError if there is no such vector."""
+        self._check_here()
+        entry = self._vector(vector)
+        entry.control &= ~MASK_BIT
+        self._update(entry)
+
+    def masked(self, vector: int, /) -> bool:
+        """The vector's mask bit. Raises ValueError if there is no such vector."""
+        return bool(self._vector(vector).control & MASK_BIT)
+
+    def pending(self, vector: int, /) -> bool:
+        """The vector's pending bit: an interrupt is owed, wherever its signal is. Raises ValueError if there is no such vector."""
+        self._check_here()
+        return self._vector(vector).pending
+
+    def gsi(self, vector: int, /) -> int | None:
+        """The gsi the vector has, if it has one now. Raises ValueError if there is no such vector."""
+        return self._vector(vector).gsi
+
+    def statistics(self) -> MsixStatistics:
+        """The counts as they are now; looks at every vector."""
+        return MsixStatistics(
+            vectors=len(self._vectors),
+            unmasked=sum(vector.active for vector in self._vectors),
+            assigned=sum(vector.gsi is not None for vector in self._vectors),
+            waiting=sum(vector.starved for vector in self._vectors),
+        )
+
+    # -- snapshot ----------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, object]:
+        """The table as a JSON-able dict: registers, gsis, and what is in eventfds without an irqfd.
+
+        What the irqfds hold is in the manager's own snapshot; take both while it is paused.
+
+        Raises:
+            SnapshotError: The manager is not paused.
+        """
+        return msix_snapshot.take(self._manager, self._vectors, self._enabled, self._function_mask)
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Put a snapshot's state into this table, which must not have been enabled, before the manager restores its own.
+
+        Raises:
+            SnapshotError: The state is malformed, of another version or size, the manager is not paused, or a gsi or eventfd
+                is in use already. Nothing was changed.
+        """
+        if self._closed or self._enabled or any(vector.gsi is not None for vector in self._vectors):
+            raise SnapshotError("a snapshot is restored into a table that is open and was not used")
+        checked = msix_snapshot.check(self._manager, self._vectors, state)
+        msix_snapshot.put(self._manager, self._vectors, checked, self._devid, self._give_up)
+        self._enabled, self._function_mask = checked.enabled, checked.function_mask
+        for vector in self._vectors:
+            self._update(vector)
+
+    def _check_here(self) -> None:
+        with contextlib.suppress(ClosedError):
+            self._manager.check_here()
+
+    # -- vectors -----------------------------------------------------------------------------------------------------
+
+    def _vector(self, number: int) -> MsixVector:
+        if not 0 <= number < len(self._vectors):
+            raise ValueError(f"vectors are 0..{len(self._vectors) - 1}, not {number}")
+        return self._vectors[number]
+
+    def _wanted(self, vector: MsixVector) -> bool:
+        enabled = self._enabled and not self._function_mask and not self._closed
+        return enabled and not vector.control & MASK_BIT and not vector.changing and vector.eventfd is not None
+
+    def _update(self, vector: MsixVector) -> None:
+        """Make the vector's irqfd stand as the registers say. Never raises."""
+        wanted = self._wanted(vector)
+        try:
+            if wanted:
+                self._activate(vector)
+            else:
+                self._deactivate(vector)
+        except Exception as error:
+            self._manager._tracer.emit("msix_vector_failed", vector=vector.number, gsi=vector.gsi, error=repr(error))
+            self._retire((vector,))
+
+    def _activate(self, vector: MsixVector) -> None:
+        manager, gsis = self._manager, self._manager.gsis
+        message = vector.message(self._devid)
+        if vector.gsi is not None and not vector.bound:
+            # Its eventfd was closed. What was signalled before is still injected, for which it needs its route (row W03).
+            if vector.irqfd is not None and vector.irqfd.active:
+                return
+            self._retire((vector,))
+        if vector.gsi is None:
+            if not self._obtain(vector, message):
+                if not vector.starved:
+                    manager._tracer.emit("msix_no_gsi", vector=vector.number)
+                vector.starved = True
+                gsis.wait(vector, lambda: self._update(vector))
+                return
+            vector.starved = False
+        else:
+            gsis.busy(vector.gsi)
+            manager.set_route(vector.gsi, message)
+        assert vector.gsi is not None
+        if vector.irqfd is None or not vector.bound:
+            assert vector.eventfd is not None
+            vector.irqfd = manager.assign(vector.eventfd, gsi=vector.gsi, masked=True)
+        vector.active = True
+        vector.captured = None
+        vector.irqfd.unmask()
+        if vector.irqfd.state is State.BROKEN:
+            vector.irqfd.resume()
+
+    def _obtain(self, vector: MsixVector, message: Msi) -> bool:
+        """Find a gsi and route it."""
+        gsis = self._manager.gsis
+        gsi = gsis.allocate()
+        if gsi is None:
+            return False
+        try:
+            self._manager.set_route(gsi, message)
+        except RoutingError:
+            # Perhaps the routing table is full of what others have put there; then an idle gsi's own route will do.
+            other = gsis.reclaim()
+            self._drop_gsi(gsi)
+            if other is None:
+                raise
+            gsi = other
+            try:
+                self._manager.set_route(gsi, message)
+            except Exception:
+                self._drop_gsi(gsi)
+                raise
+        except Exception:
+            self._drop_gsi(gsi)
+            raise
+        vector.gsi = gsi
+        return True
+
+    def _drop_gsi(self, gsi: int) -> None:
+        with contextlib.suppress(ClosedError):
+            self._manager.set_route(gsi, ())
+        self._manager.gsis.release(gsi)
+
+    def _deactivate(self, vector: MsixVector) -> None:
+        if vector.starved:
+            vector.starved = False
+            self._manager.gsis.forget(vector)
+        vector.active = False
+        if vector.gsi is None or vector.irqfd is None:
+            return
+        if vector.bound:
+            vector.irqfd.mask()
+        if not vector.changing:
+            self._manager.gsis.idle(vector.gsi, lambda: self._give_up(vector))
+
+    def _give_up(self, vector: MsixVector) -> None:
+        """Somebody else needs the gsi more: what is pending goes back into the eventfd."""
+        vector.gsi = None
+        assert vector.irqfd is not None
+        vector.irqfd.shut()
+
+    def _retire(self, vectors: Sequence[MsixVector]) -> None:
+        """Mask, deassign, unroute, and give the gsis back. What is pending goes back into the eventfds. Never raises."""
+        manager = self._manager
+        gone: set[int] = set()
+        for vector in vectors:
+            vector.active = False
+            if vector.starved:
+                vector.starved = False
+                manager.gsis.forget(vector)
+            if vector.irqfd is not None and vector.bound:
+                with contextlib.suppress(Exception):  # the manager is closed, or the sink cannot take its hands off
+                    vector.irqfd.mask()
+                vector.irqfd.shut()
+            if vector.gsi is not None:
+                gone.add(vector.gsi)
+                vector.gsi = None
+        try:
+            if len(gone) < _FEW:
+                for gsi in gone:
+                    manager.set_route(gsi, ())
+            else:
+                manager.set_routing({gsi: routes for gsi, routes in manager.routing.items() if gsi not in gone})
+        except Exception as error:
+            manager._tracer.emit("msix_unroute_failed", gsis=len(gone), error=repr(error))
+        for gsi in sorted(gone):
+            manager.gsis.release(gsi)

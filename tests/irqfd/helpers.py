@@ -1,0 +1,74 @@
+"""Interrupts as the default routing makes them, and sinks that several tests share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from aioirqfd import Action, Interrupt, IrqchipPin, Msi
+
+MSI = Msi(0xFEE00000, 0x31)
+OTHER_MSI = Msi(0xFEE00000, 0x32)
+
+
+def pulse(gsi, route=None):
+    return Interrupt(gsi, IrqchipPin("ioapic", gsi) if route is None else route)
+
+
+def asserted(gsi, route=None):
+    return Interrupt(gsi, IrqchipPin("ioapic", gsi) if route is None else route, Action.ASSERT)
+
+
+def deasserted(gsi, route=None):
+    return Interrupt(gsi, IrqchipPin("ioapic", gsi) if route is None else route, Action.DEASSERT)
+
+
+def write(eventfd, count=1):
+    """What another process does."""
+    os.eventfd_write(eventfd.fileno(), count)
+
+
+async def turns(count=20):
+    """Let everything run that can run by itself."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+class SlowSink:
+    """No fast path: everything by the work queue."""
+
+    def __init__(self):
+        self.interrupts = []
+
+    async def inject(self, interrupt):
+        await asyncio.sleep(0)
+        self.interrupts.append(interrupt)
+
+
+class OffloadingSink:
+    """Watches eventfds by itself, as a kernel would: what is written to them is its business until they are reclaimed."""
+
+    def __init__(self, *, able=True):
+        self.able = able
+        self.error = None
+        self.interrupts = []
+        self.log = []
+
+    async def inject(self, interrupt):
+        self.interrupts.append(interrupt)
+
+    def try_inject(self, interrupt):
+        self.interrupts.append(interrupt)
+        return True
+
+    def offload(self, eventfd, interrupt, resamplefd):
+        if self.error is not None:
+            raise self.error
+        if self.able:
+            self.log.append(("offload", eventfd, interrupt, resamplefd))
+        return self.able
+
+    def reclaim(self, eventfd, interrupt):
+        self.log.append(("reclaim", eventfd, interrupt))
+        if self.error is not None:
+            raise self.error
