@@ -18,11 +18,12 @@ C_SOURCES := $(wildcard aioirqfd/counter/*.c aioirqfd/counter/*.h)
 C_ALL := $(C_SOURCES) $(wildcard tests/native/*.c tests/native/*.h)
 NATIVE_TESTS := $(wildcard tests/native/*.c)
 
-.PHONY: help vmm test test-c test-python lint format docs sanitize tsan dist clean install
+.PHONY: help vmm test test-c test-python bench lint format docs sanitize tsan dist clean install
 
 help:
 	@echo 'make vmm        run the example VMM (ARGS=...)'
 	@echo 'make test       the suite with the C module, then with its pure-Python twin (ARGS=... goes to pytest)'
+	@echo 'make bench      what things cost beside their peers (ARGS=...)'
 	@echo 'make lint       ruff, mypy, pyright, clang-format'
 	@echo 'make format     ruff format, ruff check --fix, clang-format'
 	@echo 'make docs       Sphinx, warnings are errors'
@@ -111,6 +112,15 @@ format: $(VENV)/.stamp-lint
 
 docs: $(VENV)/.stamp-docs
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+# Shows nothing where nobody looks: run it on a machine that does nothing else. ARGS='--rounds 3 --only signal' for a part.
+$(VENV)/.stamp-bench: $(VENV)/.stamp-install
+	@echo '== $(VENV): installing what the benchmarks measure against'
+	@$(PIP) install --group bench
+	@touch $@
+
+bench: $(VENV)/.stamp-bench
+	$(UNFORCED) $(PY) -m tests.bench $(ARGS)
 
 # ---------------------------------------------------------------------------------------------------------- sanitizers
 

@@ -1,1 +1,7 @@
-"""The command line: ``python -m aioirqfd``."""
+"""The command line, ``aioirqfd``."""
+
+from __future__ import annotations
+
+from aioirqfd.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,29 @@
+"""``aioirqfd bench``: the benchmarks, which live in the source tree beside the tests."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import aioirqfd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_TREE: Final = Path(aioirqfd.__file__).parents[1]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run them; 2 where they, or the packages they measure against, are not there."""
+    if not (_TREE / "tests" / "bench").is_dir():
+        print("aioirqfd bench: the benchmarks are in the source tree; run it from a checkout.", file=sys.stderr)
+        return 2
+    sys.path.insert(0, str(_TREE))
+    try:
+        status: int = importlib.import_module("tests.bench.__main__").main(arguments)
+    except ModuleNotFoundError as error:
+        print(f"aioirqfd bench: {error}; `make bench` installs what it needs.", file=sys.stderr)
+        return 2
+    return status
