@@ -28,10 +28,12 @@ from aioirqfd.errors import (
     WrongLoopError,
 )
 from aioirqfd.eventfd import EventFd, Poller
-from aioirqfd.ioeventfd import IoBus, IoEventFd
+from aioirqfd.ioeventfd import IoBus, IoBusStatistics, IoEventFd, IoEventFdStatistics
+from aioirqfd.irqfd.gsi import GsiAllocator, GsiStatistics
 from aioirqfd.irqfd.interrupt import Action, Interrupt, IrqchipPin, Msi, Route
 from aioirqfd.irqfd.irqfd import IrqFd, IrqFdStatistics
 from aioirqfd.irqfd.manager import IrqManager, IrqManagerStatistics
+from aioirqfd.irqfd.msix import MsixStatistics, MsixTable
 from aioirqfd.irqfd.resampler import Resampler
 from aioirqfd.irqfd.retry import Retry
 from aioirqfd.irqfd.routing import RoutingTable
@@ -50,14 +52,18 @@ __all__ = [
     "EventFdBusyError",
     "EventFdInvalidError",
     "FastSink",
+    "GsiAllocator",
+    "GsiStatistics",
     "InjectionError",
     "Interrupt",
     "InterruptSink",
     "IoBus",
+    "IoBusStatistics",
     "IoEventFd",
     "IoEventFdExistsError",
     "IoEventFdInvalidError",
     "IoEventFdNotFoundError",
+    "IoEventFdStatistics",
     "IrqFd",
     "IrqFdStatistics",
     "IrqManager",
@@ -65,6 +71,8 @@ __all__ = [
     "IrqchipPin",
     "IrqfdError",
     "Msi",
+    "MsixStatistics",
+    "MsixTable",
     "NullTracer",
     "OffloadSink",
     "Poller",

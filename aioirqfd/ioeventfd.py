@@ -1,38 +1,98 @@
-"""Guest to host: doorbells. A write that matches signals an eventfd instead of being carried out (``KVM_IOEVENTFD``)."""
+"""Guest to host: doorbells. A write that matches signals an eventfd instead of being carried out (``KVM_IOEVENTFD``).
+
+Two things the kernel's do not do. A doorbell can carry what was written, in a bounded ring beside the count. And one whose
+eventfd is closed comes off the bus, where the kernel's goes on swallowing writes, and keeps the address, for ever (row O18).
+"""
 
 from __future__ import annotations
 
+import errno
 import threading
+from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Self, final
 
+from aioirqfd.counter import Counter
 from aioirqfd.errors import (
     ClosedError,
     IoEventFdExistsError,
     IoEventFdInvalidError,
     IoEventFdNotFoundError,
 )
+from aioirqfd.eventfd import EventFd
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from aioirqfd.eventfd import EventFd
 
     Space = Literal["pio", "mmio"]
 
 _LENGTHS: Final = frozenset({0, 1, 2, 4, 8})
 _U64: Final = 2**64
+_MAX_VALUES: Final = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class IoEventFdStatistics:
+    """Counts of one doorbell since it was put on the bus.
+
+    Attributes:
+        writes: Guest writes that it took.
+        values: Written values that wait to be taken.
+        overflowed: Values that were lost because the ring was full; their writes are in the count all the same.
+    """
+
+    writes: int
+    values: int
+    overflowed: int
+
+
+@dataclass(frozen=True, slots=True)
+class IoBusStatistics:
+    """Counts of a bus.
+
+    Attributes:
+        doorbells: On it now.
+        writes: Guest writes that its doorbells took, since it was made.
+        detached: Doorbells that came off because their eventfd was closed.
+    """
+
+    doorbells: int
+    writes: int
+    detached: int
 
 
 @final
 class IoEventFd:
     """One doorbell on an :class:`IoBus`; made by :meth:`IoBus.ioeventfd`. A context manager that takes it off the bus."""
 
-    __slots__ = ("_bus", "address", "datamatch", "eventfd", "length", "space")
+    __slots__ = (
+        "_bus",
+        "_lock",
+        "_overflowed",
+        "_values",
+        "_writes",
+        "address",
+        "datamatch",
+        "eventfd",
+        "length",
+        "space",
+    )
 
     def __init__(
-        self, bus: IoBus, eventfd: EventFd, address: int, length: int, datamatch: int | None, space: Space
+        self,
+        bus: IoBus,
+        eventfd: EventFd,
+        address: int,
+        length: int,
+        datamatch: int | None,
+        space: Space,
+        values: int,
     ) -> None:
         self._bus = bus
+        self._lock = threading.Lock()
+        self._values: deque[int] | None = deque(maxlen=values) if values else None
+        self._overflowed = 0
+        self._writes = Counter()
         self.eventfd: Final = eventfd
         self.address: Final = address
         self.length: Final = length
@@ -55,6 +115,61 @@ class IoEventFd:
     ) -> None:
         self.close()
 
+    def take_values(self) -> list[int]:
+        """What was written since the last call, oldest first; at most the last ``values`` of it.
+
+        A value is here before its write is in the eventfd's count, so whoever has read the count finds at least so many, but
+        for those that overflowed. Nothing is here unless the doorbell was made with ``values``.
+
+        Threads:
+            Any.
+        """
+        if self._values is None:
+            return []
+        with self._lock:
+            taken = list(self._values)
+            self._values.clear()
+        return taken
+
+    def statistics(self) -> IoEventFdStatistics:
+        """The counts as they are now. Any thread."""
+        with self._lock:
+            waiting = len(self._values) if self._values is not None else 0
+            return IoEventFdStatistics(self._writes.value, waiting, self._overflowed)
+
+    @property
+    def dead(self) -> bool:
+        """Whether its eventfd was closed, by its owner or behind its back."""
+        try:
+            return self.eventfd.closed or self.eventfd.id < 0
+        except OSError:
+            return True
+
+    def ring(self, value: int) -> bool:
+        """Take a write that matches; False, and it is not taken, if the eventfd is closed. Any thread."""
+        if self.eventfd.closed:
+            return False
+        values = self._values
+        if values is not None:
+            # Not under the lock any more when the eventfd is signalled: its wakeup may run here and now, and take values.
+            with self._lock:
+                full = len(values) == values.maxlen
+                self._overflowed += full
+                values.append(value)
+        try:
+            self.eventfd.signal()
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            if values is not None:
+                with self._lock:  # the write is the caller's to carry out: it is not to be seen twice
+                    values.reverse()
+                    values.remove(value)
+                    values.reverse()
+            return False
+        self._writes.signal()
+        return True
+
     def matches(self, value: int, length: int) -> bool:
         """Whether a write of that value and length rings it (rows O11, O12, O13)."""
         return (not self.length or length == self.length) and (self.datamatch is None or self.datamatch == value)
@@ -76,35 +191,45 @@ class IoBus:
         :meth:`write` from any thread, typically a vCPU's; registration from any thread too.
     """
 
-    __slots__ = ("_doorbells", "_lock")
+    __slots__ = ("_detached", "_doorbells", "_gone", "_lock")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._detached = 0
+        self._gone = 0  # writes that doorbells took which are not on the bus any more
         # A write looks without the lock: the tuples are replaced, never changed.
         self._doorbells: dict[tuple[str, int], tuple[IoEventFd, ...]] = {}
 
     def ioeventfd(
         self,
-        eventfd: EventFd,
+        eventfd: EventFd | int,
         *,
         address: int,
         length: int = 0,
         datamatch: int | None = None,
         space: Space = "mmio",
+        values: int = 0,
     ) -> IoEventFd:
         """Put a doorbell on the bus.
 
+        Those that are at the address already, and whose eventfd is closed, come off first (better than row O18).
+
         Args:
-            eventfd: What a matching write signals; stays the caller's, and may hang at many addresses (row O19).
+            eventfd: What a matching write signals; stays the caller's, and may hang at many addresses (row O19). An int is an
+                eventfd's fd.
             address: 0..2**64-1.
             length: Bytes a write must have: 1, 2, 4, 8, or 0 for any (row O12).
             datamatch: The value a write must have, compared as an unsigned 64-bit number (row O13); None for any.
             space: ``"pio"`` or ``"mmio"``.
+            values: How many written values are kept for :meth:`IoEventFd.take_values`, 0..2**20. When there are more, the
+                oldest is lost, and counted.
 
         Raises:
             IoEventFdInvalidError: EINVAL: another length (O01), a datamatch with length 0 (O02), address + length beyond 2**64
                 (O03), a value out of range, another space.
+            ValueError: ``values`` is out of range.
             ClosedError: EBADF: the eventfd is closed (O05).
+            EventFdInvalidError: EINVAL: the fd is no eventfd (O05).
             IoEventFdExistsError: EEXIST: it collides with one that is there (O07).
         """
         if length not in _LENGTHS:
@@ -115,9 +240,16 @@ class IoBus:
             raise IoEventFdInvalidError("a datamatch is 0..2**64-1, and needs a length")
         if space not in {"pio", "mmio"}:
             raise IoEventFdInvalidError(f"a space is 'pio' or 'mmio', not {space!r}")
+        if not 0 <= values <= _MAX_VALUES:
+            raise ValueError(f"a doorbell keeps 0..{_MAX_VALUES} values, not {values}")
+        if not isinstance(eventfd, EventFd):
+            eventfd = EventFd.from_fd(eventfd)
         if eventfd.closed:
             raise ClosedError("the eventfd is closed")
-        doorbell = IoEventFd(self, eventfd, address, length, datamatch, space)
+        doorbell = IoEventFd(self, eventfd, address, length, datamatch, space, values)
+        for other in self._doorbells.get((space, address), ()):
+            if other.dead:
+                self._detach(other)
         with self._lock:
             there = self._doorbells.get((space, address), ())
             if any(other.collides(length, datamatch) for other in there):
@@ -127,7 +259,7 @@ class IoBus:
 
     def deassign(
         self,
-        eventfd: EventFd,
+        eventfd: EventFd | int,
         *,
         address: int,
         length: int = 0,
@@ -139,24 +271,35 @@ class IoBus:
         Raises:
             IoEventFdNotFoundError: ENOENT: there is none.
             ClosedError: EBADF: the eventfd is closed.
+            EventFdInvalidError: EINVAL: the fd is no eventfd.
         """
-        wanted = eventfd.id
+        wanted = (eventfd if isinstance(eventfd, EventFd) else EventFd.from_fd(eventfd)).id
         for doorbell in self._doorbells.get((space, address), ()):
             same = (doorbell.length, doorbell.datamatch) == (length, datamatch)
-            if same and not doorbell.eventfd.closed and doorbell.eventfd.id == wanted:
-                self.discard(doorbell)
+            # Of two threads that take it off at the same time, one is told that it is not there.
+            if same and not doorbell.dead and doorbell.eventfd.id == wanted and self.discard(doorbell):
                 return
         raise IoEventFdNotFoundError(f"{space} {address:#x}/{length}")
 
-    def discard(self, doorbell: IoEventFd) -> None:
-        """Take this very doorbell off, if it is there."""
+    def discard(self, doorbell: IoEventFd) -> bool:
+        """Take this very doorbell off; whether it was there."""
         key = (doorbell.space, doorbell.address)
         with self._lock:
-            left = tuple(other for other in self._doorbells.get(key, ()) if other is not doorbell)
+            there = self._doorbells.get(key, ())
+            left = tuple(other for other in there if other is not doorbell)
             if left:
                 self._doorbells[key] = left
             else:
                 self._doorbells.pop(key, None)
+            if len(left) == len(there):
+                return False
+            self._gone += doorbell.statistics().writes
+        return True
+
+    def _detach(self, doorbell: IoEventFd) -> None:
+        if self.discard(doorbell):
+            with self._lock:
+                self._detached += 1
 
     def write(self, address: int, value: int, length: int, *, space: Space = "mmio") -> bool:
         """A guest's write: signal the doorbell that matches (at most one does).
@@ -175,14 +318,42 @@ class IoBus:
         """
         for doorbell in self._doorbells.get((space, address), ()):
             if doorbell.matches(value, length):
-                try:
-                    doorbell.eventfd.signal()
-                except ClosedError:
-                    # Better than the kernel, which swallows such writes for ever (row O18).
-                    self.discard(doorbell)
-                    return False
-                return True
+                if doorbell.ring(value):
+                    return True
+                # Better than the kernel, which swallows such writes for ever (row O18).
+                self._detach(doorbell)
+                return False
         return False
+
+    def write_bytes(self, address: int, data: bytes, length: int, *, space: Space = "pio") -> list[int]:
+        """A guest's string instruction: so many writes to one address, each of ``length`` bytes, little-endian (row O15).
+
+        Args:
+            address: As for :meth:`write`.
+            data: The elements one after the other, as an exit to user space hands them over.
+            length: Bytes of an element: 1, 2, 4 or 8.
+            space: ``"pio"`` or ``"mmio"``.
+
+        Returns:
+            The elements that no doorbell took, in their order: they are the caller's to carry out.
+
+        Raises:
+            ValueError: The data is no whole number of elements; nothing was written.
+
+        Threads:
+            Any.
+        """
+        if length < 1 or len(data) % length:
+            raise ValueError(f"{len(data)} bytes are no whole number of {length}-byte elements")
+        elements = [int.from_bytes(data[start : start + length], "little") for start in range(0, len(data), length)]
+        return [value for value in elements if not self.write(address, value, length, space=space)]
+
+    def statistics(self) -> IoBusStatistics:
+        """The counts as they are now; looks at every doorbell. Any thread."""
+        with self._lock:
+            doorbells = [doorbell for there in self._doorbells.values() for doorbell in there]
+            writes = self._gone + sum(doorbell.statistics().writes for doorbell in doorbells)
+            return IoBusStatistics(len(doorbells), writes, self._detached)
 
     def __len__(self) -> int:
         return sum(map(len, self._doorbells.values()))

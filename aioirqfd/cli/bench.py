@@ -7,12 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import aioirqfd
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_TREE: Final = Path(aioirqfd.__file__).parents[1]
+_TREE: Final = Path(__file__).parents[2]
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -128,8 +128,8 @@ mailbox_push(mailbox_t *mailbox, mailbox_node_t *node)
     mailbox_node_t *head = atomic_load_explicit(&mailbox->head, memory_order_relaxed);
     do {
         node->next = head;
-    } while (
-        !atomic_compare_exchange_weak_explicit(&mailbox->head, &head, node, memory_order_release, memory_order_relaxed));
+    } while (!atomic_compare_exchange_weak_explicit(&mailbox->head, &head, node, memory_order_release,
+                                                    memory_order_relaxed));
     return !atomic_exchange_explicit(&mailbox->woken, true, memory_order_seq_cst);
 }
 

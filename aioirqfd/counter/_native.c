@@ -28,7 +28,8 @@ native_fdinfo(PyObject *Py_UNUSED(module), PyObject *arg)
 
 static PyMethodDef native_methods[] = {
     {"fdinfo", native_fdinfo, METH_O,
-     PyDoc_STR("fdinfo(fd, /)\n--\n\n(count, eventfd-id, semaphore) of an eventfd, None for another kind of file; OSError EBADF (E25).")},
+     PyDoc_STR(
+         "fdinfo(fd, /)\n--\n\n(count, eventfd-id, semaphore) of an eventfd, None for another kind of file; OSError EBADF (E25).")},
     {NULL, NULL, 0, NULL},
 };
 
@@ -57,9 +58,9 @@ native_exec(PyObject *module)
     state->str_handler_failed = PyUnicode_InternFromString("handler_failed");
     state->str_throw = PyUnicode_InternFromString("throw");
     state->str_close = PyUnicode_InternFromString("close");
-    if (state->would_block == NULL || state->closed_error == NULL || state->str_wakeup == NULL || state->str_defer == NULL ||
-        state->str_on_ready == NULL || state->str_rest == NULL || state->str_handler_failed == NULL ||
-        state->str_throw == NULL || state->str_close == NULL) {
+    if (state->would_block == NULL || state->closed_error == NULL || state->str_wakeup == NULL ||
+        state->str_defer == NULL || state->str_on_ready == NULL || state->str_rest == NULL ||
+        state->str_handler_failed == NULL || state->str_throw == NULL || state->str_close == NULL) {
         return -1;
     }
     PyObject *max = PyLong_FromUnsignedLongLong(COUNTER_MAX);

@@ -61,22 +61,22 @@ struct eventfd_ctx_object {
     PyObject *weakrefs;
     counter_t count; /* signals of this process that are not in the kernel's counter; only while listening */
     mailbox_node_t node;
-    DrainObject *posted_to;   /* borrowed; whose mailbox the node hangs in, of meaning only while it is linked */
-    DrainObject *drain;       /* strong, while registered */
-    TopHalfObject *top_half;  /* strong, while bound to an irqfd */
-    PyObject *irqfd;          /* strong, while bound */
-    PyObject *interrupt;      /* strong: the cached Interrupt; present exactly while the fast path may be taken */
-    PyObject *handler;        /* strong: the one coroutine wakeup handler that the counter module runs itself, or NULL */
-    uint64_t taken;           /* counted for the handler, not given to it yet */
-    ReadyRunObject *run;      /* borrowed: where the handler runs just now */
+    DrainObject *posted_to;  /* borrowed; whose mailbox the node hangs in, of meaning only while it is linked */
+    DrainObject *drain;      /* strong, while registered */
+    TopHalfObject *top_half; /* strong, while bound to an irqfd */
+    PyObject *irqfd;         /* strong, while bound */
+    PyObject *interrupt;     /* strong: the cached Interrupt; present exactly while the fast path may be taken */
+    PyObject *handler;       /* strong: the one coroutine wakeup handler that the counter module runs itself, or NULL */
+    uint64_t taken;          /* counted for the handler, not given to it yet */
+    ReadyRunObject *run;     /* borrowed: where the handler runs just now */
     uint64_t route_generation; /* of the top half, when interrupt was made */
-    uint64_t signals;         /* counted out of the counters so far */
-    uint64_t wakeups;         /* dispatches to the irqfd */
-    uint64_t fast;            /* of these, taken by the sink at once */
-    uint32_t gsi;             /* for the flight ring */
-    int fd;                   /* -1 once closed */
-    uint32_t index;           /* slot in the drain */
-    uint32_t generation;      /* of that slot */
+    uint64_t signals;          /* counted out of the counters so far */
+    uint64_t wakeups;          /* dispatches to the irqfd */
+    uint64_t fast;             /* of these, taken by the sink at once */
+    uint32_t gsi;              /* for the flight ring */
+    int fd;                    /* -1 once closed */
+    uint32_t index;            /* slot in the drain */
+    uint32_t generation;       /* of that slot */
     bool semaphore;
     bool blocking;      /* the fd is not O_NONBLOCK: reads must not wait */
     bool listening;     /* somebody in this process hears the signals: count them here, not in the kernel */
@@ -133,7 +133,7 @@ struct drain_object {
     PyObject_HEAD
     int epfd;
     int wakefd;
-    int timerfd; /* rings when counts have been left unread for a while */
+    int timerfd;          /* rings when counts have been left unread for a while */
     unsigned long thread; /* PyThread_get_thread_ident() of the loop's thread */
     bool dispatching;
     bool dead; /* closed, or inherited by a forked child */
@@ -167,6 +167,7 @@ extern PyType_Spec top_half_spec;
 bool top_half_is_fast(const EventFdCtxObject *ctx);
 int top_half_hold(TopHalfObject *top_half, EventFdCtxObject *ctx);
 void top_half_unhold(EventFdCtxObject *ctx);
+bool top_half_inject(native_state *state, EventFdCtxObject *ctx);
 int top_half_batch(TopHalfObject *top_half, EventFdCtxObject *ctx);
 int top_half_enqueue(TopHalfObject *top_half, EventFdCtxObject *ctx);
 EventFdCtxObject *top_half_next_ready(TopHalfObject *top_half);
@@ -181,13 +182,14 @@ void top_half_wakeup(native_state *state, EventFdCtxObject *ctx);
 enum flight_kind { FLIGHT_INJECTED = 1, FLIGHT_DEFERRED = 2, FLIGHT_HELD = 3, FLIGHT_WAKEUP = 4 };
 /* -DAIOIRQFD_NO_FLIGHT leaves the recorder's hooks out, so that the benchmark can say what they cost. */
 #ifdef AIOIRQFD_NO_FLIGHT
-#define HAS_FLIGHT(top_half) ((void)(top_half), false)
+#    define HAS_FLIGHT(top_half) ((void)(top_half), false)
 #else
-#define HAS_FLIGHT(top_half) ((top_half)->flight != NULL)
+#    define HAS_FLIGHT(top_half) ((top_half)->flight != NULL)
 #endif
 extern PyType_Spec flight_ring_spec;
 uint64_t flight_now(void);
-void flight_put(FlightRingObject *ring, uint64_t time_ns, enum flight_kind kind, const EventFdCtxObject *ctx, uint64_t count);
+void flight_put(FlightRingObject *ring, uint64_t time_ns, enum flight_kind kind, const EventFdCtxObject *ctx,
+                uint64_t count);
 
 /* ready_run.c */
 extern PyType_Spec ready_run_spec;

@@ -519,7 +519,9 @@ class TopHalf:
                 if not ours:
                     raise
             else:
-                if ctx._top_half is self and ctx._is_fast() and self._try_one(ctx._interrupt):
+                # Perhaps deassigned and assigned anew while the handler ran: what is cached now is another irqfd's.
+                mine = ctx._irqfd is irqfd and ctx._top_half is self
+                if mine and ctx._is_fast() and self._try_one(ctx._interrupt):
                     ctx._fast += 1
                     self._note(_INJECTED, ctx, count)
                 else:

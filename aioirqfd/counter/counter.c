@@ -106,7 +106,8 @@ counter_get_semaphore(PyObject *op, void *Py_UNUSED(closure))
 
 static PyMethodDef counter_methods[] = {
     {"signal", _PyCFunction_CAST(counter_signal), METH_FASTCALL,
-     PyDoc_STR("signal($self, n=1, /)\n--\n\nAdd n (1..2**64-2), as much as fits below 2**64-2; return what was added.")},
+     PyDoc_STR(
+         "signal($self, n=1, /)\n--\n\nAdd n (1..2**64-2), as much as fits below 2**64-2; return what was added.")},
     {"read", counter_read, METH_NOARGS,
      PyDoc_STR("read($self, /)\n--\n\nTake the count (1 of it, with semaphore=True); WouldBlock at 0.")},
     {NULL, NULL, 0, NULL},
@@ -119,8 +120,9 @@ static PyGetSetDef counter_getset[] = {
 };
 
 static PyType_Slot counter_slots[] = {
-    {Py_tp_doc, (void *)PyDoc_STR("Counter(initial=0, *, semaphore=False)\n--\n\n"
-                                  "A saturating 64-bit counter with the reads and writes of an eventfd. Safe from any thread.")},
+    {Py_tp_doc,
+     (void *)PyDoc_STR("Counter(initial=0, *, semaphore=False)\n--\n\n"
+                       "A saturating 64-bit counter with the reads and writes of an eventfd. Safe from any thread.")},
     {Py_tp_new, (void *)counter_new},
     {Py_tp_dealloc, (void *)counter_dealloc},
     {Py_tp_methods, counter_methods},

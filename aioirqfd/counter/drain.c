@@ -18,13 +18,13 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-#define WAKE_EVENT UINT64_MAX
+#define WAKE_EVENT  UINT64_MAX
 #define TIMER_EVENT (UINT64_MAX - 1)
-#define NO_SLOT UINT32_MAX
+#define NO_SLOT     UINT32_MAX
 /* Counts that nobody asked for stay unread for so long at most, and so many of them are read in one go; some microseconds each.
    A timerfd, because a timer of the loop's own would make every turn of an asyncio loop dearer. */
 #define SETTLE_AFTER_NS 50000000
-#define SETTLE_AT_ONCE 256
+#define SETTLE_AT_ONCE  256
 
 static EventFdCtxObject *
 ctx_of(mailbox_node_t *node)
@@ -420,7 +420,7 @@ static PyObject *
 drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     DrainObject *self = (DrainObject *)op;
-    native_state *state = native_state_of_object(op);
+    native_state *state = (native_state *)PyType_GetModuleState(Py_TYPE(op));
     if (state == NULL) {
         return NULL;
     }
@@ -461,6 +461,11 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
     /* First what needs no Python of ours, a batch for each manager; then the rest, one by one. */
     TopHalfObject *touched = NULL;
     Py_ssize_t slow = 0;
+    Py_ssize_t found = len;
+    if (len == 1 && top_half_inject(state, ready[0])) {
+        Py_DECREF(ready[0]);
+        len = 0;
+    }
     for (Py_ssize_t i = 0; i < len; i++) {
         EventFdCtxObject *ctx = ready[i];
         TopHalfObject *top_half = ctx->top_half;
@@ -508,7 +513,7 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
     }
     self->dispatching = false;
     Py_DECREF(self);
-    return PyLong_FromSsize_t(len);
+    return PyLong_FromSsize_t(found);
 }
 
 static PyObject *
@@ -699,32 +704,39 @@ drain_get_unread(PyObject *op, void *Py_UNUSED(closure))
 }
 
 static PyMethodDef drain_methods[] = {
-    {"add", drain_add, METH_O, PyDoc_STR("add($self, ctx, /)\n--\n\nRegister an eventfd; a count that is there is an event.")},
-    {"remove", drain_remove, METH_O, PyDoc_STR("remove($self, ctx, /)\n--\n\nTake it out again; no event of it is dispatched from here on.")},
+    {"add", drain_add, METH_O,
+     PyDoc_STR("add($self, ctx, /)\n--\n\nRegister an eventfd; a count that is there is an event.")},
+    {"remove", drain_remove, METH_O,
+     PyDoc_STR("remove($self, ctx, /)\n--\n\nTake it out again; no event of it is dispatched from here on.")},
     {"run", drain_run, METH_NOARGS,
-     PyDoc_STR("run($self, /)\n--\n\nOne pass: take at most max_events from the epoll and as many from the mailbox, and dispatch them; return how many.")},
+     PyDoc_STR(
+         "run($self, /)\n--\n\nOne pass: take at most max_events from the epoll and as many from the mailbox, and dispatch them; return how many.")},
     {"collect", drain_collect, METH_NOARGS,
      PyDoc_STR("collect($self, /)\n--\n\nNote every event there is as owed, dispatching nothing.")},
     {"settle", drain_settle, METH_O,
      PyDoc_STR("settle($self, ctx, /)\n--\n\nEmpty the eventfd; return what of it was not injected yet.")},
     {"settle_unread", drain_settle_unread, METH_O,
-     PyDoc_STR("settle_unread($self, limit, /)\n--\n\nRead counts that were left unread; return how many are still to do.")},
+     PyDoc_STR(
+         "settle_unread($self, limit, /)\n--\n\nRead counts that were left unread; return how many are still to do.")},
     {"close", drain_close, METH_NOARGS, PyDoc_STR("close($self, /)\n--\n\nClose the epoll; idempotent.")},
     {"abandon", drain_abandon, METH_NOARGS,
-     PyDoc_STR("abandon($self, /)\n--\n\nClose it in a forked child: the parent keeps its registrations, and what it has counted is the parent's alone.")},
+     PyDoc_STR(
+         "abandon($self, /)\n--\n\nClose it in a forked child: the parent keeps its registrations, and what it has counted is the parent's alone.")},
     {"fileno", drain_fileno, METH_NOARGS, PyDoc_STR("fileno($self, /)\n--\n\nThe epoll's fd, -1 once closed.")},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef drain_members[] = {
     {"attached", T_PYSSIZET, offsetof(DrainObject, attached), READONLY, PyDoc_STR("How many eventfds are registered.")},
-    {"max_events", T_INT, offsetof(DrainObject, max_events), READONLY, PyDoc_STR("The bound of one pass, for each of its two sources.")},
+    {"max_events", T_INT, offsetof(DrainObject, max_events), READONLY,
+     PyDoc_STR("The bound of one pass, for each of its two sources.")},
     {"dispatching", T_BOOL, offsetof(DrainObject, dispatching), READONLY, PyDoc_STR("A pass is under way.")},
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyGetSetDef drain_getset[] = {
-    {"unread", drain_get_unread, NULL, PyDoc_STR("How many eventfds may hold a count that was injected without a read."), NULL},
+    {"unread", drain_get_unread, NULL,
+     PyDoc_STR("How many eventfds may hold a count that was injected without a read."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -468,22 +468,25 @@ ctx_dealloc(PyObject *op)
 
 static PyMethodDef ctx_methods[] = {
     {"signal", _PyCFunction_CAST(ctx_signal), METH_FASTCALL,
-     PyDoc_STR("signal($self, n=1, /)\n--\n\n"
-               "Add n (1..2**64-2) to the count, saturating at 2**64-2, and wake whoever listens.\n\n"
-               "On the thread of the loop that listens the wakeup runs at once, unless it is called from within a wakeup; from\n"
-               "elsewhere the loop is woken. Where nobody in this process listens, it is a write(2) to the fd.\n\n"
-               "Args:\n    n: How much to add, 1..2**64-2.\n\n"
-               "Returns:\n    What was added: n, or less when the count is near its top.\n\n"
-               "Raises:\n    ValueError: n is out of range; nothing was added.\n    ClosedError: The eventfd is closed.\n\n"
-               "Threads:\n    Safe from any thread and, through the fd, from any process.\n\n"
-               "Source:\n    eventfd(2); rows E07, E18.")},
+     PyDoc_STR(
+         "signal($self, n=1, /)\n--\n\n"
+         "Add n (1..2**64-2) to the count, saturating at 2**64-2, and wake whoever listens.\n\n"
+         "On the thread of the loop that listens the wakeup runs at once, unless it is called from within a wakeup; from\n"
+         "elsewhere the loop is woken. Where nobody in this process listens, it is a write(2) to the fd.\n\n"
+         "Args:\n    n: How much to add, 1..2**64-2.\n\n"
+         "Returns:\n    What was added: n, or less when the count is near its top.\n\n"
+         "Raises:\n    ValueError: n is out of range; nothing was added.\n    ClosedError: The eventfd is closed.\n\n"
+         "Threads:\n    Safe from any thread and, through the fd, from any process.\n\n"
+         "Source:\n    eventfd(2); rows E07, E18.")},
     {"_take", ctx_take, METH_NOARGS, PyDoc_STR("Read both counters; 0 when there is nothing.")},
     {"_spill", ctx_spill, METH_NOARGS, PyDoc_STR("Move what was counted in this process into the kernel's counter.")},
     {"_readable", ctx_readable, METH_NOARGS, PyDoc_STR("Whether the count is above 0; consumes nothing.")},
-    {"_bind", _PyCFunction_CAST(ctx_bind), METH_FASTCALL, PyDoc_STR("_bind(top_half, irqfd, want_count, handler): signals go there.")},
+    {"_bind", _PyCFunction_CAST(ctx_bind), METH_FASTCALL,
+     PyDoc_STR("_bind(top_half, irqfd, want_count, handler): signals go there.")},
     {"_recall", ctx_recall, METH_NOARGS, PyDoc_STR("Take back the count that waits for the handler.")},
     {"_unbind", ctx_unbind, METH_NOARGS, PyDoc_STR("Undo _bind; what is still owed is the caller's business.")},
-    {"_arm", ctx_arm, METH_O, PyDoc_STR("Cache the Interrupt for the fast path under the current routing; None forbids it.")},
+    {"_arm", ctx_arm, METH_O,
+     PyDoc_STR("Cache the Interrupt for the fast path under the current routing; None forbids it.")},
     {NULL, NULL, 0, NULL},
 };
 
@@ -491,10 +494,12 @@ static PyMemberDef ctx_members[] = {
     {"__weaklistoffset__", T_PYSSIZET, offsetof(EventFdCtxObject, weakrefs), READONLY, NULL},
     {"_fd", T_INT, offsetof(EventFdCtxObject, fd), 0, PyDoc_STR("The file descriptor, -1 once closed.")},
     {"_semaphore", T_BOOL, offsetof(EventFdCtxObject, semaphore), READONLY, PyDoc_STR("Made with EFD_SEMAPHORE.")},
-    {"_listening", T_BOOL, offsetof(EventFdCtxObject, listening), 0, PyDoc_STR("Somebody in this process hears signals.")},
+    {"_listening", T_BOOL, offsetof(EventFdCtxObject, listening), 0,
+     PyDoc_STR("Somebody in this process hears signals.")},
     {"_gsi", T_UINT, offsetof(EventFdCtxObject, gsi), 0, PyDoc_STR("The gsi it is bound to; for the flight ring.")},
     {"_held", T_BOOL, offsetof(EventFdCtxObject, held), READONLY, PyDoc_STR("Waits in its top half.")},
-    {"_signals", T_ULONGLONG, offsetof(EventFdCtxObject, signals), 0, PyDoc_STR("Counted out of the counters, modulo 2**64.")},
+    {"_signals", T_ULONGLONG, offsetof(EventFdCtxObject, signals), 0,
+     PyDoc_STR("Counted out of the counters, modulo 2**64.")},
     {"_wakeups", T_ULONGLONG, offsetof(EventFdCtxObject, wakeups), 0, PyDoc_STR("Dispatches.")},
     {"_fast", T_ULONGLONG, offsetof(EventFdCtxObject, fast), 0, PyDoc_STR("Dispatches that the sink took at once.")},
     {NULL, 0, 0, 0, NULL},
@@ -506,7 +511,8 @@ static PyGetSetDef ctx_getset[] = {
     {"_queued", ctx_get_queued, NULL, PyDoc_STR("A count waits for the handler."), NULL},
     {"_running", ctx_get_running, NULL, PyDoc_STR("The task that runs the handler just now, or None."), NULL},
     {"_registered", ctx_get_registered, NULL, PyDoc_STR("In a drain."), NULL},
-    {"_leftover", ctx_get_leftover, NULL, PyDoc_STR("What the eventfd held when it was bound was injected and left (P01)."), NULL},
+    {"_leftover", ctx_get_leftover, NULL,
+     PyDoc_STR("What the eventfd held when it was bound was injected and left (P01)."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -38,8 +38,8 @@ flight_put(FlightRingObject *ring, uint64_t time_ns, enum flight_kind kind, cons
     if (count == 0 && kind != FLIGHT_HELD) {
         count = 1; /* left unread: one at least */
     }
-    ring->records[ring->total++ & ring->mask] = (flight_record){
-        .time_ns = time_ns, .count = count, .gsi = ctx->gsi, .fd = ctx->fd, .kind = (uint8_t)kind};
+    ring->records[ring->total++ & ring->mask] =
+        (flight_record){.time_ns = time_ns, .count = count, .gsi = ctx->gsi, .fd = ctx->fd, .kind = (uint8_t)kind};
 }
 
 static PyObject *
@@ -122,12 +122,14 @@ ring_capacity(PyObject *op, void *Py_UNUSED(closure))
 static PyMethodDef ring_methods[] = {
     {"put", ring_put, METH_VARARGS, PyDoc_STR("put($self, kind, gsi, fd, count, /)\n--\n\nWrite one record, now.")},
     {"snapshot", ring_snapshot, METH_NOARGS,
-     PyDoc_STR("snapshot($self, /)\n--\n\nThe records there are, oldest first, 32 bytes each: struct format \"=QQIiBxxxI\".")},
+     PyDoc_STR(
+         "snapshot($self, /)\n--\n\nThe records there are, oldest first, 32 bytes each: struct format \"=QQIiBxxxI\".")},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef ring_members[] = {
-    {"total", T_ULONGLONG, offsetof(FlightRingObject, total), READONLY, PyDoc_STR("Records written since it was made.")},
+    {"total", T_ULONGLONG, offsetof(FlightRingObject, total), READONLY,
+     PyDoc_STR("Records written since it was made.")},
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -93,7 +93,8 @@ deliver(native_state *state, ReadyRunObject *self)
     EventFdCtxObject *ctx = self->ctx;
     bool taken = false;
     Py_CLEAR(self->handler);
-    if (ctx->top_half == self->top_half && top_half_is_fast(ctx)) {
+    /* Perhaps deassigned and assigned anew while the handler ran: the interrupt that is cached now is another irqfd's. */
+    if (ctx->irqfd == self->irqfd && ctx->top_half == self->top_half && top_half_is_fast(ctx)) {
         PyObject *interrupt = Py_NewRef(ctx->interrupt);
         taken = top_half_try(self->top_half, interrupt);
         Py_DECREF(interrupt);
@@ -120,8 +121,8 @@ fail(native_state *state, ReadyRunObject *self)
         PyException_SetTraceback(error, traceback);
     }
     PyObject *count = PyLong_FromUnsignedLongLong(self->count);
-    PyObject *ours = count == NULL ? NULL
-                                   : PyObject_CallMethodObjArgs(self->irqfd, state->str_handler_failed, error, count, NULL);
+    PyObject *ours =
+        count == NULL ? NULL : PyObject_CallMethodObjArgs(self->irqfd, state->str_handler_failed, error, count, NULL);
     int is_ours = ours != NULL ? PyObject_IsTrue(ours) : 0;
     if (ours == NULL || is_ours < 0) {
         PyErr_WriteUnraisable(self->irqfd);

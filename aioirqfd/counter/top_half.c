@@ -248,6 +248,17 @@ inject_one(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx)
     Py_DECREF(top_half);
 }
 
+/* A single ready irqfd of a plain kind, to which a list would be a detour; false: it is another kind. */
+bool
+top_half_inject(native_state *state, EventFdCtxObject *ctx)
+{
+    if (!top_half_is_fast(ctx) || ctx->handler != NULL || ctx->top_half->try_inject == NULL) {
+        return false;
+    }
+    inject_one(state, ctx->top_half, ctx);
+    return true;
+}
+
 /* Hand the lined-up irqfds to the sink. */
 void
 top_half_flush(native_state *state, TopHalfObject *top_half)
@@ -373,9 +384,7 @@ top_half_one(native_state *state, EventFdCtxObject *ctx)
     DrainObject *drain = (DrainObject *)Py_NewRef(ctx->drain);
     TopHalfObject *top_half = ctx->top_half;
     drain->dispatching = true;
-    if (top_half_is_fast(ctx) && ctx->handler == NULL && top_half->try_inject != NULL) {
-        inject_one(state, top_half, ctx);
-    } else {
+    if (!top_half_inject(state, ctx)) {
         top_half_wakeup(state, ctx);
         if (top_half != NULL && top_half->has_new) {
             top_half_tell_new(top_half);
@@ -391,8 +400,8 @@ top_half_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     static char *keywords[] = {"try_inject", "try_inject_batch", "on_error", "on_ready", "on_progress", NULL};
     PyObject *try_inject = Py_None, *try_inject_batch = Py_None, *on_error = Py_None;
     PyObject *on_ready = Py_None, *on_progress = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OOOOO:TopHalf", keywords, &try_inject, &try_inject_batch, &on_error,
-                                     &on_ready, &on_progress)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OOOOO:TopHalf", keywords, &try_inject, &try_inject_batch,
+                                     &on_error, &on_ready, &on_progress)) {
         return NULL;
     }
     TopHalfObject *self = (TopHalfObject *)type->tp_alloc(type, 0);
@@ -566,19 +575,23 @@ top_half_ready(PyObject *op, void *Py_UNUSED(closure))
 
 static PyMethodDef top_half_methods[] = {
     {"run_ready", top_half_run_ready, METH_O,
-     PyDoc_STR("run_ready($self, task, /)\n--\n\nAn awaitable that runs the handlers of ready irqfds, one after the other, and injects; it\n"
-               "returns when none is left, or after a millisecond.")},
+     PyDoc_STR(
+         "run_ready($self, task, /)\n--\n\nAn awaitable that runs the handlers of ready irqfds, one after the other, and injects; it\n"
+         "returns when none is left, or after a millisecond.")},
     {"release", top_half_release, METH_NOARGS,
-     PyDoc_STR("release($self, /)\n--\n\nDispatch what was held, until the queue is full again; return how many irqfds that were.")},
+     PyDoc_STR(
+         "release($self, /)\n--\n\nDispatch what was held, until the queue is full again; return how many irqfds that were.")},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef top_half_members[] = {
     {"paused", T_BOOL, offsetof(TopHalfObject, paused), 0, PyDoc_STR("Hold everything.")},
-    {"full", T_BOOL, offsetof(TopHalfObject, full), 0, PyDoc_STR("The work queue has no room: hold what the sink does not take at once.")},
+    {"full", T_BOOL, offsetof(TopHalfObject, full), 0,
+     PyDoc_STR("The work queue has no room: hold what the sink does not take at once.")},
     {"room", T_PYSSIZET, offsetof(TopHalfObject, room), 0, PyDoc_STR("How many irqfds may wait for their handler.")},
     {"watched", T_BOOL, offsetof(TopHalfObject, watched), 0, PyDoc_STR("Call on_progress after each.")},
-    {"generation", T_ULONGLONG, offsetof(TopHalfObject, generation), 0, PyDoc_STR("Counts routing tables; cached interrupts of an older one are not used.")},
+    {"generation", T_ULONGLONG, offsetof(TopHalfObject, generation), 0,
+     PyDoc_STR("Counts routing tables; cached interrupts of an older one are not used.")},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -614,8 +627,10 @@ static PyGetSetDef top_half_getset[] = {
 };
 
 static PyType_Slot top_half_slots[] = {
-    {Py_tp_doc, (void *)PyDoc_STR("TopHalf(try_inject=None, try_inject_batch=None, on_error=None, on_ready=None, on_progress=None)\n--\n\n"
-                                  "What one manager does with a ready irqfd at once.")},
+    {Py_tp_doc,
+     (void *)PyDoc_STR(
+         "TopHalf(try_inject=None, try_inject_batch=None, on_error=None, on_ready=None, on_progress=None)\n--\n\n"
+         "What one manager does with a ready irqfd at once.")},
     {Py_tp_new, (void *)top_half_new},
     {Py_tp_traverse, (void *)top_half_traverse},
     {Py_tp_clear, (void *)top_half_clear},

@@ -18,11 +18,12 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, Self, final
 
-from aioirqfd.counter import EventFdCtx, fdinfo
+from aioirqfd.counter import MAX, EventFdCtx, fdinfo
 from aioirqfd.errors import ClosedError, EventFdInvalidError, WouldBlock, WrongLoopError
 from aioirqfd.eventfd.poller import Poller
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import CodeType, TracebackType
 
 _U32 = 2**32
@@ -52,7 +53,7 @@ class EventFd(EventFdCtx):
         one event loop at a time.
     """
 
-    __slots__ = ("_binding", "_made_at", "_owns", "_poller", "_waiters")
+    __slots__ = ("_binding", "_closing_calls", "_made_at", "_owns", "_poller", "_waiters")
 
     _binding: _Binding | None
     _poller: Poller | None
@@ -98,6 +99,7 @@ class EventFd(EventFdCtx):
         self._binding = None
         self._poller = None
         self._waiters = None
+        self._closing_calls: list[Callable[[EventFd], None]] | None = None
         frame = sys._getframe(2)
         self._made_at: tuple[CodeType, int] = (frame.f_code, frame.f_lineno)
 
@@ -156,8 +158,8 @@ class EventFd(EventFdCtx):
             WrongLoopError: An irqfd is bound, and its loop is not the one running here.
         """
         self._check_open()
-        if self._binding is not None:
-            assert self._poller is not None
+        # A sink that watches it by itself leaves it without a poller: then it is as any other eventfd.
+        if self._binding is not None and self._poller is not None:
             self._poller.check_here()
             if not self._leftover:
                 self._binding.settle()
@@ -188,9 +190,10 @@ class EventFd(EventFdCtx):
         waiting = self._enqueue(consume=True)
         try:
             return await waiting
-        except asyncio.CancelledError:
+        except BaseException:
+            # Not only CancelledError: a coroutine that is dropped on the way is closed with GeneratorExit.
             if waiting.done() and not waiting.cancelled() and waiting.exception() is None and self._fd >= 0:
-                self.signal(waiting.result())
+                self.signal(min(waiting.result(), MAX))
             raise
         finally:
             self._dequeue(waiting)
@@ -247,14 +250,16 @@ class EventFd(EventFdCtx):
     def _stop_listening(self) -> None:
         if not self._waiters and self._binding is None and self._listening:
             self._listening = False
-            if self._count:
-                self._spill()
+            # Without looking first: another thread may be counting just now.
+            self._spill()
 
     def _attach(self) -> None:
         """Register with the running loop's poller."""
         poller = Poller.get()
         if self._poller is not None and self._poller is not poller:
-            if self._binding is not None or (self._waiters and not self._poller.loop.is_closed()):
+            if self._waiters and self._poller.gone:
+                self._waiters.clear()
+            if self._binding is not None or self._waiters:
                 raise WrongLoopError("the eventfd is in use on another event loop")
             self._detach()
         if not self._registered:
@@ -269,6 +274,8 @@ class EventFd(EventFdCtx):
     def _on_ready(self) -> None:
         """Serve the waiters, first come first served. Called by the drain, and by a new waiter that finds a count."""
         waiters = self._waiters
+        if waiters and self._poller is not None and self._poller.gone:
+            waiters.clear()  # nobody can be told on a closed loop, so the count is not theirs
         if not waiters:
             # Nobody waits any more: the next waiter registers again, and until then this loop is left alone.
             self._stop_listening()
@@ -291,6 +298,20 @@ class EventFd(EventFdCtx):
 
     # -- closing -----------------------------------------------------------------------------------------------------
 
+    def _on_close(self, call: Callable[[EventFd], None]) -> None:
+        """Have something called with this object just before it is closed; once, however often it is asked for."""
+        calls = self._closing_calls
+        if calls is None:
+            calls = self._closing_calls = []
+        if call not in calls:
+            calls.append(call)
+
+    def _not_on_close(self, call: Callable[[EventFd], None]) -> None:
+        calls = self._closing_calls
+        if calls is not None and call in calls:
+            calls.remove(call)
+            self._closing_calls = calls or None
+
     def close(self) -> None:
         """Close the eventfd; idempotent.
 
@@ -305,11 +326,14 @@ class EventFd(EventFdCtx):
             return
         if self._binding is not None:
             self._binding.on_eventfd_closing()
+        for call in tuple(self._closing_calls or ()):
+            call(self)
         self._listening = False
-        if self._count:
-            self._spill()
+        self._spill()
         self._detach()
         self._fd = -1
+        # Once more, for its lock: another thread's write to the fd is over before the number can become another file's.
+        self._spill()
         waiters, self._waiters = self._waiters, None
         for waiting, _ in waiters or ():
             if not waiting.done():
@@ -328,9 +352,15 @@ class EventFd(EventFdCtx):
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0 and getattr(self, "_made_at", None) is not None:
-            if self._owns:
-                code, line = self._made_at
-                warnings.warn(
-                    f"unclosed {self!r}, made at {code.co_filename}:{line}", ResourceWarning, stacklevel=2, source=self
-                )
-            self.close()
+            try:
+                if self._owns:
+                    code, line = self._made_at
+                    warnings.warn(
+                        f"unclosed {self!r}, made at {code.co_filename}:{line}",
+                        ResourceWarning,
+                        stacklevel=2,
+                        source=self,
+                    )
+            finally:
+                # Also where warnings are errors.
+                self.close()

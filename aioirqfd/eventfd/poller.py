@@ -32,7 +32,7 @@ def _drop_inherited() -> None:
     for reference in list(_pollers.values()):
         poller = reference()
         if poller is not None:
-            poller.drain.close()
+            poller.drain.abandon()
     _pollers.clear()
 
 
@@ -76,6 +76,11 @@ class Poller:
             poller = cls(loop, max_events=max_events)
             _pollers[loop] = weakref.ref(poller)
         return poller
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing will come of it any more: its loop is closed, or is the parent process's."""
+        return self.loop.is_closed() or self.drain.fileno() < 0
 
     def acquire(self) -> None:
         """Count one more user."""

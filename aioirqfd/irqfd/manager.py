@@ -16,7 +16,7 @@ import warnings
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import Final, Literal, ParamSpec, Self, TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, Literal, ParamSpec, Self, final
 
 from aioirqfd.counter import TopHalf
 from aioirqfd.errors import ClosedError, EventFdBusyError, QueueFullError, WrongLoopError
@@ -224,14 +224,16 @@ class IrqManager:
         poller = getattr(self, "_poller", None)
         if poller is None:
             return
-        warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-        self._poller = None
-        self._aborting = True
-        for irqfd in [*self._irqfds, *self._leaving]:
-            irqfd.shut()
-            irqfd.abandon()
-        self.queue.abandon()
-        poller.release()
+        try:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+        finally:
+            self._poller = None
+            self._aborting = True
+            for irqfd in [*self._irqfds, *self._leaving]:
+                irqfd.shut()
+                irqfd.abandon()
+            self.queue.abandon()
+            poller.release()
 
     def check_here(self) -> None:
         """Raise unless the manager is open and its loop is running here.
@@ -442,13 +444,14 @@ class IrqManager:
         self._cached.clear()
         self._top_half.generation += 1
         self._tracer.emit("routing_changed", gsis=len(table), generation=self.generation)
+        moved = [irqfd for irqfd in self._offloaded if self.routes(irqfd.gsi) != old.get(irqfd.gsi, _NO_ROUTES)]
+        # First, for it may bring a line that is up, which then moves along.
+        self._take_back(moved)
         for gsi, resampler in list(self._resamplers.items()):
             if resampler.asserted and self.routes(gsi) != old.get(gsi, _NO_ROUTES):
                 resampler.reroute(self.routes(gsi))
-        for irqfd in list(self._offloaded):
-            if self.routes(irqfd.gsi) != old.get(irqfd.gsi, _NO_ROUTES):
-                irqfd.take_back()
-                irqfd.unblock()
+        for irqfd in moved:
+            irqfd.unblock()
         for irqfd in list(self._unrouted):
             if irqfd.gsi in table:
                 self._unrouted.discard(irqfd)
@@ -477,11 +480,12 @@ class IrqManager:
         self._cached.pop(gsi, None)
         self._top_half.generation += 1
         self._tracer.emit("route_changed", gsi=gsi, routes=len(self.routes(gsi)), generation=self.generation)
+        moved = [irqfd for irqfd in self._offloaded if irqfd.gsi == gsi]
+        self._take_back(moved)
         resampler = self._resamplers.get(gsi)
         if resampler is not None and resampler.asserted:
             resampler.reroute(self.routes(gsi))
-        for irqfd in [irqfd for irqfd in self._offloaded if irqfd.gsi == gsi]:
-            irqfd.take_back()
+        for irqfd in moved:
             irqfd.unblock()
         if gsi in table:
             for irqfd in [irqfd for irqfd in self._unrouted if irqfd.gsi == gsi]:
@@ -715,12 +719,7 @@ class IrqManager:
         if not self._paused:
             self._paused = self._top_half.paused = True
             self._paused_since = time.monotonic()
-            for irqfd in list(self._offloaded):
-                try:
-                    irqfd.take_back()
-                except Exception as error:
-                    # One that the sink does not let go of must not keep the others going.
-                    self.trace("reclaim_failed", irqfd, error=repr(error))
+            self._take_back(list(self._offloaded))
             self._tracer.emit("manager_paused", irqfds=len(self._irqfds))
         await self.queue.drain()
 
@@ -789,16 +788,28 @@ class IrqManager:
                     irqfd.wakeup(owed)
             return None
         self._offloaded.add(irqfd)
+        resampler = self._resamplers.get(irqfd.gsi) if level else None
+        if resampler is not None:
+            resampler.hand_over()
         if owed:
             irqfd.hand_on(owed)
         return interrupt
+
+    def _take_back(self, irqfds: Sequence[IrqFd]) -> None:
+        for irqfd in irqfds:
+            try:
+                irqfd.take_back()
+            except Exception as error:
+                # One that the sink does not let go of must not keep the others going.
+                self.trace("reclaim_failed", irqfd, error=repr(error))
 
     def reclaim(self, irqfd: IrqFd, interrupt: Interrupt) -> None:
         """Watch an offloaded eventfd here again."""
         self._offloaded.discard(irqfd)
         if self.tiers.reclaim is not None and not irqfd.eventfd.closed:
             try:
-                self.tiers.reclaim(irqfd.eventfd, interrupt)
+                if self.tiers.reclaim(irqfd.eventfd, interrupt):
+                    self.resampler(irqfd.gsi).adopt(interrupt)
             finally:
                 self._watch(irqfd)
 

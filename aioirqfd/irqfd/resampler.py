@@ -147,6 +147,16 @@ class Resampler:
                             self._forget(interrupt)
                     raise
 
+    def adopt(self, interrupt: Interrupt) -> None:
+        """A sink that watched the eventfd by itself gives it back with the line up: lowering it is the loop's business now."""
+        with self._busy:
+            self._note(interrupt)
+
+    def hand_over(self) -> None:
+        """A sink watches the eventfd by itself now, and lowers the line; unless others here need to hear of its ack too."""
+        if len(self._notify) == 1 and self._raised:
+            self._lower(notify=False)
+
     def reroute(self, routes: Sequence[Route]) -> None:
         """The gsi goes elsewhere now. A line that is up moves along, so no old pin stays stuck (better than row G12)."""
         kept = tuple(interrupt for interrupt in self._raised if interrupt.route in routes)

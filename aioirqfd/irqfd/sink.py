@@ -59,11 +59,16 @@ class OffloadSink(InterruptSink, Protocol):
         """Take over the eventfd: from now on its signals are delivered without this process. False: not possible, use the loop.
 
         With ``resamplefd`` the line is level-triggered: asserted by a signal, lowered by the guest's EOI, which signals it.
+        One that is up stays up. The ``DEASSERT`` that follows says that it is not the loop's any more, but the sink's.
         """
         ...
 
-    def reclaim(self, eventfd: EventFd, interrupt: Interrupt) -> None:
-        """Give an offloaded eventfd back, as a barrier: what was signalled before has been delivered (row I20)."""
+    def reclaim(self, eventfd: EventFd, interrupt: Interrupt) -> bool | None:
+        """Give an offloaded eventfd back, as a barrier: what was signalled before has been delivered (row I20).
+
+        A level-triggered line that is up stays up, and the guest's EOI calls ``ack``; say so by returning True.
+        """
+        ...
 
 
 @runtime_checkable

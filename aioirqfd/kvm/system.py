@@ -26,6 +26,7 @@ from aioirqfd.kvm.ioctls import (
 from aioirqfd.kvm.vm import Vm
 
 KVM_DEVICE: Final = "/dev/kvm"
+"""Where the kernel offers KVM."""
 _NEEDED: Final = {
     "KVM_CAP_USER_MEMORY": KVM_CAP_USER_MEMORY,
     "KVM_CAP_IRQCHIP": KVM_CAP_IRQCHIP,

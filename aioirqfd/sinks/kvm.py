@@ -18,9 +18,10 @@ import contextlib
 import errno
 import os
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Final, Self, final
 
-from aioirqfd.errors import EventFdBusyError
+from aioirqfd.errors import EventFdBusyError, RoutingError
 from aioirqfd.irqfd.interrupt import IOAPIC_PINS, PIC_PINS, Action, IrqchipPin, Msi
 from aioirqfd.kvm import RoutingEntry
 from aioirqfd.kvm.ioctls import (
@@ -88,14 +89,15 @@ class KvmSink:
     """Delivers into a KVM guest. Pins of PIC and IOAPIC, and MSIs.
 
     Args:
-        vm: A :class:`aioirqfd.kvm.Vm` with an in-kernel irqchip. Stays the caller's; its routing table becomes the sink's.
+        vm: A :class:`aioirqfd.kvm.Vm` with an in-kernel irqchip, whole or split. Stays the caller's; its routing table becomes
+            the sink's. With a split irqchip it takes messages alone: put an :class:`aioirqfd.irqchip.IoApic` before it.
         offload: Whether the kernel may watch eventfds by itself.
         fast: Whether the top half may make the ioctl, a microsecond or two; otherwise it is left to the work queue.
 
     A context manager; :meth:`close` is needed where level-triggered lines were driven without offload.
     """
 
-    __slots__ = ("__weakref__", "_ack", "_fast", "_lines", "_messages", "_offload", "_vm")
+    __slots__ = ("__weakref__", "_ack", "_fast", "_fixed", "_lines", "_messages", "_offload", "_vm")
 
     def __init__(self, vm: Vm, *, offload: bool = True, fast: bool = True) -> None:
         self._vm = vm
@@ -104,7 +106,16 @@ class KvmSink:
         self._ack: Callable[[int], None] | None = None
         self._lines: dict[Route, _Line] = {}
         self._messages: dict[Msi, list[int]] = {}  # [gsi, users]
-        self._route()
+        self._fixed = _fixed_entries()
+        try:
+            self._route()
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # With a split irqchip the pins are user space's, and the kernel routes messages alone (rows G06, S05). Without
+            # any it routes nothing, and says EINVAL once more (row G01).
+            self._fixed = []
+            self._route()
 
     def bind(self, ack: Callable[[int], None]) -> None:
         """Take the manager's ack."""
@@ -132,6 +143,8 @@ class KvmSink:
             # Nobody there to take it (row S03): an irqfd's message vanishes the same way (row M03).
             with contextlib.suppress(PermissionError):
                 self._vm.signal_msi(route.address, route.data, flags, route.devid or 0)
+        elif not self._fixed:
+            raise RoutingError(f"gsi {interrupt.gsi}: with a split irqchip {route!r} is user space's")
         elif interrupt.action is Action.PULSE:
             gsi = _kernel_gsi(route)
             self._vm.irq_line(gsi, 1)
@@ -158,7 +171,8 @@ class KvmSink:
             os.close(line.trigger)
             os.close(line.resample)
             raise
-        line.loop.add_reader(line.resample, self._resampled, line)
+        # Weakly: the loop would otherwise keep a sink that was dropped.
+        line.loop.add_reader(line.resample, _weakly(self._resampled, line))
         self._lines[route] = line
         return line
 
@@ -190,7 +204,10 @@ class KvmSink:
         if not self._offload:
             return False
         route = interrupt.route
-        if isinstance(route, Msi) and not self._hold_message(route):
+        if isinstance(route, Msi):
+            if not self._hold_message(route):
+                return False
+        elif not self._fixed:
             return False
         flags = 0 if resamplefd is None else KVM_IRQFD_FLAG_RESAMPLE
         try:
@@ -206,10 +223,32 @@ class KvmSink:
             raise
         return True
 
-    def reclaim(self, eventfd: EventFd, interrupt: Interrupt) -> None:
-        """``KVM_IRQFD`` with DEASSIGN: a barrier (row I20)."""
-        self._vm.irqfd(eventfd, self._gsi_of(interrupt.route), flags=KVM_IRQFD_FLAG_DEASSIGN)
-        self._release_message(interrupt.route)
+    def reclaim(self, eventfd: EventFd, interrupt: Interrupt) -> bool:
+        """``KVM_IRQFD`` with DEASSIGN: a barrier (row I20). True: it is a line, and it is up."""
+        route = interrupt.route
+        if isinstance(route, IrqchipPin) and interrupt.action is Action.ASSERT:
+            # The last resample irqfd of a gsi takes the line down with it (row R14), and the guest's interrupt would be lost.
+            # So another one is there first, which keeps it as it is (row R13), and hears of the end of interrupt.
+            line = self._lines.get(route)
+            if line is None:
+                line = self._open_line(interrupt.gsi, route)
+            try:
+                self._vm.irqfd(eventfd, line.kernel_gsi, flags=KVM_IRQFD_FLAG_DEASSIGN)
+                line.raised = line.raised or self._is_up(route)
+            finally:
+                if not line.raised:
+                    self._close_line(route)
+            return line.raised
+        self._vm.irqfd(eventfd, self._gsi_of(route), flags=KVM_IRQFD_FLAG_DEASSIGN)
+        self._release_message(route)
+        return False
+
+    def _is_up(self, pin: IrqchipPin) -> bool:
+        """The level of a pin's line. Of an IOAPIC pin only if it is level-triggered, as a line that is resampled is."""
+        if pin.chip == "ioapic":
+            return bool(self._vm.get_irqchip(KVM_IRQCHIP_IOAPIC).ioapic.irr >> pin.pin & 1)
+        chip = KVM_IRQCHIP_PIC_MASTER if pin.pin < _PIC_PINS_EACH else KVM_IRQCHIP_PIC_SLAVE
+        return bool(self._vm.get_irqchip(chip).pic.last_irr >> pin.pin % _PIC_PINS_EACH & 1)
 
     def _gsi_of(self, route: Route) -> int:
         return self._messages[route][0] if isinstance(route, Msi) else _kernel_gsi(route)
@@ -240,7 +279,7 @@ class KvmSink:
             RoutingEntry.msi(gsi, message.address, message.data, devid=message.devid)
             for message, (gsi, _) in self._messages.items()
         ]
-        self._vm.set_gsi_routing([*_fixed_entries(), *messages])
+        self._vm.set_gsi_routing([*self._fixed, *messages])
 
     # -- closing -----------------------------------------------------------------------------------------------------
 
@@ -259,8 +298,23 @@ class KvmSink:
 
     def __del__(self) -> None:
         if getattr(self, "_lines", None):
-            warnings.warn(f"unclosed {self!r} with level-triggered lines", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            try:
+                warnings.warn(
+                    f"unclosed {self!r} with level-triggered lines", ResourceWarning, stacklevel=2, source=self
+                )
+            finally:
+                self.close()
+
+
+def _weakly(method: Callable[[_Line], None], line: _Line) -> Callable[[], None]:
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        target = reference()
+        if target is not None:
+            target(line)
+
+    return call
 
 
 def _kernel_gsi(route: IrqchipPin) -> int:

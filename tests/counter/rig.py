@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FULL = 2**64 - 2
 
@@ -39,7 +43,7 @@ class Sink:
         self.interrupts = []
         self.batches = []
         self.depth = self.deepest = 0
-        self.on_interrupt = None
+        self.on_interrupt: Callable[[object], object] | None = None
 
     def try_inject(self, interrupt):
         self.depth += 1

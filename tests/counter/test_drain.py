@@ -649,7 +649,8 @@ def test_it_is_settled_also_when_a_collect_took_the_timers_event(rig):
 @pytest.mark.parametrize("module", BOTH, ids=lambda module: module.__name__.rpartition("_")[2])
 @given(
     script=st.lists(
-        st.sampled_from(["write", "signal", "elsewhere", "run", "collect", "settle", "settle_unread", "rebind"]), max_size=40
+        st.sampled_from(["write", "signal", "elsewhere", "run", "collect", "settle", "settle_unread", "rebind"]),
+        max_size=40,
     ),
     want_count=st.booleans(),
     fast=st.booleans(),
@@ -920,7 +921,12 @@ def test_misuse_is_refused(rig):
     for bad in (0, -1, 2**20 + 1):
         with pytest.raises(ValueError, match="max_events"):
             module.Drain(bad)
-    for bad in (lambda: module.Drain("1"), lambda: module.EventFdCtx("0"), lambda: module.EventFdCtx(), lambda: ctx.signal("x")):
+    for bad in (
+        lambda: module.Drain("1"),
+        lambda: module.EventFdCtx("0"),
+        module.EventFdCtx,
+        lambda: ctx.signal("x"),
+    ):
         with pytest.raises(TypeError):
             bad()
     for bad in (0, -1, 2**64 - 1, 2**64):

@@ -123,7 +123,9 @@ def test_a_batch_tier_that_takes_the_list_apart(rig):
     assert [len(irqfd.defers) for irqfd in irqfds.values()] == [0, 0, 1, 1, 1]
 
 
-@pytest.mark.parametrize("error", [OSError("sink"), KeyboardInterrupt(), SystemExit(3)], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error", [OSError("sink"), KeyboardInterrupt(), SystemExit(3)], ids=lambda error: type(error).__name__
+)
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_sink_that_raises_has_refused(rig, error, batched):
     errors = []

@@ -50,7 +50,7 @@ class OffloadingSink:
 
     def __init__(self, *, able=True):
         self.able = able
-        self.error = None
+        self.error: Exception | None = None
         self.interrupts = []
         self.log = []
 

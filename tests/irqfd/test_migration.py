@@ -10,11 +10,15 @@ import sys
 import threading
 from collections import Counter
 from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 
 import pytest
 
-from aioirqfd import Action, EventFd, InjectionError, IrqchipPin, IrqManager, Msi, Retry, State
+from aioirqfd import Action, EventFd, InjectionError, Interrupt, IrqchipPin, IrqFd, IrqManager, Msi, Retry, State
 from tests.irqfd.helpers import write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BURST = 8
 ROUTING = {
@@ -81,9 +85,8 @@ class Guest:
         self.lines = set(before.lines) if before else set()
         self.arrived = before.arrived if before else Counter()
         self.seen = before.seen if before else {}
-        self.failing = None
-        if not fast:
-            self.try_inject = None
+        self.failing: Callable[[Interrupt], bool] | None = None
+        self.fast = fast
 
     def _take(self, interrupt):
         if interrupt.action is Action.DEASSERT:
@@ -100,7 +103,7 @@ class Guest:
         self._take(interrupt)
 
     def try_inject(self, interrupt):
-        if self.failing is not None and self.failing(interrupt):
+        if not self.fast or (self.failing is not None and self.failing(interrupt)):
             return False
         self._take(interrupt)
         return True
@@ -119,7 +122,8 @@ class Machines:
         self.fast = fast
         self.random = random.Random(seed)
         self.guest = Guest(self.source.sent, fast=fast)
-        self.irqs = self.irqfds = None
+        self.irqs: IrqManager
+        self.irqfds: dict[int, IrqFd] = {}
 
     def failing(self, interrupt):
         # The sink has its troubles with 6, and with the second chip of 8.
@@ -212,7 +216,7 @@ class Machines:
         # A semaphore gives 1 at a time, and keeps the rest (row P06).
         rest = len(list(iter(lambda: take_one(self.eventfds[3]), 0)))
         assert self.told[3, "first"] + rest == sent[3]
-        assert totals[3] == self.told[3, "first"]
+        assert totals[3] <= self.told[3, "first"]
 
 
 def take_one(eventfd):
@@ -230,6 +234,8 @@ async def run(times, *, fast, seed):
             for number in range(times):
                 machines.source.go()
                 await machines.migrate()
+                for _ in range(machines.random.randrange(8)):
+                    await asyncio.sleep(0)
                 if number % 3 == 0:
                     await machines.source.done()
                     for _ in range(5):
@@ -242,9 +248,11 @@ async def run(times, *, fast, seed):
                         irqfd.resume()
                 else:
                     await machines.source.done()
+            machines.source.go()
+            await machines.source.done()
         finally:
             machines.source.end()
-        assert machines.source.sent == dict.fromkeys(machines.eventfds, times * BURST)
+        assert machines.source.sent == dict.fromkeys(machines.eventfds, (times + 1) * BURST)
         await machines.finish()
         await machines.migrate()  # once more with nothing owed
         machines.guest.failing = None
@@ -448,7 +456,7 @@ async def test_a_sink_that_refuses_the_routing_changes_nothing():
 async def test_a_sink_that_raises_when_a_line_is_restored_gets_it_later():
     class Late:
         def __init__(self):
-            self.error = OSError("not now")
+            self.error: OSError | None = OSError("not now")
             self.interrupts = []
 
         async def inject(self, interrupt):
@@ -533,3 +541,154 @@ async def test_a_pause_takes_back_what_it_can():
             assert [irqfd.offloaded for irqfd in irqfds] == [False, False, False]
             sink.stuck.clear()
             irqs.resume()
+
+
+# -- a real kernel ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vm():
+    from aioirqfd.kvm import Kvm
+
+    with Kvm() as kvm, kvm.create_vm() as vm:
+        vm.create_irqchip()
+        yield vm
+
+
+def pic(vm):
+    return vm.get_irqchip(0).pic
+
+
+def clear(vm, pins):
+    """What a guest's handler does in the end: the requests are gone."""
+    state = vm.get_irqchip(0)
+    state.pic.irr &= ~pins
+    vm.set_irqchip(state)
+
+
+def level_triggered(vm, pins):
+    state = vm.get_irqchip(0)
+    state.pic.elcr |= pins
+    vm.set_irqchip(state)
+
+
+KVM_ROUTING = {gsi: IrqchipPin("pic", gsi) for gsi in (3, 4, 5, 6)}
+
+
+async def migrate_in_kvm(vm, old, irqs, assign):
+    """One pause, snapshot, restore and resume; the new manager, and what must be closed."""
+    from aioirqfd.sinks import KvmSink
+
+    state = None
+    if irqs is not None:
+        await irqs.pause()
+        state = json.loads(json.dumps(irqs.snapshot()))
+        await irqs.aclose()
+        old.close()
+    sink = KvmSink(vm)
+    new = await IrqManager(sink, routing=KVM_ROUTING).__aenter__()
+    await new.pause()
+    irqfds = assign(new)
+    if state is not None:
+        new.restore(state)
+    new.resume()
+    return sink, new, irqfds
+
+
+async def migrations_in_kvm(vm, times):
+    with EventFd() as plain, EventFd(semaphore=True) as semaphore, EventFd() as masked:
+        eventfds = {3: plain, 4: semaphore, 5: masked}
+
+        def assign(irqs):
+            return {gsi: irqs.assign(eventfd, gsi=gsi) for gsi, eventfd in eventfds.items()}
+
+        source = Source(eventfds)
+        sink, irqs, irqfds = await migrate_in_kvm(vm, None, None, assign)
+        irqfds[5].mask()
+        source.start()
+        try:
+            for number in range(times):
+                source.go()
+                if number % 2:
+                    await asyncio.sleep(0)
+                sink, irqs, irqfds = await migrate_in_kvm(vm, sink, irqs, assign)
+                assert [irqfd.offloaded for irqfd in irqfds.values()] == [True, True, False]
+                await source.done()
+                # A barrier (row I20): whatever was signalled is in the guest, or in the irqfd.
+                await irqs.pause()
+                assert pic(vm).irr == 1 << 3 | 1 << 4
+                # What a semaphore has piled up (row P06) counts as pending wherever it is watched anew (row P01).
+                assert (irqfds[3].pending, irqfds[5].pending) == (False, True)
+                clear(vm, 0xFF)
+                irqs.resume()
+        finally:
+            source.end()
+        irqfds[5].unmask()
+        await irqs.pause()
+        assert pic(vm).irr & 1 << 5
+        await irqs.aclose()
+        sink.close()
+
+
+@pytest.mark.kvm
+async def test_50_migrations_of_a_kernels_own_irqfds(vm):
+    await migrations_in_kvm(vm, 50)
+
+
+@pytest.mark.kvm
+@pytest.mark.slow
+async def test_1000_migrations_of_a_kernels_own_irqfds(vm):
+    await migrations_in_kvm(vm, 1000)
+
+
+async def kernel_line(vm, pin, level):
+    """A kernel's work item has raised or lowered the line."""
+    while pic(vm).last_irr >> pin & 1 != level:
+        await asyncio.sleep(0)
+
+
+@pytest.mark.kvm
+async def test_a_line_that_the_kernel_holds_up_stays_up_over_a_migration(vm):
+    level_triggered(vm, 1 << 6)
+    with EventFd() as trigger, EventFd() as resamplefd:
+
+        def assign(irqs):
+            return irqs.assign(trigger, gsi=6, resamplefd=resamplefd)
+
+        sink, irqs, irqfd = await migrate_in_kvm(vm, None, None, assign)
+        for _ in range(50):
+            sink, irqs, irqfd = await migrate_in_kvm(vm, sink, irqs, assign)
+            assert (irqfd.offloaded, pic(vm).last_irr >> 6 & 1) == (True, 0)
+            trigger.signal()
+            await kernel_line(vm, 6, 1)
+            sink, irqs, irqfd = await migrate_in_kvm(vm, sink, irqs, assign)
+            assert (irqfd.offloaded, pic(vm).last_irr >> 6 & 1) == (True, 1)
+            irqfd.mask()
+            assert (irqs.asserted(), pic(vm).last_irr >> 6 & 1) == ({6: (IrqchipPin("pic", 6),)}, 1)
+            irqfd.unmask()
+            assert (irqs.asserted(), pic(vm).last_irr >> 6 & 1) == ({}, 1)
+            irqfd.mask()
+            irqs.ack(6)
+            assert (irqs.asserted(), pic(vm).last_irr >> 6 & 1, resamplefd.read_nowait()) == ({}, 0, 1)
+            irqfd.unmask()
+        await irqs.aclose()
+        sink.close()
+
+
+@pytest.mark.kvm
+async def test_a_line_that_the_kernel_holds_up_moves_along_with_its_gsi(vm):
+    from aioirqfd.sinks import KvmSink
+
+    level_triggered(vm, 1 << 6 | 1 << 5)
+    with EventFd() as trigger, EventFd() as resamplefd, KvmSink(vm) as sink:
+        async with IrqManager(sink, routing=KVM_ROUTING) as irqs:
+            irqfd = irqs.assign(trigger, gsi=6, resamplefd=resamplefd)
+            trigger.signal()
+            await kernel_line(vm, 6, 1)
+            irqs.set_route(6, IrqchipPin("pic", 5))
+            assert (pic(vm).last_irr, irqfd.offloaded) == (1 << 5, True)
+            irqs.set_routing(KVM_ROUTING)
+            assert (pic(vm).last_irr, irqfd.offloaded) == (1 << 6, True)
+            await irqs.deassign(irqfd)
+            assert pic(vm).last_irr == 0
+            assert take_one(resamplefd) == 0

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import threading
+from typing import Any
 
 import pytest
 
@@ -82,10 +83,10 @@ class Case:
 async def test_closed_eventfds(irqs, unchanged):
     gone = EventFd()
     gone.close()
-    fd = os.eventfd(0, os.EFD_CLOEXEC)
-    behind = EventFd.from_fd(fd)
-    os.close(fd)
     with EventFd() as free:
+        fd = os.eventfd(0, os.EFD_CLOEXEC)
+        behind = EventFd.from_fd(fd)
+        os.close(fd)
         for bad in (gone, 10**6, -1, behind):
             with Case(ClosedError, errno.EBADF):
                 irqs.assign(bad, gsi=6)
@@ -134,7 +135,8 @@ async def test_bad_handlers(irqs, unchanged):
 
 
 async def test_bad_routes(irqs, unchanged):
-    for routing in ({4096: MSI}, {-1: MSI}, {5: None}, {5: [MSI, MSI]}, {5: MSI, 6: "pic"}):
+    tables: list[Any] = [{4096: MSI}, {-1: MSI}, {5: None}, {5: [MSI, MSI]}, {5: MSI, 6: "pic"}]
+    for routing in tables:
         with Case(RoutingError, errno.EINVAL):
             irqs.set_routing(routing)
         with Case(RoutingError, errno.EINVAL):
@@ -251,6 +253,7 @@ def test_outside_a_running_loop():
 
 async def test_before_it_is_entered_and_after_it_is_closed(kick):
     irqs = IrqManager(RecordingSink())
+    irqfd = None
     for _ in range(2):
         for call in (lambda: irqs.assign(kick, gsi=5), lambda: irqs.set_routing({}), irqs.resume, irqs.snapshot):
             with Case(ClosedError, errno.EBADF):
@@ -262,6 +265,7 @@ async def test_before_it_is_entered_and_after_it_is_closed(kick):
         if not irqs._entered:
             async with irqs:
                 irqfd = irqs.assign(kick, gsi=5)
+    assert irqfd is not None
     await irqs.deassign(irqfd)
     for call in (irqfd.mask, irqfd.unmask, irqfd.resume):
         with Case(ClosedError):

@@ -77,7 +77,7 @@ async def test_r02_the_line_is_lowered_once_and_then_the_resamplefd_signalled(ma
 
         async def listen():
             async for told in line.unmasks[0]:
-                log.append((told, sink.interrupts[-1]))
+                log.append((told, sink.interrupts[-1]))  # noqa: PERF401  what it is at that moment
 
         listener = asyncio.ensure_future(listen())
         line.kicks[0].signal()
@@ -236,11 +236,10 @@ async def test_an_ack_from_another_thread_finds_the_line_low_when_it_returns():
                 raised.clear()
                 line.irqs.ack(9)
                 levels.append(line.sink.interrupts[-1])
-                lowered.set()
+                loop.call_soon_threadsafe(lowered.set)
 
         raised, lowered = threading.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
-        lowered.set, was = (lambda: loop.call_soon_threadsafe(was)), lowered.set
         thread = threading.Thread(target=vcpu)
         thread.start()
         for _ in range(200):

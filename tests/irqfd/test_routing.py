@@ -21,7 +21,9 @@ def refused(make, *args):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("chip,pin", [("pic", 16), ("pic", -1), ("ioapic", 24), ("ioapic", -1), ("lapic", 0), ("", 0)])
+@pytest.mark.parametrize(
+    ("chip", "pin"), [("pic", 16), ("pic", -1), ("ioapic", 24), ("ioapic", -1), ("lapic", 0), ("", 0)]
+)
 def test_g06_a_pin_that_is_not_there(chip, pin):
     refused(IrqchipPin, chip, pin)
 
@@ -31,7 +33,7 @@ def test_g06_a_pin_that_is_no_number(pin):
     refused(IrqchipPin, "ioapic", pin)
 
 
-@pytest.mark.parametrize("chip,pin", [("pic", 0), ("pic", 15), ("ioapic", 0), ("ioapic", 23)])
+@pytest.mark.parametrize(("chip", "pin"), [("pic", 0), ("pic", 15), ("ioapic", 0), ("ioapic", 23)])
 def test_g06_the_pins_that_there_are(chip, pin):
     assert IrqchipPin(chip, pin).pin == pin
 

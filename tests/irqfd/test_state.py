@@ -27,7 +27,7 @@ def walk(*moves, start=State.IDLE):
 
 def moves_to(target, allowed):
     """A shortest sequence of (event, blocked) from IDLE to a state."""
-    ways = {State.IDLE: ()}
+    ways: dict[State, tuple[tuple[Event, bool], ...]] = {State.IDLE: ()}
     queue = deque(ways)
     while queue:
         state = queue.popleft()
