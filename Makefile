@@ -18,12 +18,13 @@ C_SOURCES := $(wildcard aioirqfd/counter/*.c aioirqfd/counter/*.h)
 C_ALL := $(C_SOURCES) $(wildcard tests/native/*.c tests/native/*.h)
 NATIVE_TESTS := $(wildcard tests/native/*.c)
 
-.PHONY: help vmm test test-c test-python bench lint format docs sanitize tsan dist clean install
+.PHONY: help vmm test test-c test-python conformance bench lint format docs sanitize tsan dist clean install
 
 help:
 	@echo 'make vmm        run the example VMM (ARGS=...)'
 	@echo 'make test       the suite with the C module, then with its pure-Python twin (ARGS=... goes to pytest)'
 	@echo 'make bench      what things cost beside their peers (ARGS=...)'
+	@echo 'make conformance  the table of the kernel contract: row, kernel, aioirqfd, the same or not; writes its page of the docs'
 	@echo 'make lint       ruff, mypy, pyright, clang-format'
 	@echo 'make format     ruff format, ruff check --fix, clang-format'
 	@echo 'make docs       Sphinx, warnings are errors'
@@ -94,6 +95,10 @@ test-c: $(VENV)/.stamp-test
 test-python: $(VENV)/.stamp-test
 	@echo '== the suite, pure-Python implementation'
 	AIOIRQFD_PURE_PYTHON=1 $(PYTEST) -m 'not qemu' $(ARGS)
+
+# ARGS=--record writes down what this kernel gives, for machines without KVM.
+conformance: $(VENV)/.stamp-test
+	$(UNFORCED) $(PY) -W error -m tests.conformance.report --write $(ARGS)
 
 lint: $(VENV)/.stamp-lint
 	$(BIN)/ruff check .
