@@ -19,11 +19,15 @@ STATES = ROOT / "docs" / "explanation" / "irqfd-states.md"
 README = ROOT / "README.md"
 # What it prints depends on the machine.
 WITHOUT_OUTPUT = frozenset({"howto_implementation"})
+# Programs that serve until they are stopped; tests of their own talk to them.
+SERVERS = frozenset(
+    {"chaos_blk", "ivshmem_peer", "ivshmem_server", "vhost_user_blk", "vhost_user_rng", "vhost_user_upper"}
+)
 
 
 def examples() -> list[Path]:
-    """The examples that are one file each."""
-    return sorted(path for path in EXAMPLES.glob("*.py") if path.stem != "__init__")
+    """The examples that are one file each, and end by themselves."""
+    return sorted(path for path in EXAMPLES.glob("*.py") if path.stem not in {"__init__", *SERVERS})
 
 
 def output(example: Path) -> Path:

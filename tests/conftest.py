@@ -46,7 +46,8 @@ def why_no_kvm() -> str | None:
 
 
 NO_KVM = why_no_kvm()
-NO_QEMU = None if shutil.which(QEMU) else f"{QEMU} is not installed"
+QEMU_PACKAGES = "qemu-system-x86 qemu-utils linux-image-cloud-amd64 busybox-static e2fsprogs"
+NO_QEMU = None if shutil.which(QEMU) else f"{QEMU} is not installed; on Debian: apt-get install {QEMU_PACKAGES}"
 
 
 # ------------------------------------------------------------------------------------------------------------- skips

@@ -347,15 +347,22 @@ class EventFdCtx:
         """What this dispatch stands for; 0: what was left unread; None: nothing is there, because somebody else read it."""
         total = self._take_counted()
         known = total > 0
-        if self._event:
+        # What was there at assign time goes with the next signal, wherever that comes from (row P04).
+        if self._event or (self._leftover and total):
+            injected = not self._event  # then what the kernel holds is what was there at assign time
             fresh, self._event, self._fresh = self._fresh, False, False
             if fresh and not self._want_count:
                 # What was there at assign time is injected once and stays until the next write (rows P01, P03, P04).
                 self._leftover = known = True
             else:
-                value = self._read_kernel()
+                # Of a semaphore one in all, wherever it is.
+                value = 0 if self._semaphore and total else self._read_kernel()
                 self._leftover = False
                 known = known or value > 0
+                if injected:
+                    # Taken along, and owed no injection of its own.
+                    self._signals = (self._signals + value) & _MASK
+                    value = 0
                 if total + value > _MASK:
                     # Two counters near the top: hand on one now and the other by a dispatch of its own.
                     value -= self._add(value)
@@ -840,7 +847,6 @@ class Drain:
         old = info[0] if info else 0
         self.collect()
         due = ctx._settle()
-        leftover = ctx._leftover or ctx._fresh
         was_leftover, ctx._leftover = ctx._leftover, False
         ctx._event = ctx._fresh = False
         total = ctx._take_counted()
@@ -848,8 +854,12 @@ class Drain:
         if not (ctx._semaphore and total):
             value = ctx._read_kernel()
         ctx._signals = (ctx._signals + total + value) & _MASK
-        if not due and ctx._semaphore and leftover:
-            value = 0  # one of what was there when it was bound: injected then
+        if not due and ctx._semaphore:
+            # One of its rest, which is owed no injection (row P05); unless it was written since the first look.
+            self.collect()
+            if not ctx._settle():
+                total = value = 0
+            ctx._event = False
         elif not due and was_leftover:
             value = max(value - old, 0)
         return min(total + value, _MASK)  # 0 although it was due: somebody else has taken it meanwhile

@@ -362,7 +362,6 @@ settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
         return -1;
     }
     bool due = mailbox_settle(&ctx->node);
-    bool leftover = ctx->seen == SEEN_LEFTOVER || ctx->fresh;
     ctx->event = ctx->fresh = ctx->full = false;
     uint64_t total = ctx->semaphore ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
     ctx->signals += total;
@@ -372,8 +371,15 @@ settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
         }
         ctx->signals += value;
     }
-    if (!due && ctx->semaphore && leftover) {
-        value = 0; /* one of what was there when it was bound: injected then */
+    if (!due && ctx->semaphore) {
+        /* One of its rest, which is owed no injection (P05); unless it was written since the first look. */
+        if (collect(self) < 0) {
+            return -1;
+        }
+        if (!mailbox_settle(&ctx->node)) {
+            total = value = 0;
+        }
+        ctx->event = false;
     } else if (!due && ctx->seen != SEEN_NOTHING) {
         value = value > old ? value - old : 0;
     }

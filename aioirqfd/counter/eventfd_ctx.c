@@ -140,9 +140,11 @@ eventfd_ctx_consume(EventFdCtxObject *ctx, uint64_t *count)
     uint64_t total = ctx->semaphore ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
     bool known = total > 0;
     ctx->signals += total;
-    if (ctx->event) {
+    bool takes_along = ctx->seen == SEEN_LEFTOVER && total > 0; /* what was there at assign time goes with the next signal (P04) */
+    if (ctx->event || takes_along) {
         bool fresh = ctx->fresh;
-        bool full = ctx->full;
+        bool full = ctx->full || takes_along;
+        bool injected = !ctx->event; /* then what the kernel holds is what was there at assign time */
         ctx->event = ctx->fresh = ctx->full = false;
         if (fresh && !ctx->want_count) {
             ctx->seen = SEEN_LEFTOVER;
@@ -156,10 +158,14 @@ eventfd_ctx_consume(EventFdCtxObject *ctx, uint64_t *count)
         } else {
             uint64_t value = 0;
             ctx->seen = SEEN_NOTHING;
-            if (ctx->fd >= 0 && eventfd_read_now(ctx->fd, ctx->blocking, &value) == 1) {
+            /* Of a semaphore one in all, wherever it is. */
+            if (ctx->fd >= 0 && !(ctx->semaphore && total > 0) &&
+                eventfd_read_now(ctx->fd, ctx->blocking, &value) == 1) {
                 known = true;
                 ctx->signals += value;
-                if (value > UINT64_MAX - total) {
+                if (injected) {
+                    /* Taken along, and owed no injection of its own. */
+                } else if (value > UINT64_MAX - total) {
                     /* Two counters near the top: hand on one now and the other by a dispatch of its own. */
                     uint64_t kept = counter_add(&ctx->count, value);
                     ctx->signals -= kept;

@@ -150,7 +150,7 @@ class EventFd(EventFdCtx):
         """Take the count (1 of it, with ``semaphore=True``).
 
         While an irqfd is bound, signals are the irqfd's: what is left to read is only what was there when it was bound
-        (rows P03, P09).
+        (rows P03, P09), and a semaphore's rest (row P06).
 
         Raises:
             WouldBlock: The count is 0.
@@ -163,7 +163,8 @@ class EventFd(EventFdCtx):
             self._poller.check_here()
             if not self._leftover:
                 self._binding.settle()
-                raise WouldBlock
+                if not self._semaphore or self._owed:
+                    raise WouldBlock
         count = self._take()
         if not count:
             raise WouldBlock

@@ -481,7 +481,8 @@ class IrqFd:
             return
         poller.drain.collect()
         # What was there when it was bound is left to be read, until somebody signals again (row P03).
-        if not eventfd._owed and not eventfd._leftover:
+        # So is a semaphore's rest, always.
+        if not eventfd._owed and not eventfd._leftover and not eventfd.semaphore:
             self._settle()
 
     def _settle(self) -> None:

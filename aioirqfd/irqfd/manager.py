@@ -381,7 +381,10 @@ class IrqManager:
         poller = eventfd._poller
         owed = 0
         if poller is not None and eventfd._registered:
-            owed = poller.drain.settle(eventfd)
+            poller.drain.collect()
+            # A deassign takes one of a semaphore's rest, as the kernel's does (row P05); a migration leaves it whole.
+            if eventfd._owed or not (eventfd.semaphore and self._paused):
+                owed = poller.drain.settle(eventfd)
         recalled = eventfd._recall()
         eventfd._unbind()
         eventfd._spill()
@@ -448,7 +451,7 @@ class IrqManager:
         # First, for it may bring a line that is up, which then moves along.
         self._take_back(moved)
         for gsi, resampler in list(self._resamplers.items()):
-            if resampler.asserted and self.routes(gsi) != old.get(gsi, _NO_ROUTES):
+            if (resampler.asserted or resampler.stranded) and self.routes(gsi) != old.get(gsi, _NO_ROUTES):
                 resampler.reroute(self.routes(gsi))
         for irqfd in moved:
             irqfd.unblock()
@@ -483,7 +486,7 @@ class IrqManager:
         moved = [irqfd for irqfd in self._offloaded if irqfd.gsi == gsi]
         self._take_back(moved)
         resampler = self._resamplers.get(gsi)
-        if resampler is not None and resampler.asserted:
+        if resampler is not None and (resampler.asserted or resampler.stranded):
             resampler.reroute(self.routes(gsi))
         for irqfd in moved:
             irqfd.unblock()

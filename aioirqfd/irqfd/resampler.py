@@ -47,6 +47,7 @@ class Resampler:
         "_serial",
         "_work",
         "gsi",
+        "stranded",
     )
 
     def __init__(self, manager: IrqManager, gsi: int) -> None:
@@ -61,6 +62,8 @@ class Resampler:
         self._serial = asyncio.Lock()
         self._work = Work(self._lower_slowly)
         self._notify_after = False
+        self.stranded = False
+        """Whether the line was up when the gsi lost its route."""
 
     @property
     def asserted(self) -> bool:
@@ -158,10 +161,14 @@ class Resampler:
             self._lower(notify=False)
 
     def reroute(self, routes: Sequence[Route]) -> None:
-        """The gsi goes elsewhere now. A line that is up moves along, so no old pin stays stuck (better than row G12)."""
+        """The gsi goes elsewhere now. A line that is up moves along, so no old pin stays stuck (better than row G12).
+
+        One whose gsi lost its route is raised again as soon as there is one (row G13): its device waits to be told.
+        """
         kept = tuple(interrupt for interrupt in self._raised if interrupt.route in routes)
         if len(kept) == len(self._raised) == len(routes):
             return
+        self.stranded = not routes and not self._manager.holds(self.gsi)
         self._lower(notify=False)
         self._manager.reassert(self.gsi)
 

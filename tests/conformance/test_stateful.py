@@ -50,7 +50,6 @@ def test_random_sequences(monkeypatch):
 # ------------------------------------------------------------------------------------ what it found: still to be mended
 
 
-@pytest.mark.xfail(strict=True, reason="a signal from inside the process leaves what was there at assign time (P04)")
 def test_an_inside_signal_takes_what_was_there_along():
     async def scenario(host):
         machine = await pic(host)
@@ -66,7 +65,6 @@ def test_an_inside_signal_takes_what_was_there_along():
     assert ours == kernel
 
 
-@pytest.mark.xfail(strict=True, reason="settling a semaphore takes and injects one of its rest (P05, P06)")
 def test_deassign_injects_nothing_of_a_semaphores_rest():
     async def scenario(host):
         machine = await pic(host)
@@ -84,7 +82,6 @@ def test_deassign_injects_nothing_of_a_semaphores_rest():
     assert ours == kernel
 
 
-@pytest.mark.xfail(strict=True, reason="settling a semaphore takes and injects one of its rest (P03, P06)")
 def test_a_semaphores_rest_can_be_read_while_bound():
     async def scenario(host):
         machine = await pic(host)
@@ -101,9 +98,6 @@ def test_a_semaphores_rest_can_be_read_while_bound():
     assert ours == kernel
 
 
-@pytest.mark.xfail(
-    strict=True, reason="one dispatch takes 1 of what was signalled inside and 1 of what was written (P06)"
-)
 def test_a_write_to_a_semaphore_takes_1_wherever_its_rest_is():
     async def scenario(host):
         machine = await pic(host)

@@ -53,7 +53,9 @@ class Kernel:
 
     @property
     def value(self):
-        return _python.fdinfo(self.fd)[0]
+        info = _python.fdinfo(self.fd)
+        assert info is not None
+        return info[0]
 
     def signal(self, n):
         room = MAX - self.value

@@ -1,7 +1,5 @@
 """At the bound nothing is lost and nothing grows: what does not fit stays in the eventfds."""
 
-# ruff: noqa: PT012
-# (the error comes out of an async with, whose body is what led to it)
 from __future__ import annotations
 
 import asyncio

@@ -1,7 +1,5 @@
 """One irqfd: its handlers and their counts, masking, what is pending, failing and going on, statistics."""
 
-# ruff: noqa: PT012
-# (the error comes out of an async with, whose body is what led to it)
 from __future__ import annotations
 
 import asyncio

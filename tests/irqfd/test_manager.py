@@ -1,7 +1,5 @@
 """The manager: the kernel's order of checks, binding and unbinding, barriers, offloading, pausing, and every way to an end."""
 
-# ruff: noqa: PT012
-# (the error comes out of an async with, whose body is what led to it)
 from __future__ import annotations
 
 import asyncio
@@ -761,6 +759,24 @@ async def test_a_task_that_deassigns_while_the_manager_is_torn_down_does_not_han
                 raise KeyError
         await asyncio.gather(*leaving)
         assert [count(kick) for kick in kicks] == [1, 1, 1]
+
+
+async def test_an_irqfd_that_was_leaving_when_the_manager_is_torn_down_gives_back_too():
+    sink = GatedSink()
+    with EventFd() as kick, EventFd() as other:
+        with pytest.raises(KeyError):
+            async with IrqManager(sink) as irqs:
+                irqs.assign(kick, gsi=5)
+                irqfd = irqs.assign(other, gsi=6)
+                kick.signal(2)
+                other.signal(3)
+                await sink.wait_begun(1)
+                leaving = asyncio.ensure_future(irqs.deassign(irqfd))
+                await turns()
+                leaving.cancel()
+                await turns()
+                raise KeyError
+        assert (count(kick), count(other)) == (2, 3)
 
 
 async def test_aclose_from_another_task_and_twice():

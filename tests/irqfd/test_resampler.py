@@ -350,6 +350,28 @@ async def test_g13_unrouted_while_asserted_and_held_it_comes_back_with_the_route
         assert line.irqfds[0].statistics().signals == 1
 
 
+@SINKS
+async def test_g13_unrouted_while_asserted_and_not_held_it_comes_back_with_the_route_too(make):
+    async with Line(make()) as line:
+        line.kicks[0].signal()
+        await line.irqs.flush()
+        line.irqs.set_route(9, ())
+        await turns()
+        assert line.sink.interrupts == [UP, DOWN]
+        line.irqs.set_routing({5: MSI})
+        await turns()
+        assert line.sink.interrupts == [UP, DOWN], "still no route"
+        line.irqs.set_route(9, PIC)
+        await turns()
+        assert line.sink.interrupts == [UP, DOWN, asserted(9, PIC)]
+        line.irqs.ack(9)
+        await turns()
+        assert line.told == [1]
+        line.irqs.set_route(9, IOAPIC)
+        await turns()
+        assert len(line.sink.interrupts) == 4, "once"
+
+
 async def test_a_line_that_comes_back_is_no_signal():
     seen = []
 
@@ -404,6 +426,25 @@ async def test_a_line_raised_elsewhere_while_its_lowering_is_tried_again_is_not_
         await turns()
         assert line.irqs.asserted() == {9: (PIC,)}
         assert sorted(map(repr, sink.interrupts)) == sorted(map(repr, [UP, asserted(9, PIC), DOWN]))
+
+
+async def test_a_line_that_is_raised_again_while_its_lowering_is_tried_again_stays_up():
+    sink = FlakySink(0)
+    async with Line(sink, 2, retry=Retry(5, 0, 0.001)) as line:
+        line.kicks[0].signal()
+        await line.irqs.flush()
+        sink.failures = 1
+        line.irqs.ack(9)
+        while sink.attempts != [UP, DOWN]:
+            await asyncio.sleep(0)
+        line.kicks[1].signal()  # before the second attempt
+        assert await line.unmasks[0].read() == 1
+        await line.irqs.flush()
+        assert line.irqs.asserted() == {9: (IOAPIC,)}
+        assert sink.attempts == [UP, DOWN, UP]
+        line.irqs.ack(9)
+        assert await line.unmasks[1].read() >= 1
+        assert sink.attempts == [UP, DOWN, UP, DOWN]
 
 
 async def test_a_fast_sink_that_refuses_to_lower_is_asked_by_the_queue():

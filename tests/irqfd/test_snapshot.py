@@ -167,6 +167,31 @@ async def test_what_was_owed_here_and_is_in_no_snapshot_is_not_forgotten():
         assert machine.counts == [3, 4]
 
 
+@pytest.mark.parametrize("how", ["masked", "failing"])
+async def test_what_is_pending_here_and_in_no_snapshot_is_not_forgotten(how):
+    sink = FlakySink(1)
+    async with IrqManager(sink, retry=Retry(5, 3600, 3600)) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5)
+            await irqs.pause()
+            empty = irqs.snapshot()
+            irqs.resume()
+            if how == "masked":
+                irqfd.mask()
+                sink.failures = 0
+            kick.signal(2)
+            while irqfd.state not in {State.RETRYING, State.PENDING}:
+                await asyncio.sleep(0)
+            await irqs.pause()
+            irqs.restore(empty)
+            assert (irqfd.masked, irqfd.pending) == (False, True)
+            irqs.restore(empty)
+            assert irqfd_states(irqs)[0]["count"] == 2, "and not twice"
+            irqs.resume()
+            await irqs.flush()
+            assert sink.interrupts == [pulse(5)]
+
+
 async def test_restored_and_closed_without_resuming_it_is_given_back():
     state = await a_rich_state()
     async with Machine() as machine:

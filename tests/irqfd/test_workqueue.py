@@ -1,7 +1,5 @@
 """The work queue: bounded, refusing at its bound, never an item against itself, and never a wait that cannot end."""
 
-# ruff: noqa: PT012
-# (the error comes out of an async with, whose body is what led to it)
 from __future__ import annotations
 
 import asyncio

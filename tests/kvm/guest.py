@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from aioirqfd.kvm import Kvm, Vcpu, Vm
-from aioirqfd.kvm.ioctls import KVM_EXIT_IO, KVM_IRQCHIP_PIC_MASTER
+from aioirqfd.kvm.ioctls import KVM_EXIT_INTR, KVM_EXIT_IO, KVM_IRQCHIP_PIC_MASTER
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -89,7 +89,9 @@ class Guest:
 
     def next_port(self) -> Port:
         """Run to the next port write."""
-        reason = self.vcpu.run()
+        reason = KVM_EXIT_INTR
+        while reason == KVM_EXIT_INTR:  # a signal for this process; nobody here kicks the vCPU
+            reason = self.vcpu.run()
         assert reason == KVM_EXIT_IO, reason
         access = self.vcpu.io_exit()
         assert access.is_write

@@ -87,7 +87,11 @@ async def test_state_changes_stand_between_the_interrupts():
             irqfd = irqs.assign(kick, gsi=5)
             kick.signal()
             irqfd.mask()
-    assert [record.event for record in recorder.records()][:3] == ["irqfd_assigned", "interrupt_injected", "irqfd_masked"]
+    assert [record.event for record in recorder.records()][:3] == [
+        "irqfd_assigned",
+        "interrupt_injected",
+        "irqfd_masked",
+    ]
 
 
 async def test_replay_tells_another_tracer_everything():
