@@ -1,7 +1,7 @@
 """A process that joins an ivshmem-doorbell server as a peer, beside guests.
 
-    python -m examples.ivshmem_peer ivshmem.sock                    # print who comes, who goes and who rings
-    python -m examples.ivshmem_peer ivshmem.sock --ring 0 2         # ring vector 2 of peer 0, which is the server
+python -m examples.ivshmem_peer ivshmem.sock                    # print who comes, who goes and who rings
+python -m examples.ivshmem_peer ivshmem.sock --ring 0 2         # ring vector 2 of peer 0, which is the server
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class Client:
         peers: The others' by their number, as they come and go; ``signal()`` interrupts.
     """
 
+    memory: mmap.mmap
+
     def __init__(self, connection: socket.socket) -> None:
         self.id = -1
         self.vectors: list[EventFd] = []
@@ -52,22 +54,27 @@ class Client:
         self = cls(connection)
         try:
             await asyncio.get_running_loop().sock_connect(connection, os.fspath(path))
-            version, _ = await self._receive()
-            if version != 0:
-                raise ConnectionError(f"protocol version {version}, not 0")
-            self.id, _ = await self._receive()
-            _, memory = await self._receive()
-            if memory is None:
-                raise ConnectionError("no memory came")
-            with contextlib.closing(os.fdopen(memory, "r+b", buffering=0)) as file:
-                self.memory = mmap.mmap(file.fileno(), 0)
-            while len(self.vectors) < vectors:
-                await self._step()
+            await self._be_welcomed(vectors)
         except BaseException:
             await self.aclose()
             raise
         self._reading = asyncio.ensure_future(self._follow())
         return self
+
+    async def _be_welcomed(self, vectors: int) -> None:
+        version, _ = await self._receive()
+        if version != 0:
+            raise ConnectionError(f"protocol version {version}, not 0")
+        self.id, _ = await self._receive()
+        _, memory = await self._receive()
+        if memory is None:
+            raise ConnectionError("no memory came")
+        try:
+            self.memory = mmap.mmap(memory, 0)
+        finally:
+            os.close(memory)
+        while len(self.vectors) < vectors:
+            await self._step()
 
     async def _follow(self) -> None:
         with contextlib.suppress(ConnectionError):
@@ -102,7 +109,12 @@ class Client:
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(self._connection, lambda: ready.done() or ready.set_result(None))
+
+        def readable() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        loop.add_reader(self._connection, readable)
         try:
             await ready
         finally:
@@ -141,6 +153,7 @@ async def main() -> None:
     parser.add_argument("--vectors", type=int, default=1, help="of each peer, as the server has it (default 1)")
     parser.add_argument("--ring", type=int, nargs=2, metavar=("PEER", "VECTOR"), help="ring once and leave")
     options = parser.parse_args()
+    # docs: begin client
     async with await Client.connect(options.socket, options.vectors) as client:
         print(f"peer {client.id}, {len(client.memory)} bytes shared, beside {sorted(client.peers)}", flush=True)
         if options.ring:
@@ -151,6 +164,7 @@ async def main() -> None:
         async def listen(vector: int, eventfd: EventFd) -> None:
             async for count in eventfd:
                 print(f"vector {vector}: rung {count} times", flush=True)
+                # docs: end client
 
         tasks = [asyncio.ensure_future(listen(*each)) for each in enumerate(client.vectors)]
         stopping = asyncio.Event()

@@ -286,7 +286,9 @@ async def main() -> None:
     server = Server(options.socket, doorbell, vectors=options.vectors, size=options.size, watch=watch)
     async with server:
         print(f"serving on {options.socket}; a guest joins with:", flush=True)
-        print(f"  -chardev socket,id=iv,path={options.socket} -device ivshmem-doorbell,chardev=iv,vectors={options.vectors}")
+        print(
+            f"  -chardev socket,id=iv,path={options.socket} -device ivshmem-doorbell,chardev=iv,vectors={options.vectors}"
+        )
         await stopping.wait()
 
 

@@ -140,7 +140,8 @@ eventfd_ctx_consume(EventFdCtxObject *ctx, uint64_t *count)
     uint64_t total = ctx->semaphore ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
     bool known = total > 0;
     ctx->signals += total;
-    bool takes_along = ctx->seen == SEEN_LEFTOVER && total > 0; /* what was there at assign time goes with the next signal (P04) */
+    bool takes_along =
+        ctx->seen == SEEN_LEFTOVER && total > 0; /* what was there at assign time goes with the next signal (P04) */
     if (ctx->event || takes_along) {
         bool fresh = ctx->fresh;
         bool full = ctx->full || takes_along;

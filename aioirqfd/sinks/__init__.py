@@ -10,8 +10,9 @@ from aioirqfd.sinks.recording import RecordingSink
 
 if TYPE_CHECKING:
     from aioirqfd.sinks.kvm import KvmSink
+    from aioirqfd.sinks.qtest import QtestSink
 
-__all__ = ["CallbackSink", "EventFdSink", "KvmSink", "RecordingSink"]
+__all__ = ["CallbackSink", "EventFdSink", "KvmSink", "QtestSink", "RecordingSink"]
 
 
 def __getattr__(name: str) -> object:
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> object:
         from aioirqfd.sinks.kvm import KvmSink  # noqa: PLC0415
 
         return KvmSink
+    if name == "QtestSink":
+        from aioirqfd.sinks.qtest import QtestSink  # noqa: PLC0415  as little needed by most
+
+        return QtestSink
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

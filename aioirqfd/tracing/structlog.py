@@ -9,7 +9,16 @@ if TYPE_CHECKING:
 
 _DEBUG: Final = frozenset({"interrupt_injected"})
 _WARNING: Final = frozenset(
-    {"injection_failed", "fast_path_failed", "lowering_failed", "interrupt_dropped", "queue_full"}
+    {
+        "injection_failed",
+        "fast_path_failed",
+        "lowering_failed",
+        "interrupt_dropped",
+        "queue_full",
+        "request_failed",
+        "message_refused",
+        "session_failed",
+    }
 )
 _ERROR: Final = frozenset({"irqfd_broken", "interrupt_abandoned"})
 

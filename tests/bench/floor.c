@@ -6,8 +6,8 @@
 #include <time.h>
 #include <unistd.h>
 #ifdef WITH_LIBUV
-#include <stdlib.h>
-#include <uv.h>
+#    include <stdlib.h>
+#    include <uv.h>
 #endif
 
 static uint64_t

@@ -1,7 +1,7 @@
 """A disk for a guest, three ways: ``python -m tests.bench.vhost_blk``.
 
 The same guest, image and load for ``examples/vhost_user_blk.py``, for ``qemu-storage-daemon``'s vhost-user-blk export, and
-for QEMU's own virtio-blk. All read from the host's page cache. What a process has used is from its tasks' schedstat.
+for QEMU's own virtio-blk. The image is in memory. What a process has used is from its tasks' schedstat.
 """
 
 from __future__ import annotations
@@ -104,8 +104,11 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", default=["ours", "qsd", "qemu"])
+    parser.add_argument(
+        "--directory", default="/dev/shm", help="where the image is made; in memory, so that no disk is measured"
+    )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=options.directory) as name:
         directory = Path(name)
         program = build(directory)
         image = directory / "image"

@@ -15,20 +15,23 @@
 #include <time.h>
 #include <unistd.h>
 
-static uint64_t now(void)
+static uint64_t
+now(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static void die(const char *what)
+static void
+die(const char *what)
 {
     perror(what);
     exit(1);
 }
 
-int main(int argc, char **argv)
+int
+main(int argc, char **argv)
 {
     if (argc != 6) {
         fprintf(stderr, "usage: vhost_load DEVICE rand|seq BLOCK_BYTES DEPTH OPERATIONS\n");

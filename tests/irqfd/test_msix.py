@@ -927,7 +927,7 @@ async def test_a_broken_vector_gets_another_chance_when_it_is_unmasked():
             self.interrupts.append(interrupt)
 
     sink = Failing()
-    with pytest.raises(InjectionError):  # noqa: PT012  the manager says so when it is left
+    with pytest.raises(InjectionError):
         async with IrqManager(sink, retry=Retry(attempts=0)) as irqs, MsixTable(irqs, vectors=1) as table:
             table.write_control(ENABLE)
             program(table, 0, 0x31)

@@ -1,0 +1,224 @@
+"""The back-end: a Unix socket that front-ends connect to, and the device behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, final
+
+from aioirqfd.irqfd.interrupt import Msi
+from aioirqfd.irqfd.manager import IrqManager
+from aioirqfd.tracer import NULL_TRACER
+from aioirqfd.vhost_user.calls import Calls
+from aioirqfd.vhost_user.connection import Connection
+from aioirqfd.vhost_user.eager import Eager
+from aioirqfd.vhost_user.session import Session
+from aioirqfd.vhost_user.vring import Vring
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from aioirqfd.irqfd.interrupt import Interrupt
+    from aioirqfd.tracer import Tracer
+    from aioirqfd.vhost_user.device import Device
+    from aioirqfd.vhost_user.vring import VringStatistics
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BackendStatistics:
+    """Counts of a back-end, as they are now.
+
+    Attributes:
+        sessions: How many front-ends have connected.
+        queues: Each queue's.
+    """
+
+    sessions: int
+    queues: tuple[VringStatistics, ...]
+
+
+@final
+class _KickSink:
+    """Where kicks go: gsi n is queue n's. A kick is an interrupt, too, only the other way round."""
+
+    def __init__(self) -> None:
+        self.vrings: list[Vring] = []
+
+    def try_inject(self, interrupt: Interrupt) -> bool:
+        self.vrings[interrupt.gsi].on_kick()
+        return True
+
+    async def inject(self, interrupt: Interrupt) -> None:
+        self.vrings[interrupt.gsi].on_kick()
+
+
+@final
+class Backend:
+    """Serves a device to front-ends, one at a time: others wait until the first one has gone.
+
+    Args:
+        device: The device.
+        path: Where the socket is made. A socket that a dead process has left there is taken away first.
+        tracer: Hears what happens: ``frontend_connected``, ``frontend_disconnected``, ``memory_table``,
+            ``vring_started``, ``vring_stopped`` (with a reason if the driver broke its ring), ``message_refused``,
+            ``request_failed``, ``session_failed``, and what the irqfds have to say.
+        require_seal: Take only memory that the front-end can no longer shrink.
+
+    Used as ``async with``. Leaving it cancels the requests under way, closes the connection, and takes the socket away.
+
+    Raises:
+        OSError: EADDRINUSE, somebody listens at the path already; on entering.
+
+    Threads: the loop's.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        path: str | os.PathLike[str],
+        *,
+        tracer: Tracer = NULL_TRACER,
+        require_seal: bool = False,
+    ) -> None:
+        if not 1 <= device.num_queues <= 256:
+            raise ValueError(f"a device has 1..256 queues, not {device.num_queues}")
+        self.device = device
+        self._path = os.fspath(path)
+        self._tracer = tracer
+        self._require_seal = require_seal
+        self._vrings: list[Vring] = []
+        self._sessions = 0
+        self._stack = contextlib.AsyncExitStack()
+
+    def __repr__(self) -> str:
+        return f"<Backend {self._path!r}>"
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            listener = stack.enter_context(_listen(self._path))
+            stack.callback(_unlink, self._path)
+            count = self.device.num_queues
+            sink = _KickSink()
+            routes = {index: Msi(address=0, data=index) for index in range(count)}
+            kicks = await stack.enter_async_context(IrqManager(sink, routing=routes, tracer=self._tracer))
+            calls = await stack.enter_async_context(Calls(count, tracer=self._tracer))
+            eager = Eager(asyncio.get_running_loop())
+            stack.push_async_callback(eager.aclose)
+            self._vrings = sink.vrings = [
+                Vring(index, device=self.device, kicks=kicks, calls=calls, eager=eager, tracer=self._tracer)
+                for index in range(count)
+            ]
+            task = asyncio.create_task(self._accept(listener, calls), name=f"aioirqfd {self!r}")
+            stack.push_async_callback(self._end, task)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _end(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        for vring in self._vrings:
+            vring.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()
+
+    async def _accept(self, listener: socket.socket, calls: Calls) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(listener)
+            self._sessions += 1
+            session = Session(
+                Connection(sock),
+                device=self.device,
+                vrings=self._vrings,
+                calls=calls,
+                tracer=self._tracer,
+                require_seal=self._require_seal,
+            )
+            try:
+                await session.run()
+            except Exception as error:
+                # A fault of this package's or the device's; the next front-end is not to suffer for it.
+                self._tracer.emit("session_failed", error=repr(error))
+                loop.call_exception_handler({"message": f"aioirqfd: {self!r}: a session failed", "exception": error})
+
+    def statistics(self) -> BackendStatistics:
+        """The counts as they are now."""
+        return BackendStatistics(self._sessions, tuple(vring.statistics() for vring in self._vrings))
+
+    async def serve_forever(self) -> None:
+        """Wait until cancelled; the front-ends are served anyway, while the back-end is open."""
+        await asyncio.get_running_loop().create_future()
+
+
+def run(device: Device, path: str | os.PathLike[str], *, tracer: Tracer = NULL_TRACER) -> None:
+    """Serve a device until SIGINT or SIGTERM: the whole main program of a back-end. On uvloop, where it is installed.
+
+    Args:
+        device: The device.
+        path: Where the socket is made.
+        tracer: Hears what happens.
+    """
+    new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
+    with contextlib.suppress(ImportError):
+        import uvloop  # noqa: PLC0415  optional: a turn of its loop costs a third
+
+        new_loop = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(_serve(device, path, tracer))
+
+
+async def _serve(device: Device, path: str | os.PathLike[str], tracer: Tracer) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with Backend(device, path, tracer=tracer):
+        await stop.wait()
+
+
+def _listen(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        try:
+            listener.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or _somebody_listens(path):
+                raise
+            Path(path).unlink()
+            listener.bind(path)
+        listener.listen()
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _somebody_listens(path: str) -> bool:
+    """Whether what is at the path is not just a dead process's socket."""
+    if not stat.S_ISSOCK(Path(path).stat().st_mode):
+        return True
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+    return True
+
+
+def _unlink(path: str) -> None:
+    Path(path).unlink(missing_ok=True)

@@ -1,0 +1,103 @@
+"""The interrupts of a device: one irqfd for each queue, and behind it the eventfd that the front-end wants it at.
+
+The front-end changes that eventfd at run time: to mask a vector it gives another one, which it looks at when it sees fit,
+and to unmask it gives the first one again. There is no reply to either message. So while the back-end writes the one, the
+front-end may have stopped looking at it, and what was written there is seen by nobody. The cure is in :meth:`Calls.bind`:
+**whatever eventfd is new is signalled once**. It costs the driver at most one interrupt that has nothing to say, at a moment
+that is not on any fast path, and whatever was lost on the way is made good.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self, final
+
+from aioirqfd.eventfd import EventFd
+from aioirqfd.irqfd.interrupt import Msi
+from aioirqfd.irqfd.manager import IrqManager
+from aioirqfd.sinks.eventfd import EventFdSink
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from aioirqfd.irqfd.irqfd import IrqFd
+    from aioirqfd.tracer import Tracer
+
+
+@final
+class Calls:
+    """The vectors of a back-end: gsi n is queue n's.
+
+    A queue without a call eventfd is masked: its interrupt stays pending, and goes to the eventfd that comes. The interrupt of
+    one that is not masked is written to its eventfd at once, which is all that the irqfd's own fast path would do with it,
+    but from within a kick would do a turn of the loop later. (With a tracer that wants to hear of every interrupt, the
+    irqfd does it.)
+
+    Args:
+        count: How many queues.
+        tracer: Hears what happens.
+
+    Threads: the loop's.
+    """
+
+    __slots__ = ("_eventfds", "_irqfds", "_manager", "_open", "_traced", "_triggers")
+
+    def __init__(self, count: int, *, tracer: Tracer) -> None:
+        self._eventfds: dict[int, EventFd] = {}
+        routes = {index: Msi(address=0, data=index) for index in range(count)}
+        self._manager = IrqManager(EventFdSink(self._eventfds), routing=routes, tracer=tracer)
+        self._traced = bool(tracer.per_interrupt)
+        self._open: list[EventFd | None] = [None] * count
+        self._triggers: list[EventFd] = []
+        self._irqfds: list[IrqFd] = []
+
+    async def __aenter__(self) -> Self:
+        await self._manager.__aenter__()
+        for index in self._manager.routing:
+            trigger = EventFd()
+            self._triggers.append(trigger)
+            self._irqfds.append(self._manager.assign(trigger, gsi=index, masked=True))
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            await self._manager.__aexit__(exc_type, exc, traceback)
+        finally:
+            for eventfd in (*self._triggers, *self._eventfds.values()):
+                eventfd.close()
+            self._eventfds.clear()
+
+    def ring(self, index: int) -> None:
+        """Interrupt for queue ``index``."""
+        eventfd = self._open[index]
+        if eventfd is not None:
+            eventfd.signal()
+        else:
+            self._triggers[index].signal()
+
+    def bind(self, index: int, eventfd: EventFd | None) -> None:
+        """``SET_VRING_CALL``: from now on, the interrupts of queue ``index`` go to this eventfd.
+
+        Args:
+            index: The queue.
+            eventfd: Owned from here on, and signalled once, for whatever was written to the last one and seen by nobody.
+                None masks the vector.
+        """
+        old = self._eventfds.pop(index, None)
+        self._open[index] = None
+        if eventfd is None:
+            self._irqfds[index].mask()
+        else:
+            self._eventfds[index] = eventfd
+            self.ring(index)
+            self._irqfds[index].unmask()
+            if not self._traced:
+                self._open[index] = eventfd
+        if old is not None:
+            old.close()
+
+    @property
+    def irqfds(self) -> tuple[IrqFd, ...]:
+        """The irqfds, by queue."""
+        return tuple(self._irqfds)

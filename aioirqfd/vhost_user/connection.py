@@ -1,0 +1,103 @@
+"""The socket of one front-end, as messages: reads as the codec asks, and loses no fd."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import TYPE_CHECKING, Final, final
+
+from aioirqfd.vhost_user.errors import VhostUserProtocolError
+from aioirqfd.vhost_user.protocol import MAX_FDS, Direction, MessageParser, encode
+
+if TYPE_CHECKING:
+    from aioirqfd.vhost_user.messages import Message
+
+_NO_SIGNAL: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+
+
+@final
+class Connection:
+    """A connected socket.
+
+    Args:
+        sock: A Unix stream socket; owned from here on, and made non-blocking.
+        direction: What is received; a front-end says ``REPLY``.
+
+    Threads: the loop's.
+    """
+
+    __slots__ = ("_loop", "_parser", "_sock")
+
+    def __init__(self, sock: socket.socket, direction: Direction = Direction.REQUEST) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._parser = MessageParser(direction)
+        self._loop = asyncio.get_running_loop()
+
+    async def receive(self) -> Message | None:
+        """Return the next message, whose fds are the caller's; None when the front-end has gone.
+
+        Raises:
+            VhostUserProtocolError: The stream breaks the protocol, or ends within a message.
+        """
+        parser = self._parser
+        while (message := parser.next_message()) is None:
+            try:
+                data, fds, flags, _ = socket.recv_fds(self._sock, parser.wanted, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                await self._wait_readable()
+                continue
+            except ConnectionError:
+                return None
+            parser.feed(data, fds)
+            if flags & socket.MSG_CTRUNC:
+                raise VhostUserProtocolError(f"more than {MAX_FDS} fds with one message")
+            if not data:
+                parser.eof()
+                return None
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a message with its fds, which stay the caller's.
+
+        Raises:
+            ConnectionError: The front-end has gone.
+        """
+        data = encode(message)
+        fds = message.fds
+        while data:
+            try:
+                sent = socket.send_fds(self._sock, [data], list(fds), _NO_SIGNAL)
+            except BlockingIOError:
+                await self._wait_writable()
+                continue
+            data = data[sent:]
+            fds = ()
+
+    async def _wait_readable(self) -> None:
+        waiting: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(self._sock.fileno(), _wake, waiting)
+        try:
+            await waiting
+        finally:
+            self._loop.remove_reader(self._sock.fileno())
+
+    async def _wait_writable(self) -> None:
+        waiting: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_writer(self._sock.fileno(), _wake, waiting)
+        try:
+            await waiting
+        finally:
+            self._loop.remove_writer(self._sock.fileno())
+
+    def close(self) -> None:
+        """Close the socket, and the fds that no message took. Idempotent."""
+        for fd in self._parser.close():
+            os.close(fd)
+        self._sock.close()
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)

@@ -1,0 +1,92 @@
+"""The base class of a virtio device: what a back-end serves, and the only thing a device's author writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from aioirqfd.vhost_user.chain import Chain
+
+
+class Device:
+    """A virtio device. Subclass it, say what it is, and write :meth:`handle`.
+
+    Attributes:
+        device_id: The virtio device id (virtio 1.2, section 5); the front-end is told by its own configuration, so this
+            is for people and traces.
+        num_queues: How many virtqueues it has, 1..256.
+        features: Its own feature bits (bits 0..23, and 50 and above). Those of the ring are the back-end's to offer.
+        config: Its configuration space, at most 256 bytes. Read whenever the driver reads it, so a subclass may make it a
+            property.
+        concurrency: How many requests of one queue may be under way at once, counting those that wait for something.
+            With 1, requests are handled strictly one after the other.
+        receive_queues: The queues whose requests wait for something that may never come, such as a network's receive
+            queue. When such a queue stops, its waiting requests are cancelled and stay with the driver, where other
+            queues wait for what is under way. Its requests must be answered in the order they came in.
+        driver_features: The features that the driver has agreed on; 0 before.
+
+    Threads: everything is called on the back-end's loop.
+    """
+
+    device_id: int = 0
+    num_queues: int = 1
+    features: int = 0
+    config: bytes = b""
+    concurrency: int = 1
+    receive_queues: Collection[int] = ()
+    driver_features: int = 0
+
+    async def handle(self, request: Chain) -> int | None:
+        """Serve one request: read ``request.readable``, fill ``request.writable``.
+
+        It is begun as soon as the driver's kick arrives, before anything else gets a turn, and an answer given without
+        waiting costs no task. What waits goes on in a task of its own. ``asyncio.current_task()`` is right from the
+        first line on, so that timeouts and cancellation scopes work.
+
+        Args:
+            request: The chain of buffers. The driver may change what is in them at any time: copy, then decide.
+
+        Returns:
+            How many bytes were written, from the first writable buffer on: 0..``request.writable_size``; None is 0.
+
+        Cancellation:
+            The queue is stopping, and the request stays with the driver: it comes again when the queue starts.
+        """
+        raise NotImplementedError
+
+    def failed(self, request: Chain, error: BaseException) -> int:
+        """Answer a request whose :meth:`handle` raised; the error has been traced.
+
+        Returns:
+            How many bytes were written. This method answers with none.
+        """
+        del request, error
+        return 0
+
+    def interrupt(self, queue: int, ring: Callable[[], None]) -> None:
+        """The driver wants to hear that requests have been answered; called once for each batch.
+
+        A subclass that interrupts in its own time overrides this, and then answers for every interrupt that it withholds.
+
+        Args:
+            queue: The queue.
+            ring: Interrupts; may be called at any time, any number of times.
+        """
+        del queue
+        ring()
+
+    def stopping(self, queue: int) -> None:
+        """A queue is about to stop, and waits for its requests under way: end what was held back. Does nothing here."""
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """The driver writes its configuration space (``SET_CONFIG``).
+
+        Raises:
+            ValueError: It is not the driver's to write; this method always says so.
+        """
+        raise ValueError(f"{len(data)} bytes at {offset} of the configuration space are not the driver's to write")
+
+    def reset(self) -> None:
+        """The driver has reset the device (``RESET_DEVICE``), or its front-end has gone. No request is under way."""

@@ -1,0 +1,250 @@
+"""The guest's memory, mapped: ranges of it as memoryviews, without a copy.
+
+A :class:`GuestMemory` never changes. A new table from the front-end is a new object; whoever holds the old one, or a
+view into it, goes on safely, because a view keeps its mapping alive and nothing is ever unmapped by hand.
+
+What cannot be checked once and for all: a front-end that keeps the right to shrink the file may do so later, and
+touching the lost pages then kills this process with SIGBUS. A guest cannot do that, and the front-end owns the guest
+anyway, so by default it is trusted with it; ``require_seal=True`` takes only files that are sealed against shrinking
+(``F_SEAL_SHRINK``), which memory of ``memory-backend-memfd`` is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import stat
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Final, Self, final
+
+from aioirqfd.vhost_user.errors import GuestMemoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from aioirqfd.vhost_user.messages import MemoryRegion
+
+MAX_MEM_SLOTS: Final = 64
+"""The most regions of a table, and the answer to ``GET_MAX_MEM_SLOTS``. A region costs a mapping and an fd."""
+_ADDRESS_LIMIT: Final = 2**64
+
+
+def map_shared(fd: int, size: int, offset: int, *, require_seal: bool = False) -> tuple[memoryview, bool]:
+    """Map a part of a shared-memory file.
+
+    Args:
+        fd: The file; only borrowed.
+        size: Bytes, at least 1.
+        offset: Where the part begins. It need not be on a page: the file is mapped from its beginning, which also suits
+            files of huge pages.
+        require_seal: Refuse a file that may still shrink.
+
+    Returns:
+        A writable view, and whether the file is sealed against shrinking.
+
+    Raises:
+        GuestMemoryError: No regular file, too short, not sealed although it must be, or not mappable.
+    """
+    try:
+        status = os.fstat(fd)
+    except OSError as error:
+        raise GuestMemoryError(f"fd {fd} is not open") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise GuestMemoryError(f"fd {fd} is no shared-memory file")
+    if size < 1 or offset < 0 or offset + size > status.st_size:
+        raise GuestMemoryError(f"{size} bytes at {offset} of a file of {status.st_size}")
+    sealed = False
+    with contextlib.suppress(OSError):  # files on a disk or in /dev/shm know no seals
+        sealed = bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
+    if require_seal and not sealed:
+        raise GuestMemoryError(f"fd {fd} is not sealed against shrinking")
+    try:
+        mapping = mmap.mmap(fd, offset + size)
+    except (OSError, ValueError, OverflowError) as error:
+        raise GuestMemoryError(f"cannot map {size} bytes at {offset}: {error}") from error
+    with contextlib.suppress(OSError):
+        mapping.madvise(mmap.MADV_DONTDUMP)  # a guest's memory has no business in this process's core dumps
+    return memoryview(mapping)[offset : offset + size], sealed
+
+
+@final
+class MappedRegion:
+    """A region and its mapping.
+
+    Attributes:
+        region: What the front-end said.
+        start: Its first guest-physical address.
+        size: Its bytes.
+        writable: All of it, as a view.
+        readable: The same, read-only: what the driver gave the device to read is not the device's to write.
+        sealed: Whether its file can no longer shrink.
+    """
+
+    __slots__ = ("readable", "region", "sealed", "size", "start", "writable")
+
+    def __init__(self, region: MemoryRegion, view: memoryview, *, sealed: bool = False) -> None:
+        self.region = region
+        self.start = region.guest_address
+        self.size = region.size
+        self.writable = view
+        self.readable = view.toreadonly()
+        self.sealed = sealed
+
+    @classmethod
+    def map(cls, region: MemoryRegion, fd: int, *, require_seal: bool = False) -> Self:
+        """Map a region from its fd, which is only borrowed.
+
+        Raises:
+            GuestMemoryError: It is empty, runs over the end of the address space, or cannot be mapped
+                (:func:`map_shared`).
+        """
+        if region.size < 1 or max(region.guest_address, region.user_address) + region.size > _ADDRESS_LIMIT:
+            raise GuestMemoryError(f"an impossible memory region: {region}")
+        view, sealed = map_shared(fd, region.size, region.mmap_offset, require_seal=require_seal)
+        return cls(region, view, sealed=sealed)
+
+    def __repr__(self) -> str:
+        return f"<MappedRegion {self.start:#x}..{self.start + self.size - 1:#x}>"
+
+
+def _no_overlap(starts: Sequence[int], regions: Sequence[MappedRegion], what: str) -> None:
+    for index in range(1, len(starts)):
+        if starts[index - 1] + regions[index - 1].size > starts[index]:
+            raise GuestMemoryError(f"two memory regions overlap in {what} addresses at {starts[index]:#x}")
+
+
+@final
+class GuestMemory:
+    """The memory table: where the guest's and the front-end's addresses lie in this process.
+
+    Args:
+        regions: The mapped regions, in any order.
+
+    Raises:
+        GuestMemoryError: Two overlap in guest-physical or in user addresses, or there are more than
+            :data:`MAX_MEM_SLOTS`.
+
+    Threads: immutable, so safe from any.
+    """
+
+    __slots__ = ("_starts", "_user_regions", "_user_starts", "regions")
+
+    def __init__(self, regions: Iterable[MappedRegion] = ()) -> None:
+        self.regions = tuple(sorted(regions, key=lambda mapped: mapped.start))
+        if len(self.regions) > MAX_MEM_SLOTS:
+            raise GuestMemoryError(f"at most {MAX_MEM_SLOTS} memory regions, not {len(self.regions)}")
+        self._starts = [mapped.start for mapped in self.regions]
+        self._user_regions = tuple(sorted(self.regions, key=lambda mapped: mapped.region.user_address))
+        self._user_starts = [mapped.region.user_address for mapped in self._user_regions]
+        _no_overlap(self._starts, self.regions, "guest")
+        _no_overlap(self._user_starts, self._user_regions, "user")
+
+    @classmethod
+    def map(cls, regions: Sequence[MemoryRegion], fds: Sequence[int], *, require_seal: bool = False) -> Self:
+        """Map a table as ``SET_MEM_TABLE`` brings it.
+
+        Args:
+            regions: The regions.
+            fds: Their fds, in the same order. All are closed, whatever happens: a mapping needs none.
+            require_seal: Refuse memory that the front-end may still shrink.
+
+        Raises:
+            GuestMemoryError: A region cannot be mapped, or two overlap. Nothing stays mapped.
+        """
+        try:
+            if len(regions) != len(fds):
+                raise GuestMemoryError(f"{len(regions)} memory regions with {len(fds)} fds")
+            return cls(
+                [
+                    MappedRegion.map(region, fd, require_seal=require_seal)
+                    for region, fd in zip(regions, fds, strict=True)
+                ]
+            )
+        finally:
+            for fd in fds:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+    def with_region(self, region: MemoryRegion, fd: int, *, require_seal: bool = False) -> GuestMemory:
+        """Return a table with one more region (``ADD_MEM_REG``). The fd is closed, whatever happens.
+
+        Raises:
+            GuestMemoryError: As :meth:`map`.
+        """
+        added = GuestMemory.map([region], [fd], require_seal=require_seal)
+        return GuestMemory(self.regions + added.regions)
+
+    def without_region(self, region: MemoryRegion) -> GuestMemory:
+        """Return a table without a region (``REM_MEM_REG``); its mmap offset does not matter.
+
+        Raises:
+            GuestMemoryError: There is none with this guest address, user address and size.
+        """
+        wanted = (region.guest_address, region.user_address, region.size)
+        rest = [
+            mapped
+            for mapped in self.regions
+            if (mapped.region.guest_address, mapped.region.user_address, mapped.region.size) != wanted
+        ]
+        if len(rest) == len(self.regions):
+            raise GuestMemoryError(f"no such memory region: {region}")
+        return GuestMemory(rest)
+
+    def find(self, address: int) -> MappedRegion:
+        """Return the region that a guest-physical address lies in.
+
+        Raises:
+            GuestMemoryError: It lies in none.
+        """
+        index = bisect_right(self._starts, address) - 1
+        if index >= 0:
+            mapped = self.regions[index]
+            if address < mapped.start + mapped.size:
+                return mapped
+        raise GuestMemoryError(f"guest address {address:#x} is not memory")
+
+    def readable(self, address: int, size: int) -> list[memoryview]:
+        """Return read-only views of a guest-physical range, one for each region it touches; none if ``size`` is 0.
+
+        Raises:
+            GuestMemoryError: A part of it is not memory.
+        """
+        return [mapped.readable[start:end] for mapped, start, end in self._pieces(address, size)]
+
+    def writable(self, address: int, size: int) -> list[memoryview]:
+        """Return writable views of a guest-physical range, one for each region it touches; none if ``size`` is 0.
+
+        Raises:
+            GuestMemoryError: A part of it is not memory.
+        """
+        return [mapped.writable[start:end] for mapped, start, end in self._pieces(address, size)]
+
+    def user_view(self, address: int, size: int) -> memoryview:
+        """Return one writable view of a range in the front-end's addresses: a ring, which must lie in one region.
+
+        Raises:
+            GuestMemoryError: It is not memory, or not all in one region.
+        """
+        index = bisect_right(self._user_starts, address) - 1
+        if index >= 0 and size >= 0:
+            mapped = self._user_regions[index]
+            start = address - mapped.region.user_address
+            if start + size <= mapped.size:
+                return mapped.writable[start : start + size]
+        raise GuestMemoryError(f"{size} bytes at user address {address:#x} are not in one memory region")
+
+    def _pieces(self, address: int, size: int) -> list[tuple[MappedRegion, int, int]]:
+        pieces: list[tuple[MappedRegion, int, int]] = []
+        while size > 0:
+            mapped = self.find(address)
+            start = address - mapped.start
+            length = min(size, mapped.size - start)
+            pieces.append((mapped, start, start + length))
+            address += length
+            size -= length
+        return pieces
+
+    def __repr__(self) -> str:
+        return f"<GuestMemory {list(self.regions)}>"

@@ -1,0 +1,292 @@
+"""One front-end's time with the back-end: its messages, one after the other, and what they do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Final, final
+
+from aioirqfd.errors import ClosedError, EventFdInvalidError
+from aioirqfd.eventfd import EventFd
+from aioirqfd.vhost_user.errors import GuestMemoryError, InflightError, RefusedError, VhostUserProtocolError
+from aioirqfd.vhost_user.features import ProtocolFeature, VirtioFeature
+from aioirqfd.vhost_user.inflight import InflightBuffer
+from aioirqfd.vhost_user.memory import MAX_MEM_SLOTS, GuestMemory
+from aioirqfd.vhost_user.messages import (
+    U64,
+    ConfigSpace,
+    Inflight,
+    MemoryTable,
+    Message,
+    Request,
+    SingleRegion,
+    VringAddr,
+    VringFd,
+    VringState,
+)
+from aioirqfd.vhost_user.protocol import acknowledgement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from aioirqfd.tracer import Tracer
+    from aioirqfd.vhost_user.calls import Calls
+    from aioirqfd.vhost_user.connection import Connection
+    from aioirqfd.vhost_user.device import Device
+    from aioirqfd.vhost_user.vring import Vring
+
+RING_FEATURES: Final = (
+    VirtioFeature.VERSION_1 | VirtioFeature.INDIRECT_DESC | VirtioFeature.EVENT_IDX | VirtioFeature.PROTOCOL_FEATURES
+)
+"""What is offered for every device, beside its own features."""
+PROTOCOL_FEATURES: Final = (
+    ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | ProtocolFeature.RESET_DEVICE | ProtocolFeature.INFLIGHT_SHMFD
+)
+"""What is offered for every device; ``CONFIG`` comes on top where it has a configuration space."""
+
+
+@final
+class Session:
+    """One front-end, from its connection to its end.
+
+    Args:
+        connection: Its socket, read by this session only.
+        device: The device.
+        vrings: Its queues, all at rest.
+        calls: Its interrupts.
+        tracer: Hears what happens.
+        require_seal: Take only memory that the front-end can no longer shrink.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        device: Device,
+        vrings: Sequence[Vring],
+        calls: Calls,
+        tracer: Tracer,
+        require_seal: bool,
+    ) -> None:
+        self._connection = connection
+        self._device = device
+        self._vrings = vrings
+        self._calls = calls
+        self._tracer = tracer
+        self._require_seal = require_seal
+        self._memory = GuestMemory()
+        self._features = 0
+        self._protocol_features = ProtocolFeature(0)
+        self._inflight: InflightBuffer | None = None
+        self._offered = int(RING_FEATURES) | device.features
+        self._offered_protocol = PROTOCOL_FEATURES
+        if device.config:
+            self._offered_protocol |= ProtocolFeature.CONFIG
+
+    async def run(self) -> None:
+        """Serve the front-end until it goes, or breaks the protocol."""
+        self._tracer.emit("frontend_connected")
+        reason: str | None = None
+        try:
+            while (message := await self._connection.receive()) is not None:
+                await self._serve(message)
+                # A front-end with much to say is not to keep the loop from the queues.
+                await asyncio.sleep(0)
+        except VhostUserProtocolError as error:
+            reason = str(error)
+        except ConnectionError:
+            pass
+        finally:
+            self._connection.close()
+            self._tracer.emit("frontend_disconnected", reason=reason)
+            await self._reset(abandon=True)
+            if self._inflight is not None:
+                self._inflight.close()
+
+    async def _serve(self, message: Message) -> None:
+        fds = list(message.fds)
+        reply: Message | None = None
+        ok = True
+        try:
+            reply = await self._act(message, fds)
+        except RefusedError as error:
+            self._tracer.emit("message_refused", request=_name(message), reason=str(error))
+            ok = False
+        finally:
+            for fd in (*fds, *message.surplus_fds):
+                os.close(fd)
+        if reply is None and self._protocol_features & ProtocolFeature.REPLY_ACK:
+            reply = acknowledgement(message, ok=ok)
+        if reply is not None:
+            await self._connection.send(reply)
+
+    async def _act(self, message: Message, fds: list[int]) -> Message | None:
+        """Do what a message says. What is left in ``fds`` is closed afterwards."""
+        match message.request, message.payload:
+            case Request.GET_FEATURES, None:
+                return _reply(message, U64(self._offered))
+            case Request.SET_FEATURES, U64(features):
+                self._set_features(features)
+            case Request.GET_PROTOCOL_FEATURES, None:
+                return _reply(message, U64(int(self._offered_protocol)))
+            case Request.SET_PROTOCOL_FEATURES, U64(features):
+                if features & ~int(self._offered_protocol):
+                    raise VhostUserProtocolError(f"protocol features {features:#x} were not offered")
+                self._protocol_features = ProtocolFeature(features)
+            case Request.GET_QUEUE_NUM, None:
+                return _reply(message, U64(len(self._vrings)))
+            case Request.SET_OWNER, None:
+                pass
+            case ((Request.RESET_OWNER | Request.RESET_DEVICE), None):
+                await self._reset(abandon=False)
+            case Request.SET_MEM_TABLE, MemoryTable(regions):
+                self._set_memory(lambda: GuestMemory.map(regions, _all(fds), require_seal=self._require_seal))
+            case Request.ADD_MEM_REG, SingleRegion(region):
+                memory, seal = self._memory, self._require_seal
+                self._set_memory(lambda: memory.with_region(region, fds.pop(), require_seal=seal))
+            case Request.REM_MEM_REG, SingleRegion(region):
+                self._set_memory(lambda: self._memory.without_region(region))
+            case Request.GET_MAX_MEM_SLOTS, None:
+                return _reply(message, U64(MAX_MEM_SLOTS))
+            case Request.GET_CONFIG, ConfigSpace() as piece:
+                return self._get_config(message, piece)
+            case Request.SET_CONFIG, ConfigSpace(offset, _, data):
+                self._set_config(offset, data)
+            case Request.GET_INFLIGHT_FD, Inflight() as asked:
+                return self._get_inflight(message, asked)
+            case Request.SET_INFLIGHT_FD, Inflight() as description:
+                self._set_inflight(description, fds)
+            case Request.GET_VRING_BASE, VringState(index, _):
+                if index >= len(self._vrings):
+                    raise VhostUserProtocolError(f"GET_VRING_BASE of queue {index} of {len(self._vrings)}")
+                return _reply(message, VringState(index, await self._vrings[index].stop()))
+            case _, (VringState() | VringAddr() | VringFd()):
+                self._set_vring(message, fds)
+            case _:
+                raise RefusedError("not served")
+        return None
+
+    # -- the device --------------------------------------------------------------------------------------------------
+
+    def _set_features(self, features: int) -> None:
+        if features & ~self._offered:
+            raise VhostUserProtocolError(f"features {features & ~self._offered:#x} were not offered")
+        if features != self._features and any(vring.queue is not None for vring in self._vrings):
+            raise RefusedError("the features cannot change while a queue runs")
+        self._features = features
+        self._device.driver_features = features
+        if not features & VirtioFeature.PROTOCOL_FEATURES:
+            # "Ring states": without the bit there is no message to enable a ring, and it begins enabled.
+            for vring in self._vrings:
+                vring.set_enabled(enabled=True)
+
+    def _get_config(self, message: Message, asked: ConfigSpace) -> Message:
+        config = self._device.config[asked.offset : asked.offset + len(asked.data)]
+        # A front-end may know more fields than this device has: they read as zero.
+        return _reply(message, ConfigSpace(asked.offset, asked.flags, config.ljust(len(asked.data), b"\0")))
+
+    def _set_config(self, offset: int, data: bytes) -> None:
+        try:
+            self._device.write_config(offset, data)
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
+
+    async def _reset(self, *, abandon: bool) -> None:
+        if abandon:
+            # None of them is to answer any more, before the first is waited for.
+            for index, vring in enumerate(self._vrings):
+                vring.abandon()
+                self._calls.bind(index, None)
+        for vring in self._vrings:
+            await vring.reset()
+        self._features = self._device.driver_features = 0
+        self._device.reset()
+
+    # -- its memory --------------------------------------------------------------------------------------------------
+
+    def _set_memory(self, make: Callable[[], GuestMemory]) -> None:
+        try:
+            self._memory = make()
+        except GuestMemoryError as error:
+            raise RefusedError(str(error)) from error
+        self._tracer.emit("memory_table", regions=len(self._memory.regions))
+        for vring in self._vrings:
+            vring.set_memory(self._memory)
+
+    def _get_inflight(self, message: Message, asked: Inflight) -> Message:
+        try:
+            buffer = InflightBuffer.create(asked.num_queues, asked.queue_size)
+        except InflightError as error:
+            self._tracer.emit("message_refused", request=_name(message), reason=str(error))
+            return _reply(message, Inflight(0, 0, asked.num_queues, asked.queue_size))
+        self._keep_inflight(buffer)
+        return _reply(message, buffer.description, (buffer.fileno(),))
+
+    def _set_inflight(self, description: Inflight, fds: list[int]) -> None:
+        if any(vring.queue is not None for vring in self._vrings):
+            raise RefusedError("the inflight buffer cannot change while a queue runs")
+        try:
+            self._keep_inflight(InflightBuffer.map(description, fds.pop()))
+        except InflightError as error:
+            raise RefusedError(str(error)) from error
+
+    def _keep_inflight(self, buffer: InflightBuffer) -> None:
+        if self._inflight is not None:
+            self._inflight.close()
+        self._inflight = buffer
+
+    # -- its queues --------------------------------------------------------------------------------------------------
+
+    def _set_vring(self, message: Message, fds: list[int]) -> None:
+        payload = message.payload
+        assert isinstance(payload, VringState | VringAddr | VringFd)
+        if payload.index >= len(self._vrings):
+            raise RefusedError(f"no queue {payload.index} of {len(self._vrings)}")
+        vring = self._vrings[payload.index]
+        match message.request, payload:
+            case Request.SET_VRING_NUM, VringState(_, size):
+                vring.set_size(size)
+            case Request.SET_VRING_BASE, VringState(_, base):
+                vring.set_base(base)
+            case Request.SET_VRING_ADDR, VringAddr():
+                vring.set_address(payload)
+            case Request.SET_VRING_ENABLE, VringState(_, enabled):
+                vring.set_enabled(enabled=bool(enabled))
+            case Request.SET_VRING_KICK, VringFd():
+                kick = _eventfd(fds)
+                if kick is None:
+                    raise RefusedError("a ring without a kick eventfd would have to be polled")
+                vring.set_kick(kick)
+            case Request.SET_VRING_CALL, VringFd():
+                self._calls.bind(vring.index, _eventfd(fds))
+            case Request.SET_VRING_ERR, VringFd():
+                vring.set_err(_eventfd(fds))
+            case _:
+                raise RefusedError("not served")
+        vring.start(self._memory, self._features, self._inflight)
+
+
+def _reply(message: Message, payload: U64 | VringState | ConfigSpace | Inflight, fds: tuple[int, ...] = ()) -> Message:
+    return Message(message.request, payload, fds, reply=True)
+
+
+def _name(message: Message) -> str:
+    return message.request.name if isinstance(message.request, Request) else str(int(message.request))
+
+
+def _all(fds: list[int]) -> list[int]:
+    taken = fds[:]
+    fds.clear()
+    return taken
+
+
+def _eventfd(fds: list[int]) -> EventFd | None:
+    """Take the eventfd that came with a message, if one did."""
+    if not fds:
+        return None
+    try:
+        eventfd = EventFd.from_fd(fds[0], owns=True)
+    except (EventFdInvalidError, ClosedError) as error:
+        raise RefusedError(str(error)) from error
+    fds.clear()
+    return eventfd

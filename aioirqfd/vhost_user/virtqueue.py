@@ -1,0 +1,534 @@
+"""A split virtqueue, the device's side: requests out of the guest's memory, and answers back.
+
+Nothing that the driver writes is believed. Every index, length and address is read once, checked, and used from the
+copy. What breaks the rules raises :class:`VirtqueueError` and stops the queue for good: it lets go of the guest's
+memory and every later call raises :class:`VirtqueueStoppedError`. To start again, make a new object.
+
+Source: virtio 1.2, section 2.7; each check names its paragraph.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, final
+
+from aioirqfd.vhost_user import ring
+from aioirqfd.vhost_user.chain import Chain
+from aioirqfd.vhost_user.errors import (
+    ChainError,
+    GuestMemoryError,
+    InflightError,
+    VirtqueueError,
+    VirtqueueStoppedError,
+)
+from aioirqfd.vhost_user.features import VirtioFeature
+from aioirqfd.vhost_user.memory import GuestMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from aioirqfd.vhost_user.inflight import InflightQueue
+    from aioirqfd.vhost_user.messages import VringAddr
+
+MAX_INDIRECT: Final = 1024
+"""The longest indirect table that is taken, if the queue is not longer itself. Section 2.7.5.3.1 allows no more than the
+queue's size, which drivers in use exceed."""
+_WORD: Final = 0xFFFF
+_MAX_BYTES: Final = 2**32 - 1
+_HIGH: Final = 2**32
+_GONE: Final = memoryview(b"")
+_UNPACK: Final = ring.DESC.unpack_from
+_NEXT: Final = ring.NEXT
+_WRITE: Final = ring.WRITE
+_INDIRECT: Final = ring.INDIRECT
+_PLAIN: Final = ring.NEXT | ring.WRITE
+_IDX: Final = ring.IDX
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class VirtqueueStatistics:
+    """What a queue has done since it was made.
+
+    Args:
+        popped: Chains handed to the device.
+        pushed: Chains given back to the driver.
+        resubmitted: Of those popped, how many had been in flight when an earlier back-end died.
+        notified: How often :meth:`VirtQueue.need_notify` said yes.
+        suppressed: How often it said no although chains had been pushed, because the driver did not want to hear.
+    """
+
+    popped: int
+    pushed: int
+    resubmitted: int
+    notified: int
+    suppressed: int
+
+
+@final
+class VirtQueue:
+    """One run of a ring: from its start to its stop.
+
+    Args:
+        memory: The guest's memory.
+        size: Entries, a power of 2 in 1..32768.
+        address: Where the ring lies, in the front-end's addresses.
+        base: The available ring's index to begin with (``SET_VRING_BASE``).
+        features: The features agreed on; ``EVENT_IDX`` and ``INDIRECT_DESC`` count here.
+        inflight: The queue's part of the inflight buffer, or None. It outranks ``base``: what was in flight comes again
+            first, then the ring goes on behind it.
+
+    Raises:
+        VirtqueueError: Not a power of 2, misaligned, not in one memory region, or the inflight part does not fit.
+
+    Threads: not safe; one thread at a time.
+    """
+
+    __slots__ = (
+        "_address",
+        "_avail",
+        "_bound",
+        "_chains",
+        "_desc",
+        "_event_idx",
+        "_force_notify",
+        "_inflight",
+        "_lock",
+        "_mask",
+        "_max_table",
+        "_memory",
+        "_next_avail",
+        "_notified",
+        "_popped",
+        "_pushed",
+        "_readable",
+        "_resubmit",
+        "_resubmitted",
+        "_seen_avail",
+        "_signalled",
+        "_start",
+        "_stopped",
+        "_suppressed",
+        "_used",
+        "_used_idx",
+        "_used_words",
+        "_window",
+        "_writable",
+        "size",
+    )
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        size: int,
+        address: VringAddr,
+        *,
+        base: int = 0,
+        features: int = 0,
+        inflight: InflightQueue | None = None,
+    ) -> None:
+        if sys.byteorder != "little":
+            raise VirtqueueError("virtqueues are served on little-endian machines only")
+        if not 1 <= size <= ring.MAX_SIZE or size & (size - 1):
+            raise VirtqueueError(f"a queue's size is a power of 2 up to {ring.MAX_SIZE}, not {size}")
+        self.size = size
+        self._mask = size - 1
+        self._address = address
+        self._event_idx = bool(features & VirtioFeature.EVENT_IDX)
+        longest = max(size, MAX_INDIRECT) if features & VirtioFeature.INDIRECT_DESC else 0
+        self._max_table = ring.DESC_SIZE * longest
+        self._bound = range(size + longest)
+        self._lock = threading.Lock()
+        self._stopped: str | None = None
+        self._chains: list[Chain | None] = [None] * size  # the chains that the device has, by head
+        self._popped = self._pushed = self._signalled = self._notified = self._suppressed = self._resubmitted = 0
+        self._force_notify = True
+        self._resubmit: deque[int] = deque()
+        self._inflight: InflightQueue | None = None
+        self._map(memory)
+        self._used_idx = self._used_words[_IDX]
+        self._next_avail = self._seen_avail = base & _WORD
+        if inflight is not None:
+            self._recover(inflight)
+        self.enable_kicks()
+
+    def _map(self, memory: GuestMemory) -> None:
+        address, size = self._address, self.size
+        for name, at, align in (
+            ("descriptor table", address.descriptor, ring.DESC_ALIGN),
+            ("available ring", address.available, ring.AVAIL_ALIGN),
+            ("used ring", address.used, ring.USED_ALIGN),
+        ):
+            if at % align:
+                raise VirtqueueError(f"the {name} at {at:#x} is not aligned to {align}")
+        try:
+            desc = memory.user_view(address.descriptor, ring.DESC_SIZE * size)
+            avail = memory.user_view(address.available, ring.avail_size(size))
+            used = memory.user_view(address.used, ring.used_size(size))
+        except GuestMemoryError as error:
+            raise VirtqueueError(f"a ring is not in the guest's memory: {error}") from error
+        self._memory = memory
+        self._desc = desc.toreadonly()
+        self._avail = avail.toreadonly().cast("H")
+        self._used = used[4 : 4 + 8 * size].cast("Q")  # an entry in one store: head low, bytes written high
+        self._used_words = used.cast("H")
+        self._forget_window()
+
+    def _forget_window(self) -> None:
+        # The window is the region that the last address was in; most guests have one for nearly all of their memory.
+        self._start = self._window = 0
+        self._readable = self._writable = _GONE
+
+    def _recover(self, inflight: InflightQueue) -> None:
+        if inflight.queue_size < self.size:
+            raise VirtqueueError(f"the inflight buffer has room for {inflight.queue_size} descriptors, not {self.size}")
+        try:
+            heads = inflight.recover(self._used_idx)
+        except InflightError as error:
+            raise VirtqueueError(f"the inflight buffer is broken: {error}") from error
+        for head in heads:
+            if head >= self.size:
+                raise VirtqueueError(f"descriptor {head} of {self.size} in flight")
+        self._inflight = inflight
+        self._resubmit.extend(heads)
+        self._next_avail = self._seen_avail = (self._used_idx + len(heads)) & _WORD
+
+    # Requests from the driver.
+
+    def pop(self) -> Chain | None:
+        """Take the next request, or None if there is none.
+
+        Returns:
+            The chain; it must be pushed back, in any order.
+
+        Raises:
+            VirtqueueError: The ring is broken, and stopped now.
+            VirtqueueStoppedError: It had been stopped.
+        """
+        next_avail = self._next_avail
+        if self._resubmit:
+            head = self._resubmit[0]
+            fresh = False
+        else:
+            if next_avail == self._seen_avail and not self._look():
+                return None
+            head = self._avail[2 + (next_avail & self._mask)]
+            if head >= self.size:
+                raise self._break(f"descriptor {head} of {self.size}")
+            if self._chains[head] is not None:
+                # Only a driver gone wrong offers what it has not got back. Let through, requests would pile up here.
+                raise self._break(f"chain {head} offered again before it was used")
+            fresh = True
+
+        # The walk. It is all in one piece, and looks up nothing twice, because it is what a request costs.
+        table = self._desc
+        limit = self.size
+        direct = True
+        start, window, readable_view, writable_view = self._start, self._window, self._readable, self._writable
+        readable: list[memoryview] = []
+        writable: list[memoryview] = []
+        writable_size = 0
+        address, length, flags, following = _UNPACK(table, head * 16)
+        # A chain that never comes twice to the same descriptor ends within this bound, so one that does not is looped.
+        # Comparisons and products, where masks and shifts would say more, because the interpreter has faster ones.
+        for _ in self._bound:
+            offset = address - start
+            end = offset + length
+            if flags > _PLAIN:
+                if flags & _INDIRECT:
+                    # 2.7.5.3.2: a chain may end in one indirect table, which decides on the rest of it.
+                    if flags & _NEXT or not direct:
+                        raise self._break("an indirect descriptor with NEXT, or within an indirect table")
+                    if not length or length & 15 or length > self._max_table:
+                        raise self._break(f"an indirect table of {length} bytes, or not agreed on (2.7.5.3.1)")
+                    table = readable_view[offset:end] if offset >= 0 and end <= window else self._table(address, length)
+                    direct = False
+                    limit = length >> 4
+                    address, length, flags, following = _UNPACK(table, 0)
+                    continue
+                flags &= _PLAIN  # bits without a meaning in split rings
+            if length == 0:
+                raise self._break("a buffer of no bytes")
+            if flags >= _WRITE:
+                if offset >= 0 and end <= window:
+                    writable.append(writable_view[offset:end])
+                else:
+                    writable += self._look_up(address, length, write=True)
+                    start, window, readable_view, writable_view = (
+                        self._start,
+                        self._window,
+                        self._readable,
+                        self._writable,
+                    )
+                writable_size += length
+                if flags == _WRITE:
+                    break
+            else:
+                if writable:
+                    raise self._break("a buffer to read behind a buffer to write (2.7.4.2)")
+                if offset >= 0 and end <= window:
+                    readable.append(readable_view[offset:end])
+                else:
+                    readable += self._look_up(address, length, write=False)
+                    start, window, readable_view, writable_view = (
+                        self._start,
+                        self._window,
+                        self._readable,
+                        self._writable,
+                    )
+                if flags == 0:
+                    break
+            if following >= limit:
+                raise self._break(f"descriptor {following} in a table of {limit} (2.7.5)")
+            address, length, flags, following = _UNPACK(table, following * 16)
+        else:
+            raise self._break("a looped chain (2.7.5.2)")
+        if writable_size > _MAX_BYTES:
+            raise self._break("a chain with more than 2**32-1 bytes to write: more than the used ring can tell of")
+
+        chain = Chain()
+        chain.head = head
+        chain.readable = readable
+        chain.writable = writable
+        chain.writable_size = writable_size
+        self._chains[head] = chain
+        self._popped += 1
+        if fresh:
+            if self._inflight is not None:
+                self._inflight.begin(head)
+            self._next_avail = (next_avail + 1) & _WORD
+        else:
+            self._resubmit.popleft()
+            self._resubmitted += 1
+        return chain
+
+    def _look(self) -> bool:
+        """Read the driver's index: whether there is something new."""
+        if self._stopped is not None:
+            raise VirtqueueStoppedError(self._stopped)
+        self._seen_avail = seen = self._avail[_IDX]
+        ahead = (seen - self._next_avail) & _WORD
+        if ahead > self.size:
+            raise self._break(f"the available index runs {ahead} ahead in a ring of {self.size}")
+        if not ring.ORDERED:
+            ring.fence(self._lock)
+        return ahead != 0
+
+    def _look_up(self, address: int, length: int, *, write: bool) -> list[memoryview]:
+        """Find a buffer that is not in the window, and move the window there."""
+        memory = self._memory
+        try:
+            views = memory.writable(address, length) if write else memory.readable(address, length)
+            region = memory.find(address)
+        except GuestMemoryError as error:
+            raise self._break(str(error)) from error
+        self._start, self._window = region.start, region.size
+        self._readable, self._writable = region.readable, region.writable
+        return views
+
+    def _table(self, address: int, length: int) -> memoryview:
+        """Find an indirect table that is not in the window; a copy, should it cross regions."""
+        try:
+            views = self._memory.readable(address, length)
+        except GuestMemoryError as error:
+            raise self._break(str(error)) from error
+        return views[0] if len(views) == 1 else memoryview(b"".join(views))
+
+    # Answers to the driver.
+
+    def push(self, chain: Chain, written: int = 0) -> None:
+        """Give a chain back. The driver sees it at once; whether to call is :meth:`need_notify`'s to say.
+
+        Args:
+            chain: A chain of this queue, not pushed yet.
+            written: How many bytes of its writable buffers, from the first on, were written: 0..``writable_size``.
+
+        Raises:
+            ChainError: Not a chain of this queue, pushed before, or more bytes than it has room for.
+            VirtqueueStoppedError: The queue has been stopped; the chain is void.
+        """
+        head = chain.head
+        try:
+            if self._chains[head] is not chain or not 0 <= written <= chain.writable_size:
+                raise self._misuse(chain, written)
+        except IndexError:
+            raise self._misuse(chain, written) from None
+        self._chains[head] = None
+        used_idx = self._used_idx
+        self._used[used_idx & self._mask] = head + written * _HIGH
+        self._used_idx = used_idx = (used_idx + 1) & _WORD
+        self._pushed += 1
+        if not ring.ORDERED:
+            ring.fence(self._lock)
+        if self._inflight is None:
+            self._used_words[_IDX] = used_idx
+        else:
+            self._inflight.link(head)
+            self._used_words[_IDX] = used_idx
+            self._inflight.commit((head,), used_idx)
+
+    def push_batch(self, answers: Iterable[tuple[Chain, int]]) -> int:
+        """Give several chains back, which the driver sees all at once.
+
+        Args:
+            answers: Pairs as :meth:`push` takes them, in the order that the driver is to see.
+
+        Returns:
+            How many.
+
+        Raises:
+            ChainError: As :meth:`push`, for any of them; then none was given back.
+            VirtqueueStoppedError: The queue has been stopped.
+        """
+        batch = list(answers)
+        chains = self._chains
+        for number, (chain, written) in enumerate(batch):
+            if not self._is_mine(chain) or not 0 <= written <= chain.writable_size:
+                for earlier, _ in batch[:number]:
+                    chains[earlier.head] = earlier
+                raise self._misuse(chain, written)
+            chains[chain.head] = None
+        used_idx = self._used_idx
+        for chain, written in batch:
+            self._used[used_idx & self._mask] = chain.head + written * _HIGH
+            used_idx = (used_idx + 1) & _WORD
+            if self._inflight is not None:
+                self._inflight.link(chain.head)
+        if not ring.ORDERED:
+            ring.fence(self._lock)
+        self._used_words[_IDX] = self._used_idx = used_idx
+        if self._inflight is not None:
+            self._inflight.commit([chain.head for chain, _ in batch], used_idx)
+        self._pushed += len(batch)
+        return len(batch)
+
+    def need_notify(self) -> bool:
+        """Whether the driver wants to hear of what was pushed since this was last asked (section 2.7.7).
+
+        Ask once after each batch, and signal the call eventfd if True: the answer is remembered as given. The first
+        time, with ``EVENT_IDX``, it is True if anything was pushed, because an earlier run's last call is not known.
+        """
+        new = self._pushed - self._signalled
+        if not new:
+            return False
+        if self._stopped is not None:
+            raise VirtqueueStoppedError(self._stopped)
+        self._signalled = self._pushed
+        ring.fence(self._lock)
+        if self._event_idx:
+            used_event = self._avail[2 + self.size]
+            wanted = self._force_notify or (self._used_idx - used_event - 1) & _WORD < new
+            self._force_notify = False
+        else:
+            wanted = not self._avail[0] & ring.NO_INTERRUPT
+        if wanted:
+            self._notified += 1
+        else:
+            self._suppressed += 1
+        return wanted
+
+    # Kicks.
+
+    def disable_kicks(self) -> None:
+        """Tell the driver not to kick: the device is at it anyway. A hint; it may kick nevertheless.
+
+        With ``EVENT_IDX`` nothing needs to be written: the index that the driver is to kick at lies behind it already.
+        """
+        if not self._event_idx and self._stopped is None:
+            self._used_words[0] = ring.NO_NOTIFY
+
+    def enable_kicks(self) -> bool:
+        """Tell the driver to kick for the next request.
+
+        Returns:
+            Whether there is one already, for which no kick may come: pop again.
+
+        Raises:
+            VirtqueueStoppedError: The queue has been stopped.
+        """
+        if self._stopped is not None:
+            raise VirtqueueStoppedError(self._stopped)
+        if self._event_idx:
+            self._used_words[2 + 4 * self.size] = self._next_avail
+        else:
+            self._used_words[0] = 0
+        ring.fence(self._lock)
+        return bool(self._resubmit) or self._avail[_IDX] != self._next_avail
+
+    # Changes and the end.
+
+    def set_memory(self, memory: GuestMemory) -> None:
+        """Go on with another memory table. Chains out already keep the old memory.
+
+        Raises:
+            VirtqueueError: The ring is not in the new table; the queue is stopped.
+            VirtqueueStoppedError: The queue had been stopped.
+        """
+        if self._stopped is not None:
+            raise VirtqueueStoppedError(self._stopped)
+        try:
+            self._map(memory)
+        except VirtqueueError as error:
+            self._stop(str(error))
+            raise
+
+    def stop(self) -> int:
+        """End this run and let go of the guest's memory. Idempotent.
+
+        Chains that are still out (:attr:`in_flight`) are void: wait for them first, unless an inflight buffer keeps
+        them for the next run.
+
+        Returns:
+            The available ring's next index, the answer to ``GET_VRING_BASE``.
+        """
+        if self._stopped is None:
+            self._stop("the queue has been stopped")
+        return self._next_avail
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the queue has stopped, or None while it runs."""
+        return self._stopped
+
+    @property
+    def in_flight(self) -> int:
+        """How many chains the device holds: popped, not pushed."""
+        return self._popped - self._pushed
+
+    def statistics(self) -> VirtqueueStatistics:
+        """Return what the queue has done since it was made."""
+        return VirtqueueStatistics(self._popped, self._pushed, self._resubmitted, self._notified, self._suppressed)
+
+    def _stop(self, reason: str) -> None:
+        self._stopped = reason
+        # pop() has no check of its own: with equal indexes and nothing to resubmit it comes to _look(), which has one.
+        self._seen_avail = self._next_avail
+        self._resubmit.clear()
+        self._chains = []  # with which every push, too, comes to where the reason is told
+        self._desc = self._avail = self._used = self._used_words = _GONE
+        self._memory = GuestMemory()
+        self._inflight = None
+        self._forget_window()
+
+    def _break(self, reason: str) -> VirtqueueError:
+        self._stop(reason)
+        return VirtqueueError(reason)
+
+    def _is_mine(self, chain: Chain) -> bool:
+        return chain.head < len(self._chains) and self._chains[chain.head] is chain
+
+    def _misuse(self, chain: Chain, written: int) -> ChainError | VirtqueueStoppedError:
+        if self._stopped is not None:
+            return VirtqueueStoppedError(self._stopped)
+        if not self._is_mine(chain):
+            return ChainError(
+                f"{chain!r} is not with this queue's device: pushed already, another queue's, or from before a reset"
+            )
+        return ChainError(f"{written} bytes written into {chain!r}")
+
+    def __repr__(self) -> str:
+        state = "running" if self._stopped is None else f"stopped: {self._stopped}"
+        return f"<VirtQueue of {self.size}, {self.in_flight} in flight, {state}>"

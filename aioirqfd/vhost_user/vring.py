@@ -1,0 +1,450 @@
+"""One queue of a device: what the front-end has said about it, the ring while it runs, and the requests under way."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, final
+
+from aioirqfd.vhost_user.device import Device
+from aioirqfd.vhost_user.errors import InflightError, RefusedError, VirtqueueError
+from aioirqfd.vhost_user.ring import MAX_SIZE
+from aioirqfd.vhost_user.virtqueue import VirtQueue
+
+if TYPE_CHECKING:
+    from aioirqfd.eventfd import EventFd
+    from aioirqfd.irqfd.irqfd import IrqFd
+    from aioirqfd.irqfd.manager import IrqManager
+    from aioirqfd.tracer import Tracer
+    from aioirqfd.vhost_user.calls import Calls
+    from aioirqfd.vhost_user.chain import Chain
+    from aioirqfd.vhost_user.eager import Eager
+    from aioirqfd.vhost_user.inflight import InflightBuffer
+    from aioirqfd.vhost_user.memory import GuestMemory
+    from aioirqfd.vhost_user.messages import VringAddr
+
+_WORD: Final = 0xFFFF
+BATCH: Final = 64
+"""The most requests that are answered with one call."""
+BATCH_BYTES: Final = 1 << 18
+"""With as many bytes written, the driver is told what is done before more is begun: it has something to do meanwhile."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class VringStatistics:
+    """What a queue has done since the back-end was made, through all its starts and stops.
+
+    Attributes:
+        starts: How often its ring was started.
+        kicks: The sum of the driver's kicks.
+        wakeups: How often the loop noticed.
+        requests: Requests taken from the driver.
+        answers: Requests given back.
+        resubmitted: Of those taken, how many had been in flight when an earlier back-end died.
+        failed: Of those given back, how many the device raised for.
+        calls: Interrupts asked for, one for each batch that the driver wanted to hear of.
+        suppressed: Batches that it did not want to hear of.
+    """
+
+    starts: int
+    kicks: int
+    wakeups: int
+    requests: int
+    answers: int
+    resubmitted: int
+    failed: int
+    calls: int
+    suppressed: int
+
+
+@final
+class Vring:
+    """A queue of the device. Made by the back-end, one for each; its ring comes and goes.
+
+    Args:
+        index: Its number.
+        device: Who handles the requests.
+        kicks: The manager whose irqfds are the kicks; gsi ``index`` is :meth:`on_kick`'s.
+        calls: Where interrupts go.
+        eager: Begins the handlers.
+        tracer: Hears what happens.
+
+    Threads: the loop's.
+    """
+
+    def __init__(
+        self, index: int, *, device: Device, kicks: IrqManager, calls: Calls, eager: Eager, tracer: Tracer
+    ) -> None:
+        self.index: Final = index
+        self.queue: VirtQueue | None = None
+        self._device = device
+        self._kicks = kicks
+        self._calls = calls
+        self._interrupt = None if type(device).interrupt is Device.interrupt else device.interrupt
+        self._eager = eager
+        self._tracer = tracer
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[asyncio.Task[int | None], Chain] = {}
+        self._done: list[tuple[Chain, int]] = []
+        self._idle: asyncio.Future[None] | None = None
+        self._starts = self._kicked = self._woken = self._failed = 0
+        self._past = (0, 0, 0, 0, 0)
+        self._scheduled = False
+        self._stopping = self._closing = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self.size = 0
+        self.base = 0
+        self.enabled = False
+        self._address: VringAddr | None = None
+        self._kick: EventFd | None = None
+        self._kick_irqfd: IrqFd | None = None
+        self._err: EventFd | None = None
+        self._broken = False
+
+    def __repr__(self) -> str:
+        return f"<Vring {self.index}: {self.queue!r}, {len(self._running)} requests waiting>"
+
+    # -- what the front-end says -------------------------------------------------------------------------------------
+
+    def set_size(self, size: int) -> None:
+        """``SET_VRING_NUM``."""
+        self._must_rest("size")
+        if not 1 <= size <= MAX_SIZE or size & (size - 1):
+            raise RefusedError(f"a queue's size is a power of 2 up to {MAX_SIZE}, not {size}")
+        self.size = size
+
+    def set_base(self, base: int) -> None:
+        """``SET_VRING_BASE``."""
+        self._must_rest("base")
+        if base > _WORD:
+            raise RefusedError(f"a base is 0..65535 in a split ring, not {base}")
+        self.base = base
+
+    def set_address(self, address: VringAddr) -> None:
+        """``SET_VRING_ADDR``."""
+        if address == self._address and self.queue is not None:
+            return
+        self._must_rest("address")
+        self._address = address
+        self._broken = False
+
+    def set_kick(self, eventfd: EventFd) -> None:
+        """``SET_VRING_KICK``: owned from here on. Another one while the ring runs takes the first one's place."""
+        self._drop_kick()
+        try:
+            irqfd = self._kicks.assign(eventfd, gsi=self.index, masked=self.queue is None)
+        except OSError as error:
+            eventfd.close()
+            raise RefusedError(f"the kick of queue {self.index} cannot be used: {error}") from error
+        self._kick = eventfd
+        self._kick_irqfd = irqfd
+        self._broken = False
+
+    def set_err(self, eventfd: EventFd | None) -> None:
+        """``SET_VRING_ERR``: owned from here on."""
+        if self._err is not None:
+            self._err.close()
+        self._err = eventfd
+
+    def set_enabled(self, *, enabled: bool) -> None:
+        """``SET_VRING_ENABLE``: a queue that is not enabled keeps its ring, and nothing is taken from it."""
+        self.enabled = enabled
+        if enabled and self.queue is not None:
+            self._serve_soon()
+
+    def set_memory(self, memory: GuestMemory) -> None:
+        """A new memory table. Requests under way keep the old memory."""
+        if self.queue is not None:
+            try:
+                self.queue.set_memory(memory)
+            except VirtqueueError as error:
+                self._break(error)
+
+    def _must_rest(self, what: str) -> None:
+        if self.queue is not None:
+            raise RefusedError(f"the {what} of queue {self.index} cannot change while it runs")
+
+    # -- start and stop ----------------------------------------------------------------------------------------------
+
+    def start(self, memory: GuestMemory, features: int, inflight: InflightBuffer | None) -> None:
+        """Start the ring if all that it needs has been said, and it does not run."""
+        if self.queue is not None or self._stopping or self._broken or not self.enabled:
+            return
+        if self._kick_irqfd is None or self._address is None or not self.size:
+            return
+        try:
+            part = None if inflight is None else inflight.queue(self.index)
+            self.queue = VirtQueue(memory, self.size, self._address, base=self.base, features=features, inflight=part)
+        except (VirtqueueError, InflightError) as error:
+            self._break(error)
+            return
+        self._starts += 1
+        self._tracer.emit("vring_started", queue=self.index, size=self.size, base=self.base, inflight=part is not None)
+        self._kick_irqfd.unmask()
+        # What was put into the ring before, or is in flight from an earlier life, may have no kick to come.
+        self._serve_soon()
+
+    async def stop(self) -> int:
+        """Stop the ring (``GET_VRING_BASE``): requests under way are ended first, or given back if the queue is one to wait.
+
+        Returns:
+            The available ring's index that the next run is to begin with.
+        """
+        self._stopping = True
+        try:
+            self._drop_kick()
+            queue = self.queue
+            if queue is not None:
+                await self._settle(cancel=self.index in self._device.receive_queues)
+                # They are the last ones taken, because a receiving queue answers in order.
+                self.base = (queue.stop() - queue.in_flight) & _WORD
+                self._retire(queue)
+                self._tracer.emit("vring_stopped", queue=self.index, base=self.base, reason=None)
+        finally:
+            self._stopping = False
+        return self.base
+
+    def abandon(self) -> None:
+        """The front-end has gone: answer nothing any more. It counts what was not answered as still to do."""
+        if self.queue is not None:
+            self.base = self.queue.stop()
+            self._retire(self.queue)
+            self._tracer.emit("vring_stopped", queue=self.index, base=self.base, reason="the front-end has gone")
+
+    async def reset(self) -> None:
+        """Stop the ring and forget all that was said about it. Requests under way are ended first."""
+        await self.stop()
+        # Of an abandoned ring, too: the next front-end is not to meet the late writes of this one's requests.
+        await self._settle(cancel=self.index in self._device.receive_queues)
+        self.set_err(None)
+        self._forget()
+
+    def cancel(self) -> None:
+        """Cancel what is under way, and begin nothing more: the back-end is closing."""
+        self._closing = True
+        self._cancel()
+
+    def _cancel(self) -> None:
+        for task in self._running:
+            # Not now: it may have been begun in this very turn (Eager.run).
+            self._loop.call_soon(task.cancel)
+
+    async def _settle(self, *, cancel: bool) -> None:
+        """Wait until no request is under way."""
+        if self._running:
+            self._device.stopping(self.index)
+        if cancel or self._closing:
+            self._cancel()
+        while self._running:
+            self._idle = self._loop.create_future()
+            await self._idle
+        self._complete()
+
+    def _drop_kick(self) -> None:
+        kick, self._kick = self._kick, None
+        irqfd, self._kick_irqfd = self._kick_irqfd, None
+        if kick is not None and irqfd is not None:
+            counts = irqfd.statistics()
+            kick.close()  # which deassigns it
+            self._kicked += counts.signals
+            self._woken += counts.wakeups
+
+    def _retire(self, queue: VirtQueue) -> None:
+        counts = queue.statistics()
+        new = (counts.popped, counts.pushed, counts.resubmitted, counts.notified, counts.suppressed)
+        self._past = _sum(self._past, new)
+        self.queue = None
+
+    def _break(self, error: Exception) -> None:
+        """The driver has broken the rules, or the front-end has set up what cannot be: the ring rests until it is set up anew."""
+        if self.queue is not None:
+            self.base = self.queue.stop()
+            self._retire(self.queue)
+        self._broken = True
+        self._tracer.emit("vring_stopped", queue=self.index, base=self.base, reason=str(error))
+        if self._kick_irqfd is not None:
+            self._kick_irqfd.mask()
+        if self._err is not None:
+            self._err.signal()
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def on_kick(self) -> None:
+        """The driver has put something into the ring, perhaps."""
+        if asyncio.current_task(self._loop) is None:
+            self._serve()
+        else:
+            self._serve_soon()
+
+    def _serve_soon(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._serve_now)
+
+    def _serve_now(self) -> None:
+        self._scheduled = False
+        self._complete()
+        self._serve()
+
+    def _serve(self) -> None:
+        """Take what is in the ring, and answer what can be answered at once. Never raises, never waits."""
+        queue = self.queue
+        if queue is None or self._stopping or self._closing or not self.enabled:
+            return
+        device = self._device
+        handle = device.handle
+        run = self._eager.run
+        running = self._running
+        index = self.index
+        # The bound of one turn; the loop has others to serve.
+        left = max(queue.size, BATCH)
+        answers: list[tuple[Chain, int]] = []
+        written = 0
+        chain: Chain | None = None
+        try:
+            while True:
+                free = device.concurrency - len(running)
+                while free > 0:
+                    chain = queue.pop()
+                    if chain is None:
+                        break
+                    chain.queue = index
+                    left -= 1
+                    try:
+                        result = run(handle(chain))
+                        if isinstance(result, int) and 0 <= result <= chain.writable_size:
+                            size = result
+                        elif isinstance(result, asyncio.Task):
+                            running[result] = chain
+                            result.add_done_callback(functools.partial(self._ended, queue))
+                            free -= 1
+                            continue
+                        else:
+                            size = _written(chain, result)
+                    except (Exception, asyncio.CancelledError) as error:
+                        size = self._fail(chain, error)
+                    answers.append((chain, size))
+                    written += size
+                    if len(answers) >= BATCH or written >= BATCH_BYTES:
+                        break
+                else:
+                    # As many as may be are under way; the end of one goes on from here.
+                    self._push(queue, answers)
+                    return
+                if answers:
+                    self._push(queue, answers)
+                    answers.clear()
+                    written = 0
+                    if chain is not None:
+                        if left <= 0:
+                            self._serve_soon()
+                            return
+                        continue
+                if not queue.enable_kicks():
+                    return
+        except VirtqueueError as error:
+            if self.queue is queue:
+                self._break(error)
+
+    def _push(self, queue: VirtQueue, answers: list[tuple[Chain, int]]) -> None:
+        if len(answers) == 1:
+            chain, written = answers[0]
+            queue.push(chain, written)
+        else:
+            queue.push_batch(answers)
+        if queue.need_notify():
+            if self._interrupt is None:
+                self._calls.ring(self.index)
+            else:
+                self._interrupt(self.index, functools.partial(self._calls.ring, self.index))
+
+    def _ended(self, queue: VirtQueue, task: asyncio.Task[int | None]) -> None:
+        """A request that waited has ended."""
+        chain = self._running.pop(task)
+        if self._idle is not None and not self._running and not self._idle.done():
+            self._idle.set_result(None)
+        if self.queue is not queue:
+            # Its ring has gone: nobody is there to be answered.
+            if not task.cancelled():
+                task.exception()
+            return
+        try:
+            written = _written(chain, task.result())
+        except asyncio.CancelledError as cancelled:
+            if self._stopping:
+                return
+            written = self._fail(chain, cancelled)
+        except Exception as raised:
+            written = self._fail(chain, raised)
+        self._done.append((chain, written))
+        # Others may end in the same turn of the loop: one push and one call for all.
+        self._serve_soon()
+
+    def _complete(self) -> None:
+        """Give back the requests that waited and have ended."""
+        answers, self._done = self._done, []
+        queue = self.queue
+        if answers and queue is not None:
+            try:
+                self._push(queue, answers)
+            except VirtqueueError as error:
+                if self.queue is queue:
+                    self._break(error)
+
+    def _fail(self, chain: Chain, error: BaseException) -> int:
+        self._failed += 1
+        self._tracer.emit("request_failed", queue=self.index, head=chain.head, error=repr(error))
+        try:
+            return _written(chain, self._device.failed(chain, error))
+        except Exception as again:
+            self._tracer.emit("request_failed", queue=self.index, head=chain.head, error=repr(again))
+            return 0
+
+    # -- what it has done --------------------------------------------------------------------------------------------
+
+    def statistics(self) -> VringStatistics:
+        """The counts as they are now."""
+        now = self._past
+        if self.queue is not None:
+            counts = self.queue.statistics()
+            now = _sum(now, (counts.popped, counts.pushed, counts.resubmitted, counts.notified, counts.suppressed))
+        requests, answers, resubmitted, calls, suppressed = now
+        kicks, wakeups = self._kicked, self._woken
+        if self._kick_irqfd is not None:
+            signalled = self._kick_irqfd.statistics()
+            kicks += signalled.signals
+            wakeups += signalled.wakeups
+        return VringStatistics(
+            starts=self._starts,
+            kicks=kicks,
+            wakeups=wakeups,
+            requests=requests,
+            answers=answers,
+            resubmitted=resubmitted,
+            failed=self._failed,
+            calls=calls,
+            suppressed=suppressed,
+        )
+
+
+def _written(chain: Chain, result: object) -> int:
+    """What a device says that it has written, if it can be."""
+    if result is None:
+        return 0
+    if not isinstance(result, int):
+        raise TypeError(f"a handler returns a number of bytes, not {result!r}")
+    if not 0 <= result <= chain.writable_size:
+        raise ValueError(f"a handler says that it wrote {result} bytes into {chain!r}")
+    return result
+
+
+_Counts = tuple[int, int, int, int, int]
+
+
+def _sum(one: _Counts, two: _Counts) -> _Counts:
+    a, b, c, d, e = (x + y for x, y in zip(one, two, strict=True))
+    return a, b, c, d, e

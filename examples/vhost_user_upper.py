@@ -1,0 +1,36 @@
+"""A virtio console that answers in capitals: the tutorial's own device."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from aioirqfd.vhost_user import Chain, Device, run
+
+RECEIVE, TRANSMIT = 0, 1
+
+
+# docs: begin device
+class Upper(Device):
+    """What the guest writes comes back in capitals."""
+
+    device_id = 3
+    num_queues = 2
+    receive_queues = (RECEIVE, TRANSMIT)  # both may have to wait
+
+    def __init__(self) -> None:
+        self.answers: asyncio.Queue[bytes] = asyncio.Queue(64)
+
+    async def handle(self, request: Chain) -> int:
+        """Take a line on one queue; fill a buffer of the other once there is one."""
+        if request.queue == TRANSMIT:
+            await self.answers.put(request.read().upper())
+            return 0
+        return request.write(await self.answers.get())
+
+
+# docs: end device
+
+
+if __name__ == "__main__":
+    run(Upper(), sys.argv[1])

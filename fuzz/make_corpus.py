@@ -1,0 +1,62 @@
+"""Write the seeds of the fuzz targets, a file for each message and ring: ``python fuzz/make_corpus.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aioirqfd.vhost_user import ring
+from aioirqfd.vhost_user.messages import (
+    U64,
+    ConfigSpace,
+    Inflight,
+    MemoryRegion,
+    MemoryTable,
+    Message,
+    Request,
+    SingleRegion,
+    VringAddr,
+    VringFd,
+    VringState,
+)
+from aioirqfd.vhost_user.protocol import encode
+
+CORPUS = Path(__file__).parent / "corpus"
+REGION = MemoryRegion(0, 4096, 1 << 40, 0)
+MESSAGES = [
+    Message(Request.GET_FEATURES),
+    Message(Request.SET_FEATURES, U64(1 << 32), need_reply=True),
+    Message(Request.SET_MEM_TABLE, MemoryTable((REGION, REGION)), (0, 1)),
+    Message(Request.SET_VRING_NUM, VringState(0, 8)),
+    Message(Request.SET_VRING_ADDR, VringAddr(0, 0, 1, 2, 3)),
+    Message(Request.SET_VRING_KICK, VringFd(1), (0,)),
+    Message(Request.SET_VRING_CALL, VringFd(1, has_fd=False)),
+    Message(Request.GET_CONFIG, ConfigSpace(0, 0, bytes(60))),
+    Message(Request.SET_INFLIGHT_FD, Inflight(4096, 0, 1, 8), (0,)),
+    Message(Request.ADD_MEM_REG, SingleRegion(REGION), (0,)),
+    Message(Request.GET_VRING_BASE, VringState(0, 8), reply=True),
+]
+W, N, I = ring.WRITE, ring.NEXT, ring.INDIRECT  # noqa: E741
+RINGS = {
+    "chain": [(512, 16, N, 1), (1024, 512, N | W, 2), (4090, 12, W, 0)],
+    "indirect": [(160 + 70, 32, I, 0), (0, 16, 0, 0)],
+    "loop": [(512, 16, N, 1), (512, 16, N, 0)],
+}
+
+
+def main() -> None:
+    """Write them all."""
+    (CORPUS / "protocol").mkdir(parents=True, exist_ok=True)
+    (CORPUS / "virtqueue").mkdir(parents=True, exist_ok=True)
+    for number, message in enumerate(MESSAGES):
+        data = encode(message)
+        seed = bytes([int(message.reply), 12, len(message.fds)]) + data[:12] + bytes([len(data) - 12, 0]) + data[12:]
+        (CORPUS / "protocol" / f"{number:02}").write_bytes(seed)
+    for name, entries in RINGS.items():
+        table = b"".join(ring.DESC.pack(*entry) for entry in entries).ljust(128, b"\0")
+        avail = (b"\0\0\1\0" + bytes(28))[:32]
+        for mode in (2, 0xA, 0xF):
+            (CORPUS / "virtqueue" / f"{name}-{mode:x}").write_bytes(bytes([mode]) + table + avail + bytes(range(64)))
+
+
+if __name__ == "__main__":
+    main()

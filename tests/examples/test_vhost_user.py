@@ -1,0 +1,371 @@
+"""The vhost-user examples, each served by the example itself, with a test for its front-end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aioirqfd import WouldBlock
+from aioirqfd.vhost_user import Backend
+from aioirqfd.vhost_user.features import ProtocolFeature
+from aioirqfd.vhost_user.messages import ConfigSpace, Request
+from examples.chaos_blk import SETTINGS, Chaos
+from examples.vhost_user_blk import MAX_SECTORS, Blk, Feature, Status, Type
+from examples.vhost_user_upper import RECEIVE, TRANSMIT, Upper
+from tests.vhost_user.frontend import FEATURES, PROTOCOL_FEATURES, FrontEnd
+
+ROOT = Path(__file__).parents[2]
+SECTORS = 2048
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return "socket"
+
+
+@pytest.fixture
+def disk(tmp_path):
+    image = tmp_path / "image"
+    image.write_bytes(random.Random(3).randbytes(SECTORS * 512))
+    return image
+
+
+def request(kind, sector=0):
+    return struct.pack("<IIQ", kind, 0, sector)
+
+
+@contextlib.asynccontextmanager
+async def served(device, path, *, queues=1):
+    async with Backend(device, path) as backend, FrontEnd(path) as front:
+        await front.negotiate(FEATURES | device.features, PROTOCOL_FEATURES | ProtocolFeature.CONFIG)
+        await front.set_memory()
+        for index in range(queues):
+            await front.queue(index, 64).start()
+        yield backend, front
+
+
+class Disk:
+    """A front-end's requests to the block device, whose status byte is looked at wherever the device put it."""
+
+    def __init__(self, queue) -> None:
+        self.queue = queue
+
+    async def __call__(self, kind, sector=0, *, data=(), room=()):
+        driver = self.queue.driver
+        head = driver.request([request(kind, sector), *data], [*room, 1])
+        views = [driver.memory.at(address, size) for address, size in driver._sent[head].writable]
+        views[-1][0] = 0xFF
+        self.queue.publish()
+        (used,) = await self.queue.answers()
+        return Status(views[-1][0]), used.data[:-1]
+
+
+@pytest.fixture
+async def blk(path, disk):
+    device = Blk(str(disk), num_queues=2, serial="a serial number too long for it")
+    async with served(device, path, queues=2) as (_, front):
+        yield Disk(front.queues[0]), front, disk
+    device.close()
+
+
+async def test_blk_configuration(blk):
+    _, front, _ = blk
+    reply = await front.ask(Request.GET_CONFIG, ConfigSpace(0, 0, bytes(60)))
+    config = reply.payload.data
+    assert struct.unpack_from("<Q", config)[0] == SECTORS
+    assert struct.unpack_from("<I", config, 12)[0] == 126
+    assert struct.unpack_from("<I", config, 20)[0] == 512
+    assert struct.unpack_from("<H", config, 34)[0] == 2
+    assert struct.unpack_from("<6I", config, 36)[0] == MAX_SECTORS
+    wanted = Feature.SEG_MAX | Feature.BLK_SIZE | Feature.FLUSH | Feature.MQ | Feature.DISCARD | Feature.WRITE_ZEROES
+    assert Feature(int(front.features) & 0xFFFF) == wanted
+
+
+async def test_blk_reads_and_writes_scattered(blk):
+    ask, _, disk = blk
+    data = disk.read_bytes()
+    for sector, room in ((0, [512]), (7, [4096]), (100, [512, 1024, 512]), (SECTORS - 1, [512]), (3, [100, 412])):
+        assert await ask(Type.IN, sector, room=room) == (Status.OK, data[sector * 512 : sector * 512 + sum(room)])
+    new = random.Random(4).randbytes(4096)
+    assert await ask(Type.OUT, 9, data=[new[:512], new[512:4000], new[4000:]]) == (Status.OK, b"")
+    assert await ask(Type.IN, 9, room=[4096]) == (Status.OK, new)
+    assert (await ask(Type.FLUSH))[0] is Status.OK
+    assert disk.read_bytes() == data[: 9 * 512] + new + data[9 * 512 + 4096 :]
+
+
+async def test_blk_header_in_pieces_and_status_within_a_buffer(blk):
+    """A device must not rely on how the driver cuts a request into buffers (section 2.7.4)."""
+    ask, _, disk = blk
+    header = request(Type.IN, 5)
+    answer = await ask.queue.ask([header[:3], header[3:]], [100, 413])
+    assert answer == disk.read_bytes()[5 * 512 : 6 * 512] + b"\0"
+
+
+async def test_blk_discard_and_write_zeroes(blk):
+    ask, _, disk = blk
+    data = disk.read_bytes()
+    segments = [struct.pack("<QII", 8, 8, 0), struct.pack("<QII", 64, 16, 0)]
+    assert (await ask(Type.DISCARD, data=segments))[0] is Status.OK
+    assert (await ask(Type.WRITE_ZEROES, data=[struct.pack("<QII", 100, 10, 0)]))[0] is Status.OK
+    assert (await ask(Type.WRITE_ZEROES, data=[struct.pack("<QII", 200, 8, 1)]))[0] is Status.OK
+    expected = bytearray(data)
+    for start, count in ((8, 8), (64, 16), (100, 10), (200, 8)):
+        expected[start * 512 : (start + count) * 512] = bytes(count * 512)
+    assert disk.read_bytes() == expected
+
+
+async def test_blk_get_id(blk):
+    ask, _, _ = blk
+    assert await ask(Type.GET_ID, room=[20]) == (Status.OK, b"a serial number too ")
+
+
+HOSTILE = {
+    "beyond the end": (Type.IN, SECTORS, (), (512,)),
+    "over the end": (Type.IN, SECTORS - 1, (), (1024,)),
+    "far beyond": (Type.IN, 2**63, (), (512,)),
+    "half a sector": (Type.IN, 0, (), (100,)),
+    "write beyond the end": (Type.OUT, SECTORS, (bytes(512),), ()),
+    "write half a sector": (Type.OUT, 0, (bytes(100),), ()),
+    "discard beyond the end": (Type.DISCARD, 0, (struct.pack("<QII", SECTORS, 8, 0),), ()),
+    "discard too much": (Type.DISCARD, 0, (struct.pack("<QII", 0, 0xFFFFFFFF, 0),), ()),
+    "half a segment": (Type.DISCARD, 0, (bytes(15),), ()),
+    "too many segments": (Type.DISCARD, 0, (bytes(16 * 33),), ()),
+}
+
+
+@pytest.mark.parametrize("bad", HOSTILE.values(), ids=HOSTILE)
+async def test_blk_refuses_what_is_not_on_the_disk(blk, bad):
+    ask, _, disk = blk
+    data = disk.read_bytes()
+    kind, sector, payload, room = bad
+    assert (await ask(kind, sector, data=payload, room=room))[0] is Status.IOERR
+    assert disk.read_bytes() == data
+    assert (await ask(Type.IN, 0, room=[512]))[0] is Status.OK
+
+
+@pytest.mark.parametrize("kind", [2, 7, 9999])
+async def test_blk_says_what_it_does_not_know(blk, kind):
+    ask, _, _ = blk
+    assert (await ask(kind))[0] is Status.UNSUPP
+    assert (await ask(Type.DISCARD, data=[struct.pack("<QII", 0, 1, 1)]))[0] is Status.UNSUPP
+
+
+async def test_blk_requests_without_a_header_or_a_status(blk):
+    ask, _, _ = blk
+    assert await ask.queue.ask([b"short"], [1]) == bytes([Status.IOERR])
+    assert await ask.queue.ask([request(Type.FLUSH)]) == b""
+    assert (await ask(Type.IN, 0, room=[512]))[0] is Status.OK
+
+
+async def test_blk_read_only(path, disk):
+    data = disk.read_bytes()
+    device = Blk(str(disk), read_only=True)
+    async with served(device, path) as (_, front):
+        ask = Disk(front.queues[0])
+        assert Feature.RO in Feature(int(front.features) & 0xFFFF)
+        assert Feature.DISCARD not in Feature(int(front.features) & 0xFFFF)
+        assert (await ask(Type.OUT, 0, data=[bytes(512)]))[0] is Status.IOERR
+        assert (await ask(Type.DISCARD, data=[struct.pack("<QII", 0, 1, 0)]))[0] is Status.IOERR
+        assert await ask(Type.IN, 0, room=[512]) == (Status.OK, data[:512])
+    device.close()
+
+
+async def test_blk_reads_what_is_not_in_the_page_cache(blk):
+    ask, _, disk = blk
+    data = disk.read_bytes()
+    fd = os.open(disk, os.O_RDWR)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    for sector in range(0, SECTORS, 256):
+        assert await ask(Type.IN, sector, room=[4096] * 16) == (Status.OK, data[sector * 512 : sector * 512 + 65536])
+
+
+# -- the console of the tutorial -----------------------------------------------------------------------------------------
+
+
+async def test_upper_answers_in_capitals(path):
+    async with served(Upper(), path, queues=2) as (_, front):
+        receive, transmit = front.queues[RECEIVE], front.queues[TRANSMIT]
+        for _ in range(4):
+            receive.put([], [64])
+        for line in (b"hello\n", b"virtio console\n"):
+            assert await transmit.ask([line]) == b""
+            (used,) = await receive.answers()
+            assert used.data == line.upper()
+        assert await receive.stop() == 2  # two buffers have not been used, and are the driver's again
+
+
+def test_upper_has_less_than_forty_lines():
+    assert len((ROOT / "examples/vhost_user_upper.py").read_text("utf-8").splitlines()) < 40
+
+
+@pytest.mark.parametrize("name", ["vhost_user_rng", "vhost_user_upper", "vhost_user_blk", "chaos_blk"])
+async def test_each_example_is_one_command(name, path, disk):
+    arguments = ["socket"] if name == "vhost_user_upper" else ["--socket-path", "socket"]
+    if name.endswith("blk"):
+        arguments += ["--blk-file", str(disk)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-W", "error", "-m", f"examples.{name}", *arguments], env=environment)
+    try:
+        while not Path(path).exists():
+            assert process.poll() is None
+            await asyncio.sleep(0.01)
+        async with FrontEnd(path) as front:
+            queues = await front.number(Request.GET_QUEUE_NUM)
+            assert queues == (2 if name == "vhost_user_upper" else 1)
+            if name == "vhost_user_rng":
+                queue = await front.start()
+                one, two = await queue.ask([], [32]), await queue.ask([], [32])
+                assert len(one) == len(two) == 32
+                assert one != two
+        process.terminate()
+        assert process.wait() == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+# -- chaos ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def chaos(path, disk):
+    device = Chaos(str(disk))
+    async with served(device, path) as (_, front):
+        await front.queues[0].call.read()
+        yield device, front.queues[0]
+    device.close()
+
+
+def put(queue, count):
+    return [queue.put([request(Type.IN, sector)], [512, 1]) for sector in range(count)]
+
+
+def count(eventfd):
+    try:
+        return eventfd.read_nowait()
+    except WouldBlock:
+        return 0
+
+
+async def turns(number=10):
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def test_chaos_behaves_at_first(chaos):
+    _, queue = chaos
+    heads = put(queue, 8)
+    assert [used.head for used in await queue.answers(8)] == heads
+
+
+async def test_chaos_withholds_completions(chaos):
+    device, queue = chaos
+    assert await device.command("set withhold=2") == "ok"
+    heads = put(queue, 5)
+    assert [used.head for used in await queue.answers(3)] == heads[2:]
+    await device.command("release")
+    assert sorted(used.head for used in await queue.answers(2)) == sorted(heads[:2])
+
+
+async def test_chaos_reorders_completions_the_same_way_for_the_same_seed(chaos):
+    device, queue = chaos
+    orders = []
+    for _ in range(2):
+        await device.command("seed 5")
+        await device.command("set reorder=8")
+        heads = put(queue, 8)
+        orders.append([heads.index(used.head) for used in await queue.answers(8)])
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == list(range(8))
+    assert orders[0] != list(range(8))
+    # Too few of them come all the same.
+    put(queue, 3)
+    assert len(await queue.answers(3)) == 3
+
+
+async def test_chaos_merges_duplicates_and_withholds_interrupts(chaos):
+    device, queue = chaos
+
+    async def batch():
+        queue.driver.enable_calls()
+        put(queue, 1)
+        while not queue.driver.collect():
+            await asyncio.sleep(0)
+        await turns()
+
+    await device.command("set irq-merge=3")
+    for _ in range(9):
+        await batch()
+    assert count(queue.call) == 3
+    await device.command("set irq-merge=0 irq-withhold=1")
+    for _ in range(4):
+        await batch()
+    assert count(queue.call) == 0
+    await device.command("release")
+    assert await queue.call.read() == 1
+    await device.command("set irq-duplicate=2")
+    await batch()
+    total = 0
+    while total < 3:
+        total += await queue.call.read()
+    await device.command("set irq-duplicate=0 irq-spurious=1")
+    assert await queue.call.read() >= 1
+    await device.command("reset")
+    assert "irq-spurious=0" in await device.command("status")
+
+
+async def test_chaos_delays(chaos):
+    device, queue = chaos
+    await device.command("set delay=1 jitter=1 irq-delay=1")
+    heads = put(queue, 4)
+    assert sorted(used.head for used in await queue.answers(4)) == sorted(heads)
+
+
+async def test_chaos_lets_go_when_the_queue_stops(chaos):
+    device, queue = chaos
+    await device.command("set withhold=100 irq-withhold=1")
+    put(queue, 5)
+    while len(device.withheld) < 5:
+        await asyncio.sleep(0)
+    assert await queue.stop() == 5
+    assert len(queue.driver.collect()) == 5
+
+
+async def test_chaos_scripts_and_bad_commands(chaos):
+    device, queue = chaos
+    script = asyncio.ensure_future(
+        device.run_script(["# two, and one more", "set withhold=1", "requests 2", "release"])
+    )
+    await turns()
+    put(queue, 2)
+    assert len(await queue.answers(2)) == 2
+    await script
+    for bad in ("set", "set nothing=1", "set delay=x", "dance", "", "seed x"):
+        with pytest.raises(ValueError, match=r"set|no |invalid"):
+            await device.command(bad)
+    assert device.settings == dict.fromkeys(SETTINGS, 0)
+
+
+async def test_chaos_control_socket(chaos, tmp_path):
+    device, _ = chaos
+    server = await asyncio.start_unix_server(device.serve_control, "control")
+    reader, writer = await asyncio.open_unix_connection("control")
+    for command, answer in (("set delay=3", b"ok\n"), ("dance", b"error: no command: 'dance'\n"), ("reset", b"ok\n")):
+        writer.write(f"{command}\n".encode())
+        assert await reader.readline() == answer
+    writer.close()
+    await writer.wait_closed()
+    server.close()
+    await server.wait_closed()
+    await turns()

@@ -1,0 +1,112 @@
+"""The kernel's contract on real KVM wherever QEMU runs: in a guest whose CPU has emulated SVM, by its kernel, Debian's.
+
+One boot does everything, under this very Python (:mod:`tests.qemu.nested_agent`); each of its results is a test here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.run import ROWS
+from tests.qemu.harness import Linux, Qemu, initramfs
+from tests.qemu.initramfs import python_files, python_path
+from tests.qemu.nested_agent import MODES, ROUNDS
+
+pytestmark = [pytest.mark.qemu, pytest.mark.slow]
+
+SHOWN = [row for row in ROWS.values() if row.scenario is not None]
+# What the agent imports only when it needs it.
+LATER = (
+    "anyio._backends._asyncio",
+    "concurrent.futures.thread",
+    "tests.conformance.kernel",
+    "tests.conformance.ours",
+    "tests.conformance.run",
+)
+# The rows tell of newer kernels; these were others in Linux 6.1, Debian 12's.
+OLDER: dict[str, object] = {
+    "E05": ["EINVAL", "EINVAL", "EINVAL", 8, 8, 8],  # only a write of less than 8 bytes was refused
+    "E25": "raised KeyError('eventfd-semaphore')",  # /proc did not say the kind
+    "I12": ["EBUSY", "EBUSY", "EBUSY", "EBUSY", "ok"],  # another machine could bind the eventfd too, until 6.17,
+    "C05": ["ok", "EBUSY"],  # and had it from then on
+    "M08": ["ok", "EINVAL"],  # a route to a Xen event channel was accepted without Xen's set-up
+    "R21": [[49, 0], [49, 0]],  # an unmasked line interrupted whatever the resamplefds might have said
+    # Not the kernel's age, but a local APIC that takes no vector while another of its class is in service, as the CPU's does.
+    "W04": [8, 2],
+}
+
+
+def guest() -> Linux:
+    variables = {"PYTHONPATH": ":".join(python_path())}
+    variables |= {name: value for name, value in os.environ.items() if name == "AIOIRQFD_PURE_PYTHON"}
+    assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    python = Path(sys.executable).resolve()
+    return initramfs(
+        f"ulimit -n 4096; {assignments} {python} -W error -m tests.qemu.nested_agent 2>&1; echo AGENT ENDED $?",
+        modules=["irqbypass", "kvm", "kvm-amd"],
+        files=python_files("tests.qemu.nested_agent", *LATER),
+    )
+
+
+async def boot() -> tuple[list[str], dict[str, object]]:
+    async with Qemu(linux=guest(), cpu="qemu64,+svm,+npt", ram=1 << 30, timeout=250) as qemu:
+        await qemu.wait_for("AGENT ENDED")
+        lines = qemu.console.lines
+    results = [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
+    return lines, dict(results)
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    # In a loop of its own: it is done once for all tests.
+    with asyncio.Runner() as runner:
+        return runner.run(boot())
+
+
+@pytest.mark.timeout(300)
+def test_the_agent_ran_to_its_end(outcome):
+    lines, results = outcome
+    assert [line for line in lines if line.startswith("AGENT")] == ["AGENT DONE", "AGENT ENDED 0"], "\n".join(lines)
+    assert any(re.match(r"python 3\S+ \S+ kvm usable$", line) for line in lines)
+    assert len(results) == len(SHOWN) + 6 * len(MODES)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mode", MODES)
+class TestTraffic:
+    def test_each_edge_is_one_run_of_the_handler(self, outcome, mode):
+        assert outcome[1][f"edges-{mode}"] == [ROUNDS, mode == "offload"]
+
+    def test_each_level_is_one_run_and_one_resample(self, outcome, mode):
+        assert outcome[1][f"levels-{mode}"] == [ROUNDS, ROUNDS, 0]
+
+    def test_a_burst_coalesces(self, outcome, mode):
+        assert outcome[1][f"bursts-{mode}"] is True
+
+    def test_deassign_is_a_barrier(self, outcome, mode):
+        assert outcome[1][f"barrier-{mode}"] == [40, 5]
+
+    def test_a_mask_holds_and_an_unmask_injects_once(self, outcome, mode):
+        assert outcome[1][f"masks-{mode}"] == [1] * 40
+
+    def test_a_second_binding_is_busy(self, outcome, mode):
+        assert outcome[1][f"busy-{mode}"] == "EBUSY"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("row", SHOWN, ids=lambda row: row.id)
+def test_row(outcome, row):
+    result = outcome[1][row.id]
+    if row.id == "I23" and outcome[1]["I12"] == OLDER["I12"]:
+        # Its two machines may both own the eventfd at times there; how often is chance.
+        assert isinstance(result, list)
+        result[1] = 0
+    assert result in (row.expect, OLDER.get(row.id, row.expect))
