@@ -178,7 +178,7 @@ def _match(manager: IrqManager, value: object) -> list[tuple[IrqFd, Mapping[str,
 
 
 def _irqfd_entry(value: object) -> Mapping[str, object]:
-    half_done = isinstance(value, Mapping) and "done" in value
+    half_done = isinstance(value, Mapping) and "done" in cast("Mapping[object, object]", value)
     entry = _fields(value, {*_FIELDS, "done"} if half_done else set(_FIELDS), "an entry of irqfds")
     for field, kind in _FIELDS.items():
         if type(entry[field]) is not kind:

@@ -234,7 +234,7 @@ async def test_an_object_with_await_will_do_and_anything_else_is_an_error():
     with EventFd() as kick:
         with pytest.raises(InjectionError) as caught:
             async with IrqManager(sink, retry=Retry(attempts=0)) as irqs:
-                irqfd = irqs.assign(kick, gsi=1, wakeup=lambda irqfd, count: None)
+                irqfd = irqs.assign(kick, gsi=1, wakeup=lambda irqfd, count: None)  # pyright: ignore[reportArgumentType]
                 kick.signal(2)
                 await irqs.flush()
                 assert irqfd.state is State.BROKEN
