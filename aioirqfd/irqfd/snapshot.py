@@ -177,8 +177,12 @@ def _match(manager: IrqManager, value: object) -> list[tuple[IrqFd, Mapping[str,
     return pairs
 
 
+def _has(value: object, name: str) -> bool:
+    return isinstance(value, Mapping) and name in cast("Mapping[object, object]", value)
+
+
 def _irqfd_entry(value: object) -> Mapping[str, object]:
-    half_done = isinstance(value, Mapping) and "done" in cast("Mapping[object, object]", value)
+    half_done = _has(value, "done")
     entry = _fields(value, {*_FIELDS, "done"} if half_done else set(_FIELDS), "an entry of irqfds")
     for field, kind in _FIELDS.items():
         if type(entry[field]) is not kind:
