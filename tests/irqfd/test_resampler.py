@@ -438,7 +438,7 @@ async def test_a_line_that_is_raised_again_while_its_lowering_is_tried_again_sta
         while sink.attempts != [UP, DOWN]:
             await asyncio.sleep(0)
         line.kicks[1].signal()  # before the second attempt
-        assert await line.unmasks[0].read() == 1
+        assert [await unmask.read() for unmask in line.unmasks] == [1, 1]
         assert await line.unmasks[1].read() == 1
         await line.irqs.flush()
         assert line.irqs.asserted() == {9: (IOAPIC,)}
