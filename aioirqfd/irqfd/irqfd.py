@@ -597,6 +597,11 @@ class IrqFd:
         """What was signalled and is not injected; only of meaning while nothing runs."""
         return self._count + self._taken
 
+    def note_unread(self, count: int) -> None:
+        """So many signals had been seen and left unread: if what they called for is still owed, they are its count."""
+        if self._state in OWING and not self.owed_count:
+            self._count = max(count, 0)
+
     def put(self, *, masked: bool, pending: bool, count: int, done: tuple[int, int, int]) -> None:
         """Stand as a snapshot says. The manager is paused, and its routing is the snapshot's."""
         if self._retry is not None:

@@ -384,7 +384,9 @@ class IrqManager:
             poller.drain.collect()
             # A deassign takes one of a semaphore's rest, as the kernel's does (row P05); a migration leaves it whole.
             if eventfd._owed or not (eventfd.semaphore and self._paused):
+                before = eventfd._signals
                 owed = poller.drain.settle(eventfd)
+                irqfd.note_unread(eventfd._signals - before - owed)
         recalled = eventfd._recall()
         eventfd._unbind()
         eventfd._spill()

@@ -428,26 +428,6 @@ async def test_a_line_raised_elsewhere_while_its_lowering_is_tried_again_is_not_
         assert sorted(map(repr, sink.interrupts)) == sorted(map(repr, [UP, asserted(9, PIC), DOWN]))
 
 
-async def test_a_line_that_is_raised_again_while_its_lowering_is_tried_again_stays_up():
-    sink = FlakySink(0)
-    async with Line(sink, 2, retry=Retry(5, 0, 0.001)) as line:
-        line.kicks[0].signal()
-        await line.irqs.flush()
-        sink.failures = 1
-        line.irqs.ack(9)
-        while sink.attempts != [UP, DOWN]:
-            await asyncio.sleep(0)
-        line.kicks[1].signal()  # before the second attempt
-        assert [await unmask.read() for unmask in line.unmasks] == [1, 1]
-        assert await line.unmasks[1].read() == 1
-        await line.irqs.flush()
-        assert line.irqs.asserted() == {9: (IOAPIC,)}
-        assert sink.attempts == [UP, DOWN, UP]
-        line.irqs.ack(9)
-        assert await line.unmasks[1].read() == 1
-        assert sink.attempts == [UP, DOWN, UP, DOWN]
-
-
 async def test_a_fast_sink_that_refuses_to_lower_is_asked_by_the_queue():
     class Sink:
         def __init__(self):
