@@ -493,7 +493,8 @@ static PyMethodDef ctx_methods[] = {
     {"_recall", ctx_recall, METH_NOARGS, PyDoc_STR("Take back the count that waits for the handler.")},
     {"_unbind", ctx_unbind, METH_NOARGS, PyDoc_STR("Undo _bind; what is still owed is the caller's business.")},
     {"_arm", ctx_arm, METH_O,
-     PyDoc_STR("Cache the Interrupt for the fast path under the current routing; None forbids it.")},
+     PyDoc_STR(
+         "_arm($self, interrupt, /)\n--\n\nCache the Interrupt for the fast path under the current routing; None forbids it.")},
     {NULL, NULL, 0, NULL},
 };
 
