@@ -159,7 +159,7 @@ int native_u64_from(PyObject *object, uint64_t low, const char *what, uint64_t *
 extern PyType_Spec eventfd_ctx_spec;
 int eventfd_read_now(int fd, bool blocking, uint64_t *value);
 int eventfd_peek(int fd, uint64_t *count, long *id, int *semaphore);
-bool eventfd_ctx_consume(EventFdCtxObject *ctx, uint64_t *count);
+bool eventfd_ctx_consume(EventFdCtxObject *ctx, bool exact, uint64_t *count);
 void eventfd_ctx_put_back(EventFdCtxObject *ctx, uint64_t n);
 
 /* top_half.c */

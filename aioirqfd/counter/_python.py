@@ -830,12 +830,16 @@ class Drain:
         # The epoll hands out in the order of arrival: after so many events nothing is left from before the call, however busy
         # the writers are. The wake-up counts too.
         left = self.attached + 1
+        woken = False
         while full:
             events = self._epoll.poll(0, self.max_events)
             left -= len(events)
             full = len(events) == self.max_events and left > 0
+            woken = woken or any(fd == self._wakefd for fd, _ in events)
             for ctx in self._owing(events):
                 self.post(ctx)
+        if woken and self._mailbox:
+            self._wake()  # nobody wakes for mail that is there already
 
     def settle(self, ctx: EventFdCtx, /) -> int:
         """Empty the eventfd; return what of it was not injected yet (0: nothing is owed)."""

@@ -330,6 +330,7 @@ collect(DrainObject *self)
     /* The epoll hands out in the order of arrival: after so many events nothing is left from before the call, however busy the
        writers are. The wake-up and the timer count too. */
     Py_ssize_t left = self->attached + 2;
+    bool woken = false;
     do {
         n = wait_now(self);
         for (int i = 0; i < n; i++) {
@@ -338,10 +339,15 @@ collect(DrainObject *self)
                 drain_post(self, ctx);
             } else if (self->events[i].data.u64 == TIMER_EVENT) {
                 settle_later(self); /* run() is to hear of it, and this was its one event */
+            } else if (self->events[i].data.u64 == WAKE_EVENT) {
+                woken = true;
             }
         }
         left -= n;
     } while (n == self->max_events && left > 0);
+    if (woken && (self->backlog != NULL || atomic_load(&self->mailbox.head) != NULL)) {
+        drain_wake(self); /* nobody wakes for mail that is there already */
+    }
     return n;
 }
 

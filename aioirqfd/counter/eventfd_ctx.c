@@ -132,10 +132,10 @@ eventfd_write_saturating(int fd, bool blocking, uint64_t n, uint64_t *added)
 }
 
 /* Take what this dispatch stands for. False: nothing is there (somebody else read it), so there is nothing to inject.
-   Where nobody asks for the count, the kernel's counter stays unread for the time being.
+   Where nobody asks for the count, the kernel's counter stays unread for the time being; not so with `exact`.
    count: what was taken; 0 where it was left unread. */
 bool
-eventfd_ctx_consume(EventFdCtxObject *ctx, uint64_t *count)
+eventfd_ctx_consume(EventFdCtxObject *ctx, bool exact, uint64_t *count)
 {
     uint64_t total = ctx->semaphore ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
     bool known = total > 0;
@@ -150,7 +150,7 @@ eventfd_ctx_consume(EventFdCtxObject *ctx, uint64_t *count)
         if (fresh && !ctx->want_count) {
             ctx->seen = SEEN_LEFTOVER;
             known = true;
-        } else if (!full && !ctx->want_count && !ctx->semaphore) {
+        } else if (!exact && !full && !ctx->want_count && !ctx->semaphore) {
             known = true;
             ctx->seen = SEEN_UNREAD;
             if (drain_mark_unread(ctx->drain, ctx) < 0) {

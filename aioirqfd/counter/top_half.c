@@ -228,7 +228,7 @@ static void
 inject_one(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx)
 {
     uint64_t count;
-    if (!mailbox_settle(&ctx->node) || !eventfd_ctx_consume(ctx, &count)) {
+    if (!mailbox_settle(&ctx->node) || !eventfd_ctx_consume(ctx, false, &count)) {
         return;
     }
     Py_INCREF(top_half);
@@ -291,7 +291,7 @@ top_half_flush(native_state *state, TopHalfObject *top_half)
             continue;
         }
         uint64_t count;
-        if (!mailbox_settle(&ctx->node) || !eventfd_ctx_consume(ctx, &count)) {
+        if (!mailbox_settle(&ctx->node) || !eventfd_ctx_consume(ctx, false, &count)) {
             Py_DECREF(ctx);
             continue;
         }
@@ -329,7 +329,7 @@ top_half_flush(native_state *state, TopHalfObject *top_half)
     }
 }
 
-/* The slow top half: IrqFd.wakeup decides. */
+/* The slow top half: IrqFd.wakeup decides. What it decides may take long, so it is told how often the eventfd was signalled. */
 void
 top_half_wakeup(native_state *state, EventFdCtxObject *ctx)
 {
@@ -359,7 +359,7 @@ top_half_wakeup(native_state *state, EventFdCtxObject *ctx)
         }
         return;
     }
-    if (mailbox_settle(&ctx->node) && eventfd_ctx_consume(ctx, &count)) {
+    if (mailbox_settle(&ctx->node) && eventfd_ctx_consume(ctx, true, &count)) {
         ctx->wakeups++;
         if (HAS_FLIGHT(top_half)) {
             flight_put(top_half->flight, flight_now(), FLIGHT_WAKEUP, ctx, count);

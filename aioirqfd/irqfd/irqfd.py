@@ -219,6 +219,7 @@ class IrqFd:
         if self._masked:
             return
         self._manager.trace("irqfd_masked", self)
+        self.settle()
         self._masked = True
         self.take_back()
         self.arm()
@@ -486,11 +487,14 @@ class IrqFd:
             self._settle()
 
     def _settle(self) -> None:
-        poller = self.eventfd._poller
-        if poller is not None and self.eventfd._registered:
-            owed = poller.drain.settle(self.eventfd)
+        eventfd = self.eventfd
+        poller = eventfd._poller
+        if poller is not None and eventfd._registered:
+            before = eventfd._signals
+            owed = poller.drain.settle(eventfd)
+            self.note_unread(eventfd._signals - before - owed)
             if owed:
-                self.eventfd._wakeups += 1
+                eventfd._wakeups += 1
                 self.defer(owed)
                 self.arm()
 
@@ -502,7 +506,7 @@ class IrqFd:
         eventfd = self.eventfd
         if eventfd._poller is not None and eventfd._registered:
             eventfd._poller.drain.collect()
-            if eventfd._owed:
+            if eventfd._owed or (self._state in OWING and not eventfd.semaphore):
                 self._settle()
         self._baseline = self.owed_count
         self._captured = True
@@ -598,9 +602,9 @@ class IrqFd:
         return self._count + self._taken
 
     def note_unread(self, count: int) -> None:
-        """So many signals had been seen and left unread: if what they called for is still owed, they are its count."""
-        if self._state in OWING and not self.owed_count:
-            self._count = max(count, 0)
+        """So many signals had been seen and left unread: if what they called for is still owed, they are in its count."""
+        if self._state in OWING:
+            self._count += max(count - self.owed_count, 0)
 
     def put(self, *, masked: bool, pending: bool, count: int, done: tuple[int, int, int]) -> None:
         """Stand as a snapshot says. The manager is paused, and its routing is the snapshot's."""

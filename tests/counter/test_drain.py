@@ -131,6 +131,31 @@ def test_collect_ends_although_the_writers_do_not(rig):
         os.waitpid(child, 0)
 
 
+@pytest.mark.parametrize("who", ["thread", "collect itself"])
+def test_a_collect_that_takes_the_wake_up_leaves_the_drain_ready(rig, who):
+    drain = rig.another_drain(max_events=1)
+    ctxs = [rig.eventfd() for _ in range(3)]
+    for ctx in ctxs:
+        drain.add(ctx)
+        rig.bind(ctx)
+    poller = select.poll()
+    poller.register(drain.fileno(), select.POLLIN)
+    if who == "thread":
+        thread = threading.Thread(target=lambda: [ctx.signal() for ctx in ctxs])
+        thread.start()
+        thread.join()
+    else:
+        for ctx in ctxs:
+            write(ctx)
+    for _ in range(3):
+        drain.collect()
+        assert poller.poll(0), "nobody would ever run it"
+    assert rig.run(drain) == 3
+    assert [ctx._wakeups for ctx in ctxs] == [1] * 3
+    drain.collect()
+    assert not poller.poll(0)
+
+
 # -------------------------------------------------------------------------------------------------------- stale events
 
 

@@ -118,17 +118,17 @@ def test_a_semaphore_signalled_in_this_process_piles_up_likewise(rig):
 
 def test_settle_says_what_was_not_injected_yet(rig):
     ctx = rig.eventfd()
-    irqfd = rig.bind(ctx)
+    sink = rig.bind_fast(ctx)
     assert rig.drain.settle(ctx) == 0
     write(ctx, 3)
     assert rig.drain.settle(ctx) >= 1
     rig.run()
-    assert irqfd.wakeups == []
+    assert sink.interrupts == []
     assert rig.count(ctx) == 0
     write(ctx, 3)
     rig.run()
     assert rig.drain.settle(ctx) == 0
-    assert len(irqfd.wakeups) == 1
+    assert len(sink.interrupts) == 1
     write(ctx, 3)
     rig.run()
     write(ctx, 2)
@@ -136,7 +136,7 @@ def test_settle_says_what_was_not_injected_yet(rig):
     assert rig.drain.settle(ctx) == 0
     assert rig.count(ctx) == 0
     rig.run()
-    assert len(irqfd.wakeups) == 2
+    assert len(sink.interrupts) == 2
     assert ctx._signals == 11
 
 
@@ -174,7 +174,7 @@ def test_settle_notes_what_the_others_owe(rig):
 
 def test_a_count_that_nobody_asks_for_stays_unread_until_it_is_settled(rig):
     ctxs = [rig.eventfd() for _ in range(5)]
-    irqfds = [rig.bind(ctx) for ctx in ctxs]
+    sinks = [rig.bind_fast(ctx) for ctx in ctxs]
     for ctx in ctxs:
         write(ctx, 7)
     rig.run()
@@ -190,28 +190,28 @@ def test_a_count_that_nobody_asks_for_stays_unread_until_it_is_settled(rig):
     assert rig.drain.settle_unread(100) == 0
     assert [rig.count(ctx) for ctx in ctxs] == [0] * 5
     rig.run()
-    assert [irqfd.wakeups for irqfd in irqfds] == [[1]] * 5
+    assert [sink.interrupts for sink in sinks] == [["it"]] * 5
     assert [ctx._signals for ctx in ctxs] == [7] * 5
 
 
 def test_a_write_after_the_injection_is_not_taken_for_an_old_one(rig):
     ctx = rig.eventfd()
-    irqfd = rig.bind(ctx)
+    sink = rig.bind_fast(ctx)
     write(ctx, 7)
     rig.run()
     write(ctx, 2)
     rig.drain.settle_unread(10)
     rig.run()
-    assert len(irqfd.wakeups) == 2
+    assert len(sink.interrupts) == 2
     rig.drain.settle_unread(10)
     rig.run()
-    assert len(irqfd.wakeups) == 2
+    assert len(sink.interrupts) == 2
     assert (rig.count(ctx), ctx._signals) == (0, 9)
 
 
 def test_who_is_about_to_be_dispatched_is_settled_afterwards(rig):
     ctx = rig.eventfd()
-    rig.bind(ctx)
+    rig.bind_fast(ctx)
     write(ctx, 7)
     rig.run()
     write(ctx, 2)
@@ -221,6 +221,16 @@ def test_who_is_about_to_be_dispatched_is_settled_afterwards(rig):
     assert rig.drain.unread == (1 if keeps_unread(rig) else 0)
     rig.drain.settle_unread(10)
     assert rig.count(ctx) == 0
+
+
+def test_who_has_to_wait_for_its_injection_is_told_how_often_it_was_signalled(rig):
+    ctx = rig.eventfd()
+    irqfd = rig.bind(ctx)
+    for value in (7, 2):
+        write(ctx, value)
+        rig.run()
+    assert irqfd.wakeups == [7, 2]
+    assert (rig.drain.unread, rig.count(ctx), ctx._signals) == (0, 0, 9)
 
 
 def wait_until_settled(rig):
@@ -237,7 +247,7 @@ def wait_until_settled(rig):
 def test_it_is_settled_by_and_by_without_being_asked(rig):
     ctxs = [rig.eventfd() for _ in range(600)]
     for ctx in ctxs:
-        rig.bind(ctx)
+        rig.bind_fast(ctx)
         write(ctx, 7)
     rig.run()
     wait_until_settled(rig)
@@ -247,7 +257,7 @@ def test_it_is_settled_by_and_by_without_being_asked(rig):
 
 def test_it_is_settled_also_when_a_collect_took_the_timers_event(rig):
     ctx = rig.eventfd()
-    rig.bind(ctx)
+    rig.bind_fast(ctx)
     write(ctx, 7)
     rig.run()
     if keeps_unread(rig):

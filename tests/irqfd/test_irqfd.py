@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from aioirqfd import ClosedError, EventFd, InjectionError, IrqManager, Retry, State, WorkQueue
+from aioirqfd import ClosedError, EventFd, InjectionError, IrqFd, IrqManager, Retry, State, WorkQueue
 from aioirqfd.sinks import CallbackSink, RecordingSink
 from aioirqfd.testing import FlakySink, GatedSink, RecordingTracer, RefusingSink
 from tests.irqfd.helpers import MSI, SlowSink, pulse, turns, write
@@ -659,6 +659,23 @@ async def test_a_fast_path_that_raises_is_tried_again_by_the_queue():
 
 
 # -------------------------------------------------------------------------------------------------------- statistics
+
+
+@pytest.mark.parametrize("look", [IrqFd.statistics, lambda irqfd: irqfd.pending, IrqFd.mask])
+async def test_looking_between_a_threads_signal_and_the_loop_loses_nothing(look):
+    sink = RecordingSink()
+    async with IrqManager(sink) as irqs:
+        with EventFd() as kick, EventFd() as other:
+            irqfd = irqs.assign(kick, gsi=5)
+            looked_at = irqs.assign(other, gsi=6)
+            for rounds in range(1, 4):
+                thread = threading.Thread(target=kick.signal)
+                thread.start()
+                thread.join()
+                look(looked_at)
+                await turns()
+                assert sink.interrupts == [pulse(5)] * rounds
+            assert irqfd.statistics().signals == 3
 
 
 async def test_statistics_of_the_fast_and_the_slow_way():

@@ -13,11 +13,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aioirqfd import Action, EventFd, IrqchipPin, IrqManager, Msi, Retry, State, WorkQueue, WouldBlock
+from aioirqfd import Action, EventFd, InjectionError, IrqchipPin, IrqManager, Msi, Retry, State, WorkQueue, WouldBlock
+from aioirqfd.counter import fdinfo
 from tests.irqfd.helpers import turns, write
 
 PLAIN, OTHER, HANDLER, LEVEL, SEMAPHORE = range(5)
 SLOTS = st.integers(0, 4)
+COUNTS = st.sampled_from([1, 1, 2, 1000])
 ROUTES = (
     Msi(0xFEE00000, 1),
     Msi(0xFEE00000, 2),
@@ -86,6 +88,7 @@ class Promise(RuleBasedStateMachine):
         self.counts = [0] * 5
         self.paused = False
         self.told = 0
+        self.gave_up = False
 
     def run(self, coroutine):
         return self.loop.run_until_complete(asyncio.wait_for(coroutine, 20))
@@ -106,6 +109,9 @@ class Promise(RuleBasedStateMachine):
             retry=Retry(10**6, 0, 0),
         )
         self.run(self.irqs.__aenter__())
+        # All of them at once: hypothesis leaves rules out of a run, and without irqfds the others say little.
+        for slot in range(5):
+            self.bind(slot, masked=False)
 
     async def on_wakeup(self, irqfd, count):
         if self.sink.waits:
@@ -127,6 +133,9 @@ class Promise(RuleBasedStateMachine):
         if slot == HANDLER and first:
             self.kicks[slot].signal(first)
             self.note(slot, first)
+        self.bind(slot, masked=masked)
+
+    def bind(self, slot, *, masked):
         self.irqfds[slot] = self.call(
             self.irqs.assign,
             self.kicks[slot],
@@ -141,18 +150,36 @@ class Promise(RuleBasedStateMachine):
         self.last[slot] = self.sink.clock
         self.sent[slot] += count
 
-    @rule(
-        slot=SLOTS, count=st.sampled_from([1, 1, 2, 1000]), how=st.sampled_from(["here", "fd", "thread", "thread fd"])
-    )
-    def signal(self, slot, count, how):
+    # One rule for each way, so that they are drawn often.
+
+    @rule(slot=SLOTS, count=COUNTS, look=st.booleans())
+    def signal_here(self, slot, count, look):
+        self.signal(slot, count, "here", look)
+
+    @rule(slot=SLOTS, count=COUNTS, look=st.booleans())
+    def signal_by_fd(self, slot, count, look):
+        self.signal(slot, count, "fd", look)
+
+    @rule(slot=SLOTS, count=COUNTS, look=st.booleans())
+    def signal_from_a_thread(self, slot, count, look):
+        self.signal(slot, count, "thread", look)
+
+    @rule(slot=SLOTS, count=COUNTS, look=st.booleans())
+    def signal_from_a_thread_by_fd(self, slot, count, look):
+        self.signal(slot, count, "thread fd", look)
+
+    def signal(self, slot, count, how, look):
         if self.irqfds[slot] is None:
             return
         if slot == SEMAPHORE:
             count = 1
-        kick = self.kicks[slot]
         self.note(slot, count)
+        self.call(self.signal_and_look, self.kicks[slot], count, how, look)
+
+    def signal_and_look(self, kick, count, how, look):
+        """Within one turn of the loop, so that whoever looks is there before the loop is."""
         if how == "here":
-            assert self.call(kick.signal, count) == count
+            assert kick.signal(count) == count
         elif how == "fd":
             write(kick, count)
         else:
@@ -161,6 +188,9 @@ class Promise(RuleBasedStateMachine):
             )
             thread.start()
             thread.join()
+        if look:
+            for irqfd in self.irqs.irqfds:
+                irqfd.statistics()
 
     @rule(slot=SLOTS)
     def mask(self, slot):
@@ -212,12 +242,15 @@ class Promise(RuleBasedStateMachine):
         irqfd = self.irqfds[slot]
         if irqfd is None:
             return
-        free = self.free(slot)
+        # A deassign does not wait for a failing sink to recover: what it would not take goes back.
+        fails = self.sink.failures > 0
+        self.gave_up = self.gave_up or fails
+        free = self.free(slot) and not fails
         self.run(self.irqs.deassign(irqfd))
         assert irqfd.state is State.CLOSED
-        self.settle_up(slot, free)
+        self.settle_up(slot, free, again=fails)
 
-    def settle_up(self, slot, free):
+    def settle_up(self, slot, free, *, again=False):
         """Deassigned: everything was injected, or is back in the eventfd."""
         back = 0
         with contextlib.suppress(WouldBlock):
@@ -228,7 +261,9 @@ class Promise(RuleBasedStateMachine):
         assert owed <= (back > 0), (slot, "lost")
         assert not (free and owed), (slot, "not injected before deassign returned")
         if slot == HANDLER:
-            assert self.counts[slot] + back == self.sent[slot]
+            # What the sink failed at after the handler had run comes back, and tells the next one's handler once more.
+            told_again = self.counts[slot] + back - self.sent[slot]
+            assert told_again == 0 or (again and 0 < told_again <= back)
 
     @rule(refuses=st.booleans(), waits=st.booleans(), failures=st.integers(0, 3))
     def mood(self, refuses, waits, failures):
@@ -248,6 +283,24 @@ class Promise(RuleBasedStateMachine):
                 assert pending, (slot, "owed, and not pending")
 
     @rule()
+    def leave_alone(self):
+        """Nobody flushes, nobody looks: the loop by itself has to inject everything."""
+
+        async def wait_for_it():
+            for _ in range(1000):
+                await asyncio.sleep(0)
+                if all(
+                    self.sink.begun.get(slot, 0) >= self.last[slot]
+                    and (slot != HANDLER or self.counts[slot] == self.sent[slot])
+                    for slot in range(5)
+                    if self.free(slot)
+                ):
+                    return
+            raise AssertionError("something was left lying")
+
+        self.run(wait_for_it())
+
+    @rule()
     def flush(self):
         self.run(self.irqs.flush())
         for slot, irqfd in enumerate(self.irqfds):
@@ -257,7 +310,10 @@ class Promise(RuleBasedStateMachine):
             assert not self.call(lambda irqfd=irqfd: irqfd.pending)
             if slot == HANDLER:
                 assert self.counts[slot] == self.sent[slot]
-            assert self.call(irqfd.statistics).signals == self.sent[slot]
+            # What a semaphore was signalled in a pause is one interrupt, and takes one of it (row P06).
+            kick = self.kicks[slot]
+            rest = kick._count + fdinfo(kick.fileno())[0] if slot == SEMAPHORE else 0
+            assert self.call(irqfd.statistics).signals + rest == self.sent[slot]
         self.run(self.irqs.queue.drain())
         raised = {(gsi, route) for gsi, routes in self.call(self.irqs.asserted).items() for route in routes}
         assert self.sink.high == raised, "the line is not where the resampler says"
@@ -277,7 +333,8 @@ class Promise(RuleBasedStateMachine):
             if hasattr(self, "irqs"):
                 self.sink.failures = 0
                 free = [self.free(slot) for slot in range(5)]
-                self.run(self.irqs.aclose())
+                with contextlib.suppress(InjectionError) if self.gave_up else contextlib.nullcontext():
+                    self.run(self.irqs.aclose())
                 for slot, irqfd in enumerate(self.irqfds):
                     if irqfd is not None:
                         self.settle_up(slot, free[slot])
@@ -297,7 +354,7 @@ class PromiseOnUvloop(Promise):
 
 
 @pytest.mark.parametrize("machine", [Promise, PromiseOnUvloop], ids=["asyncio", "uvloop"])
-@pytest.mark.parametrize("examples", [60, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.stress])])
+@pytest.mark.parametrize("examples", [150, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.stress])])
 @pytest.mark.timeout(600)
 def test_the_promise(machine, examples):
     from hypothesis.stateful import run_state_machine_as_test

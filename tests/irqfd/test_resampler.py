@@ -428,6 +428,45 @@ async def test_a_line_raised_elsewhere_while_its_lowering_is_tried_again_is_not_
         assert sorted(map(repr, sink.interrupts)) == sorted(map(repr, [UP, asserted(9, PIC), DOWN]))
 
 
+class FailsToLowerOnce:
+    """Says no to the first lowering, and only when it is let."""
+
+    def __init__(self):
+        self.attempts = []
+        self.let = asyncio.Event()
+
+    async def inject(self, interrupt):
+        self.attempts.append(interrupt)
+        if interrupt == DOWN and not self.let.is_set():
+            await self.let.wait()
+            raise OSError(5, "not now")
+
+
+async def test_a_line_that_is_raised_again_while_its_lowering_is_tried_again_stays_up():
+    sink = FailsToLowerOnce()
+    async with Line(sink, 2, retry=Retry(5, 0, 0)) as line:
+        line.kicks[0].signal()
+        await line.irqs.flush()
+        line.irqs.ack(9)
+        while sink.attempts != [UP, DOWN]:
+            await asyncio.sleep(0)
+        line.kicks[1].signal()
+        while line.irqs.statistics().queue.queued == 0:
+            await asyncio.sleep(0)  # until it stands in the queue, and so before the second attempt
+        sink.let.set()
+        # One acknowledgement, of which both are told once: the first device's, before the second raised the line.
+        assert await line.unmasks[0].read() == 1
+        assert await line.unmasks[1].read() == 1
+        await line.irqs.flush()
+        assert line.irqs.asserted() == {9: (IOAPIC,)}
+        assert sink.attempts == [UP, DOWN, UP]
+        line.irqs.ack(9)
+        assert await line.unmasks[1].read() == 1
+        assert await line.unmasks[0].read() == 1
+        assert sink.attempts == [UP, DOWN, UP, DOWN]
+        assert line.irqs.asserted() == {}
+
+
 async def test_a_fast_sink_that_refuses_to_lower_is_asked_by_the_queue():
     class Sink:
         def __init__(self):

@@ -215,6 +215,32 @@ async def test_a_snapshot_takes_what_it_counts_and_leaves_what_comes_later():
     kick.close()
 
 
+@pytest.mark.parametrize("there", ["written", "at assign"])
+async def test_a_pending_interrupt_whose_count_was_left_unread_is_injected_once_in_all(there):
+    with EventFd(3 if there == "at assign" else 0) as kick:
+        async with IrqManager(RecordingSink()) as irqs:
+            irqfd = irqs.assign(kick, gsi=5, masked=True)
+            if there == "written":
+                write(kick, 3)
+            while irqfd.state != State.PENDING:  # seen by the loop, though nobody asked how often
+                await asyncio.sleep(0)
+            await irqs.pause()
+            state = irqs.snapshot()
+            assert irqfd_states(irqs)[0]["pending"] is True
+            assert irqfd_states(irqs)[0]["count"] == 3
+        assert count(kick) == 0, "it is the snapshot's"
+        sink = RecordingSink()
+        async with IrqManager(sink) as irqs:
+            irqfd = irqs.assign(kick, gsi=5)
+            await irqs.pause()
+            irqs.restore(state)
+            irqs.resume()
+            assert sink.interrupts == []
+            irqfd.unmask()
+            await irqs.flush()
+            assert sink.interrupts == [pulse(5)]
+
+
 async def test_a_snapshot_that_is_followed_by_a_resume_took_nothing():
     async with Machine() as machine:
         await machine.irqs.pause()
