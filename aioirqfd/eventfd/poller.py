@@ -39,6 +39,13 @@ def _drop_inherited() -> None:
 os.register_at_fork(after_in_child=_drop_inherited)
 
 
+def _stop_reading(loop: asyncio.AbstractEventLoop, drain: Drain) -> None:
+    fd = drain.fileno()
+    if fd >= 0 and not loop.is_closed():
+        loop.remove_reader(fd)
+    drain.close()
+
+
 @final
 class Poller:
     """The private epoll of one loop, and its users.
@@ -111,10 +118,12 @@ class Poller:
         reference = _pollers.get(self.loop)
         if reference is not None and reference() in {self, None}:
             del _pollers[self.loop]
-        fd = self.drain.fileno()
-        if fd >= 0 and not self.loop.is_closed():
-            self.loop.remove_reader(fd)
-        self.drain.close()
+        loop, drain = self.loop, self.drain
+        if loop.is_running() and asyncio._get_running_loop() is not loop:
+            # The last user was dropped open, and the collector ran in another thread than the loop.
+            loop.call_soon_threadsafe(_stop_reading, loop, drain)
+        else:
+            _stop_reading(loop, drain)
 
     def __del__(self) -> None:
         self._close()

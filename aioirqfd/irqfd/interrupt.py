@@ -74,15 +74,14 @@ Route = IrqchipPin | Msi
 
 
 class Action(enum.Enum):
-    """What is done with the line.
-
-    ``PULSE`` raises and lowers it (an edge; an MSI is always this). ``ASSERT`` raises a level-triggered line, ``DEASSERT``
-    lowers it. Asserting a raised line, or lowering a low one, changes nothing (rows R01, L02).
-    """
+    """What is done with the line. Asserting a raised line, or lowering a low one, changes nothing (rows R01, L02)."""
 
     PULSE = "pulse"
+    """Raise and lower it: an edge. An MSI is always this."""
     ASSERT = "assert"
+    """Raise a level-triggered line."""
     DEASSERT = "deassert"
+    """Lower it."""
 
 
 @dataclass(frozen=True, slots=True)

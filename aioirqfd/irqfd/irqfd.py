@@ -114,6 +114,7 @@ class IrqFd:
         "eventfd",
         "eventfd_id",
         "gsi",
+        "references",
         "resamplefd",
     )
 
@@ -129,9 +130,15 @@ class IrqFd:
         masked: bool,
     ) -> None:
         self.eventfd = eventfd
+        """The trigger. For an fd that was given as an int it is a reference of the irqfd's own, closed when it is deassigned."""
         self.eventfd_id = eventfd_id
+        """The kernel's number of the eventfd, in which all its dups agree (row E25)."""
         self.gsi = gsi
+        """The gsi it is bound to, 0..2**32-1."""
         self.resamplefd = resamplefd
+        """Signalled at each end of interrupt, or None for an edge-triggered irqfd."""
+        self.references: list[EventFd] = []
+        """What it closes itself."""
         self._manager = manager
         self._handlers = handlers
         self._masked = masked
@@ -675,6 +682,8 @@ class IrqFd:
         """What could not be injected is put back into the eventfd, where the next assign finds it (row P01)."""
         count, self._count, self._taken, self._stage = self.owed_count, 0, 0, 0
         self._returned += count
+        if self._manager.inherited:
+            return  # what is pending is pending in the parent process
         try:
             self.eventfd.signal(min(max(count, 1), 2**64 - 2))
         except (ClosedError, OSError) as error:

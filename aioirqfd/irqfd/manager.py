@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import operator
+import os
+import sys
 import time
 import warnings
 import weakref
@@ -144,6 +146,9 @@ class IrqManager:
         self._dropped = 0
         self._full_since = self._paused_since = 0.0
         self._first_error: Exception | None = None
+        self._process = os.getpid()
+        frame = sys._getframe(1)
+        self._made_at = (frame.f_code, frame.f_lineno)
         if self.tiers.bind is not None:
             self.tiers.bind(_weakly(self.ack))
         if self.tiers.set_routing is not None:
@@ -222,10 +227,13 @@ class IrqManager:
 
     def __del__(self) -> None:
         poller = getattr(self, "_poller", None)
-        if poller is None:
+        if poller is None or self.inherited:
             return
         try:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            code, line = self._made_at
+            warnings.warn(
+                f"unclosed {self!r}, made at {code.co_filename}:{line}", ResourceWarning, stacklevel=2, source=self
+            )
         finally:
             self._poller = None
             self._aborting = True
@@ -254,6 +262,11 @@ class IrqManager:
         assert self._poller is not None
         return self._poller
 
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a forked child's copy, and the manager another process's."""
+        return os.getpid() != self._process
+
     # -- assign and deassign -----------------------------------------------------------------------------------------
 
     @property
@@ -273,10 +286,11 @@ class IrqManager:
         """Bind an eventfd to a gsi (``KVM_IRQFD``). Synchronous, as the ioctl is; what the eventfd holds counts as a signal (row P01).
 
         Args:
-            eventfd: The trigger; an int is an eventfd's fd that stays the caller's.
+            eventfd: The trigger. An int is an eventfd's fd that stays the caller's and may be closed at any time: the irqfd
+                has a reference (a dup) of its own, as the kernel's has, and what was written is injected all the same (W03).
             gsi: 0..2**32-1; one without a route is accepted (row I11).
             resamplefd: Makes the gsi level-triggered for this irqfd: a signal raises the line, :meth:`ack` lowers it and
-                signals the resamplefd. An int stays the caller's.
+                signals the resamplefd. An int stays the caller's too, and may be closed.
             wakeup: A coroutine function, or several, run by the work queue before each injection with the irqfd and the
                 count; the counts they get add up to exactly the signals.
             masked: Begin masked.
@@ -291,27 +305,31 @@ class IrqManager:
             ValueError: The gsi is out of range.
             EventFdInvalidError: EINVAL: an fd is no eventfd.
             EventFdBusyError: EBUSY: the eventfd is bound already, by any manager, through any dup (row I12).
+            OSError: EMFILE, where an int is given and there is no room for the dup.
 
             Whatever is raised, nothing was changed. The order of the checks is the kernel's (row I02).
         """
-        poller = self._open
+        self.check_here()
         if not 0 <= operator.index(gsi) < _U32:
             raise ValueError(f"a gsi is 0..2**32-1, not {gsi}")
         handlers = (wakeup,) if callable(wakeup) else tuple(wakeup)
         if not all(map(callable, handlers)):
             raise TypeError(f"a wakeup handler is a coroutine function, not {wakeup!r}")
-        trigger, eventfd_id = _eventfd(eventfd)
-        resample = None if resamplefd is None else _eventfd(resamplefd)[0]
-        if eventfd_id in _bound:
-            raise EventFdBusyError(f"fd {trigger.fileno()}")
-        if trigger._poller is not None and trigger._poller is not poller and trigger._waiters:
-            raise WrongLoopError("the eventfd is in use on another event loop")
-        irqfd = IrqFd(
-            self, trigger, eventfd_id=eventfd_id, gsi=gsi, resamplefd=resample, handlers=handlers, masked=masked
-        )
-        trigger._signals = trigger._wakeups = trigger._fast = 0
-        if not irqfd.hand_over():
-            self._watch(irqfd)
+        references: list[EventFd] = []
+        try:
+            trigger, eventfd_id = _eventfd(eventfd, references)
+            resample = None if resamplefd is None else _eventfd(resamplefd, references)[0]
+            self._check_free(trigger, eventfd_id)
+            irqfd = IrqFd(
+                self, trigger, eventfd_id=eventfd_id, gsi=gsi, resamplefd=resample, handlers=handlers, masked=masked
+            )
+            trigger._signals = trigger._wakeups = trigger._fast = 0
+            if not irqfd.hand_over():
+                self._watch(irqfd)
+        except BaseException:
+            _close(references)
+            raise
+        irqfd.references = references
         _bound.add(eventfd_id)
         trigger._binding = irqfd
         self._irqfds[irqfd] = None
@@ -319,6 +337,12 @@ class IrqManager:
             self.resampler(gsi).join(resample)
         self.trace("irqfd_assigned", irqfd, resample=resample is not None, offloaded=irqfd.offloaded, masked=masked)
         return irqfd
+
+    def _check_free(self, trigger: EventFd, eventfd_id: int) -> None:
+        if eventfd_id in _bound:
+            raise EventFdBusyError(f"fd {trigger.fileno()}")
+        if trigger._poller is not None and trigger._poller is not self._poller and trigger._waiters:
+            raise WrongLoopError("the eventfd is in use on another event loop")
 
     async def deassign(self, irqfd: IrqFd) -> None:
         """Unbind an irqfd, as a barrier: what was signalled before has been injected, and nothing of it runs or will run (row I20).
@@ -403,6 +427,12 @@ class IrqManager:
             if resampler is not None:
                 resampler.leave(irqfd.resamplefd)
                 self.drop_resampler(resampler)
+        references, irqfd.references = irqfd.references, []
+        if references and self._poller is not None and self._poller.drain.dispatching:
+            # What the sink just refused is yet to be given back.
+            self._poller.loop.call_soon(_close, references)
+        else:
+            _close(references)
         if self._tracer is not NULL_TRACER:
             counts = irqfd.statistics()
             self.trace(
@@ -867,8 +897,8 @@ def _table(routing: RoutingTable | Mapping[int, Route | Sequence[Route]]) -> Rou
     return routing if isinstance(routing, RoutingTable) else RoutingTable(routing)
 
 
-def _eventfd(value: EventFd | int) -> tuple[EventFd, int]:
-    """The eventfd and its id; EBADF, EINVAL (row I08)."""
+def _eventfd(value: EventFd | int, references: list[EventFd]) -> tuple[EventFd, int]:
+    """The eventfd and its id; EBADF, EINVAL (row I08). What was made for an int is added to the references."""
     if isinstance(value, EventFd):
         try:
             return value, value.id
@@ -876,8 +906,16 @@ def _eventfd(value: EventFd | int) -> tuple[EventFd, int]:
             if error.errno == errno.EBADF and not isinstance(error, ClosedError):
                 raise ClosedError(f"fd {value.fileno()}") from None  # closed behind its back
             raise
-    eventfd = EventFd.from_fd(operator.index(value))
-    return eventfd, eventfd.id
+    fd = operator.index(value)
+    eventfd_id = EventFd.from_fd(fd).id
+    eventfd = EventFd.from_fd(os.dup(fd), owns=True)
+    references.append(eventfd)
+    return eventfd, eventfd_id
+
+
+def _close(references: list[EventFd]) -> None:
+    for reference in references:
+        reference.close()
 
 
 def _weakly(method: Callable[_P, object]) -> Callable[_P, None]:

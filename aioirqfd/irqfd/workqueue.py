@@ -360,10 +360,19 @@ class WorkQueue:
             host.result()
 
     def abandon(self) -> None:
-        """Without an ``await``, for an owner that was dropped open: the workers end in the loop's next turns, if it has any."""
+        """Without an ``await``, for an owner that was dropped open: the workers end in the loop's next turns, if it has any.
+
+        Threads:
+            Any: it is the collector's.
+        """
         self._closing = True
-        if self._scope is not None and self._host is not None and not self._host.get_loop().is_closed():
+        if self._scope is None or self._host is None:
+            return
+        loop = self._host.get_loop()
+        if asyncio._get_running_loop() is loop:
             self._scope.cancel()
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(self._scope.cancel)
 
     async def _host_workers(self, started: asyncio.Future[None]) -> None:
         import anyio  # noqa: PLC0415  kept out of the import of aioirqfd

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import gc
 import os
+import pathlib
 import threading
 import warnings
 
@@ -27,11 +28,13 @@ from aioirqfd import (
     WorkQueue,
     WouldBlock,
 )
+from aioirqfd.counter import fdinfo
 from aioirqfd.sinks import CallbackSink, RecordingSink
 from aioirqfd.testing import FlakySink, GatedSink, RecordingTracer, RefusingSink
 from tests.irqfd.helpers import MSI, OTHER_MSI, OffloadingSink, SlowSink, pulse, turns, write
 
 CLOSED_FD = 10**6
+OPEN_FDS = pathlib.Path("/proc/self/fd")
 
 
 def count(eventfd):
@@ -142,6 +145,77 @@ async def test_an_int_stays_the_callers():
     del irqfd
     gc.collect()
     assert sink.interrupts == [pulse(5)]
+    os.close(fd)
+
+
+async def test_w03_an_int_written_and_then_closed_loses_nothing():
+    sink = RecordingSink()
+    async with IrqManager(sink) as irqs:
+        fd = os.eventfd(0, os.EFD_CLOEXEC)
+        irqfd = irqs.assign(fd, gsi=5)
+        os.eventfd_write(fd, 3)
+        os.close(fd)
+        await turns()
+        assert sink.interrupts == [pulse(5)]
+        assert irqfd.statistics().signals == 3
+
+
+async def test_who_takes_over_the_number_of_an_int_is_left_alone():
+    sink = RecordingSink()
+    async with IrqManager(sink) as irqs:
+        trigger, resample = os.eventfd(0, os.EFD_CLOEXEC), os.eventfd(0, os.EFD_CLOEXEC)
+        irqs.assign(trigger, gsi=5, resamplefd=resample)
+        heard = EventFd.from_fd(os.dup(resample), owns=True)
+        numbers = {trigger, resample}
+        os.close(trigger)
+        os.close(resample)
+        strangers = [EventFd(7) for _ in numbers]
+        assert {stranger.fileno() for stranger in strangers} == numbers
+        irqs.ack(5)
+        await irqs.flush()
+        assert heard.read_nowait() == 1
+        assert [stranger.read_nowait() for stranger in strangers] == [7, 7]
+        assert sink.interrupts == []
+        for eventfd in (heard, *strangers):
+            eventfd.close()
+
+
+@pytest.mark.parametrize("wrong", ["trigger", "resamplefd", "busy"])
+async def test_an_int_that_is_refused_leaves_no_fd(wrong, pipe):
+    fd = os.eventfd(0, os.EFD_CLOEXEC)
+    async with IrqManager(RecordingSink()) as irqs:
+        irqfd = irqs.assign(fd, gsi=5)
+        other = os.eventfd(0, os.EFD_CLOEXEC)
+        before = len(list(OPEN_FDS.iterdir()))
+        with pytest.raises((EventFdInvalidError, EventFdBusyError)):
+            irqs.assign(
+                {"trigger": pipe, "resamplefd": other, "busy": fd}[wrong],
+                gsi=6,
+                resamplefd=pipe if wrong == "resamplefd" else other,
+            )
+        assert len(list(OPEN_FDS.iterdir())) == before
+        os.close(other)
+        await irqs.deassign(irqfd)
+    os.close(fd)
+
+
+async def test_an_int_whose_irqfd_is_deassigned_while_its_sink_refuses_gives_back():
+    fd = os.eventfd(0, os.EFD_CLOEXEC)
+
+    class Sink:
+        async def inject(self, interrupt):
+            raise AssertionError
+
+        def try_inject(self, interrupt):
+            irqfd.shut()
+            return False
+
+    async with IrqManager(Sink()) as irqs:
+        irqfd = irqs.assign(fd, gsi=5)
+        os.eventfd_write(fd, 1)
+        await turns()
+        assert os.eventfd_read(fd) == 1
+        assert irqfd.eventfd.closed
     os.close(fd)
 
 
@@ -948,10 +1022,66 @@ async def test_a_dropped_manager_warns_and_leaves_nothing():
         await turns()
         gc.collect()
     messages = [str(warning.message) for warning in caught if warning.category is ResourceWarning]
-    assert sum("unclosed <IrqManager irqfds=2" in message for message in messages) == 1, messages
+    line = drop.__code__.co_firstlineno + 2
+    wanted = f"made at {__file__}:{line}"
+    assert [message for message in messages if "unclosed <IrqManager irqfds=2" in message and wanted in message], (
+        messages
+    )
     assert asyncio.all_tasks() == tasks
     assert os.eventfd_read(dup) == 2
     os.close(dup)
+
+
+async def drop_one():
+    """A manager that nobody refers to, but itself; the eventfd in which what it owes will be."""
+    irqs = IrqManager(RecordingSink())
+    await irqs.__aenter__()
+    kick = EventFd()
+    fd = os.dup(kick.fileno())
+    irqs.assign(kick, gsi=5, masked=True)
+    kick.signal(2)
+    return fd
+
+
+def test_a_manager_that_is_dropped_while_its_loop_stands_still(new_loop):
+    for kind in ("asyncio", "uvloop"):
+        loop = new_loop(kind)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fd = loop.run_until_complete(drop_one())
+            gc.collect()
+        assert [warning for warning in caught if "unclosed <IrqManager irqfds=1 " in str(warning.message)]
+        loop.run_until_complete(turns())
+        assert asyncio.all_tasks(loop) == set()
+        assert os.eventfd_read(fd) == 2
+        os.close(fd)
+
+
+async def test_a_manager_that_is_dropped_by_the_collector_in_another_thread():
+    tasks = asyncio.all_tasks()
+    reading = asyncio.get_running_loop().remove_reader
+    threads = []
+
+    def noting(fd):
+        threads.append(threading.current_thread())
+        return reading(fd)
+
+    asyncio.get_running_loop().remove_reader = noting
+    gc.disable()
+    try:
+        fd = await drop_one()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            await asyncio.to_thread(gc.collect)
+            await turns()
+    finally:
+        gc.enable()
+        del asyncio.get_running_loop().remove_reader
+    assert [warning for warning in caught if "unclosed <IrqManager irqfds=1 " in str(warning.message)]
+    assert asyncio.all_tasks() == tasks
+    assert os.eventfd_read(fd) == 2
+    os.close(fd)
+    assert threads == [threading.main_thread()]
 
 
 async def test_a_dropped_manager_whose_sink_watches():
@@ -998,6 +1128,37 @@ async def test_a_forked_child_neither_disturbs_nor_steals():
             assert irqfd.statistics().signals == 3
             kick.signal()
             assert len(sink.interrupts) == 2
+
+
+@pytest.mark.parametrize("how", ["dropped", "closed"])
+async def test_what_is_pending_is_the_parents_whatever_a_forked_child_does(how):
+    sink = RecordingSink()
+    async with IrqManager(sink) as irqs:
+        kick = EventFd()
+        irqfd = irqs.assign(kick, gsi=5, masked=True)
+        kick.signal(2)
+        assert irqfd.state is State.PENDING
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if not child:
+            status = 1
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ResourceWarning)
+                    if how == "dropped":
+                        irqs.__del__()
+                    kick.close()
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        assert fdinfo(kick.fileno())[0] == 0
+        irqfd.unmask()
+        await irqs.flush()
+        assert sink.interrupts == [pulse(5)]
+        assert irqfd.statistics().signals == 2
+        kick.close()
 
 
 async def test_it_closes_in_another_task_than_it_was_entered_in():
