@@ -251,7 +251,9 @@ def test_a_signal_ends_the_run_with_its_report(how, number, status):
         running.process.send_signal(number)
         report = running.stderr.read().decode()
         assert running.process.wait(LIMIT) == status, report
-    assert report.endswith("1 bytes in, 1 bytes back, identical\nnothing lost\n")
+    # Between the two may stand a spurious interrupt, which an 8259 is allowed.
+    assert "1 bytes in, 1 bytes back, identical\n" in report
+    assert report.endswith("\nnothing lost\n")
     assert "Traceback" not in report
 
 
