@@ -79,13 +79,14 @@ class LocalApics:
 
 
 class Chipset:
-    """The sink: each interrupt goes to the chip of its route."""
+    """The sink: each interrupt goes to the chip of its route. While it is ``slow`` it takes nothing at once."""
 
     def __init__(self, cpus: int, on_output: Callable[[bool], None] | None = None) -> None:
         self.apics = LocalApics(cpus)
         self.pic = Pic(on_output)
         self.ioapic = IoApic(self.apics, resample=self._resample)
         self.resample: Callable[[int], bool] | None = None
+        self.slow = False
 
     def _resample(self, gsi: int) -> bool:
         return self.resample is not None and self.resample(gsi)
@@ -104,7 +105,7 @@ class Chipset:
         return self.pic if interrupt.route.chip == "pic" else self.ioapic
 
     def try_inject(self, interrupt: Interrupt) -> bool:
-        return self.chip(interrupt).try_inject(interrupt)
+        return not self.slow and self.chip(interrupt).try_inject(interrupt)
 
     async def inject(self, interrupt: Interrupt) -> None:
         await self.chip(interrupt).inject(interrupt)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from aioirqfd.vhost_user import Backend, Chain, Device
+from examples.chaos_blk import Chaos
 from examples.vhost_user_blk import Blk
 from tests.qemu.harness import Qemu, initramfs
 
@@ -189,6 +190,39 @@ async def test_affinity_is_flipped_under_load_and_no_interrupt_is_lost():
         (done,) = backend.statistics().queues
         # Each new eventfd is rung once, and what comes while masked is one with what is pending.
         assert (done.calls - calls) // 2 <= counted <= done.calls - calls + 2 * flips + 2
+
+
+async def test_a_driver_stands_a_disk_that_misbehaves(image):
+    path, data = image
+    chaos = Chaos(str(path))
+    read = "echo 3 >/proc/sys/vm/drop_caches; echo =$(head -c 4194304 /dev/vda | sha256sum | cut -d' ' -f1)"
+    async with linux(chaos, "vhost-user-blk-pci", modules=["virtio_blk"]) as (qemu, backend):
+        for manners in (
+            "jitter=3 reorder=4",
+            "irq-delay=1 irq-duplicate=2",
+            # What is swallowed here the next spurious one makes good.
+            "irq-merge=3 irq-spurious=5",
+        ):
+            await chaos.command("reset")
+            await chaos.command(f"set {manners}")
+            assert await guest(qemu, read) == digest(data[: 4 * MIB]), manners
+        assert chaos.counts["rung"] != chaos.counts["interrupts"]
+        await chaos.command("reset")
+        # Withheld in the middle of a write: the guest waits, and goes on where it was.
+        await guest(qemu, "dd if=/dev/urandom of=/new bs=1M count=4 2>/dev/null")
+        writing = asyncio.ensure_future(guest(qemu, "dd if=/new of=/dev/vda bs=64k conv=fsync 2>/dev/null"))
+        await chaos.command("requests 3")
+        await chaos.command("set withhold=5 irq-withhold=1")
+        while not chaos.withheld and not chaos.silent:
+            await asyncio.sleep(0.01)
+        assert not writing.done()
+        await chaos.command("release")
+        await writing
+        new = await guest(qemu, "echo =$(sha256sum </new | cut -d' ' -f1)")
+        assert digest(path.read_bytes()[: 4 * MIB]) == new
+        (queue,) = backend.statistics().queues
+        assert (queue.requests, queue.failed) == (queue.answers, 0)
+    chaos.close()
 
 
 @pytest.mark.stress
