@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from aioirqfd.kvm import Kvm, RoutingEntry
 from aioirqfd.kvm.ioctls import (
+    KVM_EXIT_INTR,
     KVM_EXIT_IO,
     KVM_EXIT_MMIO,
     KVM_IOEVENTFD_FLAG_DATAMATCH,
@@ -272,7 +273,7 @@ class KernelMachine(Machine):
                     self.left.extend(("pio", access.port) for _ in range(access.count - 1))
             elif reason == KVM_EXIT_MMIO:
                 self.left.append(("mmio", vcpu.mmio_exit().phys_addr))
-            else:
+            elif reason != KVM_EXIT_INTR:  # a signal to this thread, or a task work of the kernel's own
                 raise AssertionError(f"exit {reason}")
         vcpu.kick()  # let it complete the port write, and no more
         vcpu.run()

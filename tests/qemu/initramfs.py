@@ -41,7 +41,6 @@ export PATH=/bin:/usr/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
-mount -t tmpfs tmp /tmp
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
 for module in $(cat /etc/modules); do insmod $module || echo "insmod $module failed"; done
 """
