@@ -361,7 +361,7 @@ class IrqFd:
         if action is Action.SCHEDULE:
             if before is State.IDLE:
                 self.eventfd._arm(None)
-            self._manager.schedule(self)
+            self._manager.backpressure.schedule(self.work)
         elif self._state is State.PENDING:
             self._manager.note_pending(self)
         return action
@@ -477,7 +477,7 @@ class IrqFd:
     def _after(self) -> None:
         if self._closing and not self.active:
             self._finish()
-        self._manager.progress()
+        self._manager.backpressure.progress()
 
     # -- blocking, offloading, closing -------------------------------------------------------------------------------
 
@@ -585,22 +585,22 @@ class IrqFd:
     async def drained(self) -> None:
         """Wait until nothing of it runs or will run."""
         here = asyncio.current_task()
-        queue = self._manager.queue
+        queue, backpressure = self._manager.queue, self._manager.backpressure
         while self._state not in ACTIVE and self.active:
             if queue.waits_for(_LaneRun(self), here):
                 return  # a handler that deassigns its own irqfd, or one whose handler waits for this one
             with queue.waiting_for(_LaneRun(self)):
-                await self._manager.next_progress()
+                await backpressure.next_progress()
         while self._state in ACTIVE:
             work = self.work
             if work.running is not None and work.running is asyncio.current_task():
                 return  # a handler that deassigns its own irqfd
-            if not work.pending and work.running is None and not self._manager.waits_for_room(work):
+            if not work.pending and work.running is None and not backpressure.waits_for_room(work):
                 # Somebody else has cancelled the workers, or we would never get here.
                 self.abandon()
-                self._manager.check_alive()
+                backpressure.check_alive()
                 return
-            if not await self._manager.flush_work(work):
+            if not await backpressure.flush(work):
                 return  # a handler that deassigns an irqfd whose handler is deassigning its own
 
     @property

@@ -16,14 +16,14 @@ import sys
 import time
 import warnings
 import weakref
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, ParamSpec, Self, final
 
 from aioirqfd.counter import TopHalf
-from aioirqfd.errors import ClosedError, EventFdBusyError, QueueFullError, WrongLoopError
+from aioirqfd.errors import ClosedError, EventFdBusyError, WrongLoopError
 from aioirqfd.eventfd import EventFd, Poller
 from aioirqfd.irqfd import snapshot
+from aioirqfd.irqfd.backpressure import Backpressure
 from aioirqfd.irqfd.gsi import GsiAllocator
 from aioirqfd.irqfd.interrupt import Action, Interrupt
 from aioirqfd.irqfd.irqfd import IrqFd
@@ -121,12 +121,13 @@ class IrqManager:
         self._tracer = tracer
         self._per_interrupt = bool(tracer.per_interrupt)
         self._on_error = on_error
+        self.backpressure: Final = Backpressure(self.queue, tracer)
         self._top_half = TopHalf(
             self.tiers.try_inject,
             self.tiers.try_inject_batch,
             _weakly(self.fast_path_failed),
-            _weakly(self._ready),
-            _weakly(self.progress),
+            self.backpressure.ready,
+            self.backpressure.progress,
         )
         # A tracer with a ring (the flight recorder) has the counter module write into it.
         self._top_half.flight = getattr(tracer, "ring", None)
@@ -137,14 +138,12 @@ class IrqManager:
         self._offloaded: set[IrqFd] = set()
         self._unrouted: set[IrqFd] = set()
         self._resamplers: dict[int, Resampler] = {}
-        self._waiting: deque[Work] = deque()
-        self._flushers: list[asyncio.Future[None]] = []
         self._poller: Poller | None = None
         self._entered = False
         self._paused = False
         self._aborting = False
         self._dropped = 0
-        self._full_since = self._paused_since = 0.0
+        self._paused_since = 0.0
         self._first_error: Exception | None = None
         self._process = os.getpid()
         frame = sys._getframe(1)
@@ -171,9 +170,7 @@ class IrqManager:
         self._entered = True
         self._poller = poller
         poller.acquire()
-        self.queue.on_room = _weakly(self._room)
-        self.queue.join(self._top_half)
-        self.queue.on_end = _weakly(self.progress)
+        self.backpressure.open(self._top_half)
         return self
 
     async def __aexit__(
@@ -203,6 +200,7 @@ class IrqManager:
             return
         self.queue.check_outside()
         poller, self._poller = self._poller, None
+        self.backpressure.closing = True
         irqfds = list(self._irqfds)
         try:
             if not abort:
@@ -215,15 +213,15 @@ class IrqManager:
                 await self.queue.drain()
         finally:
             self._aborting = True
+            self.backpressure.forget()
             try:
                 await self.queue.aclose()
             finally:
                 for irqfd in [*irqfds, *self._leaving]:
                     irqfd.shut()
                     irqfd.abandon()
-                self._waiting.clear()
                 poller.release()
-                self.progress()
+                self.backpressure.progress()
 
     def __del__(self) -> None:
         poller = getattr(self, "_poller", None)
@@ -237,6 +235,7 @@ class IrqManager:
         finally:
             self._poller = None
             self._aborting = True
+            self.backpressure.forget()
             for irqfd in [*self._irqfds, *self._leaving]:
                 irqfd.shut()
                 irqfd.abandon()
@@ -611,7 +610,7 @@ class IrqManager:
         """The sink failed to lower a line: say so and try again later."""
         self._tracer.emit("lowering_failed", gsi=gsi, error=repr(error))
         if self._poller is not None:
-            self._poller.loop.call_later(self.retry.maximum, self.schedule_work, work)
+            self._poller.loop.call_later(self.retry.maximum, self.backpressure.schedule, work)
 
     def asserted(self) -> dict[int, tuple[Route, ...]]:
         """The lines that are up, and where."""
@@ -622,66 +621,7 @@ class IrqManager:
         for gsi, resampler in self._resamplers.items():
             resampler.put(asserted.get(gsi, _NO_ROUTES))
 
-    # -- the work queue ----------------------------------------------------------------------------------------------
-
-    def schedule(self, irqfd: IrqFd) -> None:
-        """Queue the irqfd's bottom half."""
-        self.schedule_work(irqfd.work)
-
-    def schedule_work(self, work: Work) -> None:
-        """Queue an item, or let it wait for room. At the bound, signals wait in their eventfds from here on."""
-        if not self._entered or self._aborting:
-            return
-        try:
-            self.queue.schedule(work)
-        except QueueFullError:
-            self._waiting.append(work)
-        except ClosedError:
-            return  # somebody else has cancelled its workers: what is owed goes back into its eventfd in the end
-        self._check_full()
-
-    def _ready(self) -> None:
-        """Handlers are to be run. Called by the counter module, once a pass."""
-        self.queue.wake()
-        self._check_full()
-
-    def _check_full(self) -> None:
-        if self.queue.full and not self._top_half.full:
-            self._top_half.full = True
-            self._full_since = time.monotonic()
-            self.queue.watch_room()
-            self._tracer.emit("queue_full", maxsize=self.queue.maxsize)
-
-    def _room(self) -> None:
-        while self._waiting and not self.queue.full:
-            self.queue.schedule(self._waiting.popleft())
-        if self.queue.full:
-            self.queue.watch_room()
-            return
-        self._top_half.full = False
-        self._tracer.emit("queue_resumed", held=self._top_half.held, after=time.monotonic() - self._full_since)
-        if not self._paused:
-            self._top_half.release()
-
-    def check_alive(self) -> None:
-        """Raise ClosedError if somebody else has cancelled the work queue's tasks, and waiting would be for ever."""
-        if self._poller is not None:
-            self.queue.check_open()
-
-    def waits_for_room(self, work: Work) -> bool:
-        """Whether the item found the queue full, and is to be queued as soon as it is not."""
-        return work in self._waiting
-
-    async def flush_work(self, work: Work) -> bool:
-        """Wait for what is queued or running of an item, wherever it waits; False if it waits for the caller."""
-        while work in self._waiting:
-            if self.queue.inside:
-                self._waiting.remove(work)
-                await self.queue.expedite(work)
-            else:
-                self.check_alive()
-                await self.next_progress()
-        return await self.queue.flush(work)
+    # -- waiting -----------------------------------------------------------------------------------------------------
 
     async def flush(self) -> None:
         """Return once every signal sent before this call, from anywhere, has been injected.
@@ -704,24 +644,8 @@ class IrqManager:
                     drain.run()
                     await asyncio.sleep(0)
                 else:
-                    self.check_alive()
-                    await self.next_progress()
-
-    def progress(self) -> None:
-        """An injection has ended, one way or another."""
-        if self._flushers:
-            flushers, self._flushers = self._flushers, []
-            self._top_half.watched = False
-            for waiter in flushers:
-                if not waiter.done():
-                    waiter.set_result(None)
-
-    async def next_progress(self) -> None:
-        """Wait until an injection has ended."""
-        self._top_half.watched = True
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._flushers.append(waiter)
-        await waiter
+                    self.backpressure.check_alive()
+                    await self.backpressure.next_progress()
 
     # -- blocking ----------------------------------------------------------------------------------------------------
 
@@ -774,7 +698,7 @@ class IrqManager:
             irqfd.release_capture()
             irqfd.unblock()
         self._top_half.release()
-        self.progress()
+        self.backpressure.progress()
 
     def snapshot(self) -> dict[str, object]:
         """Everything an interrupt can be in, as a JSON-able dict: see :mod:`aioirqfd.irqfd.snapshot`.

@@ -251,7 +251,7 @@ class MsixTable:
             self._update(entry)
             entry.address, entry.data = message.address, message.data
             if irqfd is not None and irqfd.active:
-                await self._manager.flush_work(irqfd.work)
+                await self._manager.backpressure.flush(irqfd.work)
         finally:
             entry.changing -= 1
             self._update(entry)

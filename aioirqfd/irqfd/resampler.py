@@ -195,9 +195,9 @@ class Resampler:
         if not slow:
             self._tell_once()
         elif asyncio._get_running_loop() is self._loop:
-            self._manager.schedule_work(self._work)
+            self._manager.backpressure.schedule(self._work)
         else:
-            self._loop.call_soon_threadsafe(self._manager.schedule_work, self._work)
+            self._loop.call_soon_threadsafe(self._manager.backpressure.schedule, self._work)
 
     def _lower_now(self) -> bool:
         try_inject = self._manager.tiers.try_inject

@@ -1,0 +1,138 @@
+"""Between the irqfds of a manager and its bounded work queue.
+
+What finds the queue full is not refused and does not grow: the signals of irqfds stay in their eventfds, held by the counter
+module, and the few items that have no eventfd wait here in line. Both go on when half of the room is free again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final, final
+
+from aioirqfd.errors import ClosedError, QueueFullError
+
+if TYPE_CHECKING:
+    from aioirqfd.counter import TopHalf
+    from aioirqfd.irqfd.workqueue import Work, WorkQueue
+    from aioirqfd.tracer import Tracer
+
+
+@final
+class Backpressure:
+    """Queues work where there is room, has signals wait where there is none, and tells who waits that something has ended.
+
+    Args:
+        queue: The work queue.
+        tracer: Hears ``queue_full`` and ``queue_resumed``.
+
+    Attributes:
+        accepting: Whether work is queued at all; otherwise it is left undone, and goes back into its eventfd.
+        closing: Whether it is no error any more that nothing runs.
+    """
+
+    __slots__ = ("_full_since", "_queue", "_top_half", "_tracer", "_waiters", "_waiting", "accepting", "closing")
+
+    def __init__(self, queue: WorkQueue, tracer: Tracer) -> None:
+        self._queue: Final = queue
+        self._tracer: Final = tracer
+        self._top_half: TopHalf | None = None
+        self._waiting: deque[Work] = deque()
+        self._waiters: list[asyncio.Future[None]] = []
+        self._full_since = 0.0
+        self.accepting = False
+        self.closing = False
+
+    def open(self, top_half: TopHalf) -> None:
+        """Begin: the queue runs, and the top half's irqfds are to be queued."""
+        self._top_half = top_half
+        self._queue.on_room = self._room
+        self._queue.on_end = self.progress
+        self._queue.join(top_half)
+        self.accepting = True
+
+    def forget(self) -> None:
+        """Queue nothing more; what waits in line is left undone."""
+        self.accepting = False
+        self._waiting.clear()
+
+    # -- queueing ----------------------------------------------------------------------------------------------------
+
+    def schedule(self, work: Work) -> None:
+        """Queue an item, or let it wait for room. At the bound, signals wait in their eventfds from here on."""
+        if not self.accepting:
+            return
+        try:
+            self._queue.schedule(work)
+        except QueueFullError:
+            self._waiting.append(work)
+        except ClosedError:
+            return  # somebody else has cancelled its workers: what is owed goes back into its eventfd in the end
+        self._check_full()
+
+    def ready(self) -> None:
+        """Handlers are to be run. Called by the counter module, once a pass."""
+        self._queue.wake()
+        self._check_full()
+
+    def _check_full(self) -> None:
+        top_half = self._top_half
+        if top_half is not None and self._queue.full and not top_half.full:
+            top_half.full = True
+            self._full_since = time.monotonic()
+            self._queue.watch_room()
+            self._tracer.emit("queue_full", maxsize=self._queue.maxsize)
+
+    def _room(self) -> None:
+        while self._waiting and not self._queue.full:
+            self._queue.schedule(self._waiting.popleft())
+        if self._queue.full:
+            self._queue.watch_room()
+            return
+        top_half = self._top_half
+        assert top_half is not None
+        top_half.full = False
+        self._tracer.emit("queue_resumed", held=top_half.held, after=time.monotonic() - self._full_since)
+        if not top_half.paused:
+            top_half.release()
+
+    # -- waiting -----------------------------------------------------------------------------------------------------
+
+    def check_alive(self) -> None:
+        """Raise ClosedError if somebody else has cancelled the work queue's tasks, and waiting would be for ever."""
+        if not self.closing:
+            self._queue.check_open()
+
+    def waits_for_room(self, work: Work) -> bool:
+        """Whether the item found the queue full, and is to be queued as soon as it is not."""
+        return work in self._waiting
+
+    async def flush(self, work: Work) -> bool:
+        """Wait for what is queued or running of an item, wherever it waits; False if it waits for the caller."""
+        while work in self._waiting:
+            if self._queue.inside:
+                self._waiting.remove(work)
+                await self._queue.expedite(work)
+            else:
+                self.check_alive()
+                await self.next_progress()
+        return await self._queue.flush(work)
+
+    def progress(self) -> None:
+        """An injection has ended, one way or another. Called by the counter module too, while somebody waits."""
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            if self._top_half is not None:
+                self._top_half.watched = False
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def next_progress(self) -> None:
+        """Wait until an injection has ended."""
+        if self._top_half is not None:
+            self._top_half.watched = True
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
