@@ -93,6 +93,7 @@ class IrqFd:
         "_covering",
         "_deferrals",
         "_dropped",
+        "_dropped_under",
         "_error",
         "_failures",
         "_final",
@@ -101,6 +102,7 @@ class IrqFd:
         "_manager",
         "_masked",
         "_offloaded",
+        "_references",
         "_retries",
         "_retry",
         "_returned",
@@ -110,11 +112,9 @@ class IrqFd:
         "_state",
         "_taken",
         "_work",
-        "dropped_under",
         "eventfd",
         "eventfd_id",
         "gsi",
-        "references",
         "resamplefd",
     )
 
@@ -137,8 +137,7 @@ class IrqFd:
         """The gsi it is bound to, 0..2**32-1."""
         self.resamplefd = resamplefd
         """Signalled at each end of interrupt, or None for an edge-triggered irqfd."""
-        self.references: list[EventFd] = []
-        """What it closes itself."""
+        self._references: list[EventFd] = []  # what it closes itself
         self._manager = manager
         self._handlers = handlers
         self._masked = masked
@@ -159,8 +158,7 @@ class IrqFd:
         # How much of what is owed is a snapshot's, since it was taken or restored here, and whether that is another's now.
         self._baseline: int | None = None
         self._captured = False
-        self.dropped_under = -1
-        """The routing generation whose lack of a route was traced."""
+        self._dropped_under = -1  # the routing generation whose lack of a route was traced
 
     def __repr__(self) -> str:
         masked = " masked" if self._masked else ""

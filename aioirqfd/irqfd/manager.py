@@ -328,7 +328,7 @@ class IrqManager:
         except BaseException:
             _close(references)
             raise
-        irqfd.references = references
+        irqfd._references = references
         _bound.add(eventfd_id)
         trigger._binding = irqfd
         self._irqfds[irqfd] = None
@@ -426,7 +426,7 @@ class IrqManager:
             if resampler is not None:
                 resampler.leave(irqfd.resamplefd)
                 self.drop_resampler(resampler)
-        references, irqfd.references = irqfd.references, []
+        references, irqfd._references = irqfd._references, []
         if references and self._poller is not None and self._poller.drain.dispatching:
             # What the sink just refused is yet to be given back.
             self._poller.loop.call_soon(_close, references)
@@ -800,8 +800,8 @@ class IrqManager:
     def dropped(self, irqfd: IrqFd) -> None:
         """An interrupt had no route. Traced once for each irqfd and table."""
         self._dropped += 1
-        if irqfd.dropped_under != self.generation:
-            irqfd.dropped_under = self.generation
+        if irqfd._dropped_under != self.generation:
+            irqfd._dropped_under = self.generation
             self.trace("interrupt_dropped", irqfd)
 
     def fast_path_failed(self, error: Exception) -> None:
