@@ -10,22 +10,33 @@ import os
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, fdinfo
+    from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, begin, fdinfo, walk
 
     IMPLEMENTATION: Final[str] = ""
     """Which one is live: ``"c"`` or ``"python"``."""
 elif os.environ.get("AIOIRQFD_PURE_PYTHON", "") not in {"", "0"}:
-    from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, fdinfo
+    from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, begin, fdinfo, walk
 
     IMPLEMENTATION = "python"
 else:
     try:
-        from aioirqfd.counter._native import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, fdinfo
+        from aioirqfd.counter._native import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, begin, fdinfo, walk
 
         IMPLEMENTATION = "c"
     except ImportError:
-        from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, fdinfo
+        from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, begin, fdinfo, walk
 
         IMPLEMENTATION = "python"
 
-__all__ = ["IMPLEMENTATION", "MAX", "Counter", "Drain", "EventFdCtx", "FlightRing", "TopHalf", "fdinfo"]
+__all__ = [
+    "IMPLEMENTATION",
+    "MAX",
+    "Counter",
+    "Drain",
+    "EventFdCtx",
+    "FlightRing",
+    "TopHalf",
+    "begin",
+    "fdinfo",
+    "walk",
+]

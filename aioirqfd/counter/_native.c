@@ -30,6 +30,14 @@ static PyMethodDef native_methods[] = {
     {"fdinfo", native_fdinfo, METH_O,
      PyDoc_STR(
          "fdinfo(fd, /)\n--\n\n(count, eventfd-id, semaphore) of an eventfd, None for another kind of file; OSError EBADF (E25).")},
+    {"walk", _PyCFunction_CAST(native_walk), METH_FASTCALL,
+     PyDoc_STR(
+         "walk(table, head, readable, writable, start, max_table, /)\n--\n\n"
+         "Follow the descriptors of a virtqueue's request: (to read, to write, bytes to write), or None if it is not all\n"
+         "in the window or breaks a rule, and somebody else is to say which.")},
+    {"begin", native_begin, METH_O,
+     PyDoc_STR("begin(coroutine, /)\n--\n\n"
+               "Drive a coroutine to where it waits, or to its end: (it has ended, what it yielded or returned).")},
     {NULL, NULL, 0, NULL},
 };
 

@@ -155,6 +155,10 @@ struct drain_object {
 extern PyType_Spec counter_spec;
 int native_u64_from(PyObject *object, uint64_t low, const char *what, uint64_t *value);
 
+/* request.c */
+PyObject *native_walk(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *native_begin(PyObject *module, PyObject *coroutine);
+
 /* eventfd_ctx.c */
 extern PyType_Spec eventfd_ctx_spec;
 int eventfd_read_now(int fd, bool blocking, uint64_t *value);

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Final, Protocol, SupportsIndex, cast, final
 from aioirqfd.errors import ClosedError, WouldBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     _Handler = Callable[..., Awaitable[object]]
 
@@ -105,6 +105,38 @@ def fdinfo(fd: int, /) -> tuple[int, int, bool] | None:
         int(fields.get("eventfd-id", "-1")),
         fields.get("eventfd-semaphore", "0").strip() == "1",
     )
+
+
+def walk(
+    table: memoryview, head: int, readable: memoryview, writable: memoryview, start: int, max_table: int, /
+) -> tuple[list[memoryview], list[memoryview], int] | None:
+    """Follow the descriptors of a virtqueue's request, if there is a faster way than its own: here there is none.
+
+    Args:
+        table: The descriptor table.
+        head: The first descriptor, which is in the table.
+        readable: The window: the part of the guest's memory where most of it is, read-only.
+        writable: The same, writable.
+        start: The window's first guest-physical address.
+        max_table: Bytes of the longest indirect table; 0: none are agreed on.
+
+    Returns:
+        What is to be read, to be written, and how many bytes the latter are; None: walk yourself.
+    """
+    del table, head, readable, writable, start, max_table
+    return None
+
+
+def begin(coroutine: Coroutine[object, object, object], /) -> tuple[bool, object]:
+    """Drive a coroutine up to where it waits, or to its end.
+
+    Returns:
+        Whether it has ended, and what it returned, or yielded.
+    """
+    try:
+        return False, coroutine.send(None)
+    except StopIteration as stop:
+        return True, stop.value
 
 
 def _read_now(fd: int, *, blocking: bool) -> int:
@@ -400,6 +432,11 @@ class EventFdCtx:
 
     def _readable(self) -> bool:
         return self._count > 0 or (self._fd >= 0 and _has_count(self._fd))
+
+    def _dispatch(self) -> None:
+        """Do now what the drain's next pass would; nothing from within a pass. The loop's thread."""
+        if self._drain is not None and not self._drain.dispatching and self._owed:
+            self._drain.dispatch(self)
 
     def _bind(self, top_half: TopHalf, irqfd: _Irqfd, want_count: bool, handler: _Handler | None, /) -> None:  # noqa: FBT001  the native signature
         if self._top_half is not None or self._drain is None:

@@ -17,7 +17,9 @@ import asyncio
 import contextvars
 import types
 from asyncio.tasks import _enter_task, _leave_task
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, cast, final
+
+from aioirqfd.counter import begin
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
@@ -120,14 +122,13 @@ class Eager:
             task = spare.task
         _enter_task(self._loop, task)
         try:
-            yielded = spare.context.run(coroutine.send, None)
-        except StopIteration as stop:
-            result: int | None = stop.value
-            return result
+            ended, value = spare.context.run(begin, coroutine)
         finally:
             _leave_task(self._loop, task)
+        if ended:
+            return cast("int | None", value)
         self._spare = _Spare(self._loop)
-        spare.give(coroutine, yielded)
+        spare.give(coroutine, value)
         return task
 
     async def aclose(self) -> None:

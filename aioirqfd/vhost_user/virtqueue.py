@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
+from aioirqfd.counter import walk
 from aioirqfd.vhost_user import ring
 from aioirqfd.vhost_user.chain import Chain
 from aioirqfd.vhost_user.errors import (
@@ -28,7 +29,7 @@ from aioirqfd.vhost_user.features import VirtioFeature
 from aioirqfd.vhost_user.memory import GuestMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from aioirqfd.vhost_user.inflight import InflightQueue
     from aioirqfd.vhost_user.messages import VringAddr
@@ -213,8 +214,17 @@ class VirtQueue:
             head = self._resubmit[0]
             fresh = False
         else:
-            if next_avail == self._seen_avail and not self._look():
-                return None
+            if next_avail == self._seen_avail:
+                if self._stopped is not None:
+                    raise VirtqueueStoppedError(self._stopped)
+                self._seen_avail = seen = self._avail[_IDX]
+                if seen == next_avail:
+                    return None
+                if (seen - next_avail) & _WORD > self.size:
+                    ahead = (seen - next_avail) & _WORD
+                    raise self._break(f"the available index runs {ahead} ahead in a ring of {self.size}")
+                if not ring.ORDERED:
+                    ring.fence(self._lock)
             head = self._avail[2 + (next_avail & self._mask)]
             if head >= self.size:
                 raise self._break(f"descriptor {head} of {self.size}")
@@ -223,7 +233,34 @@ class VirtQueue:
                 raise self._break(f"chain {head} offered again before it was used")
             fresh = True
 
-        # The walk. It is all in one piece, and looks up nothing twice, because it is what a request costs.
+        # Nearly every chain is within the window and by the rules, and needs no Python; the others do.
+        found = walk(self._desc, head, self._readable, self._writable, self._start, self._max_table)
+        readable, writable, writable_size = found if found is not None else self._walk(head)
+
+        chain = Chain()
+        chain.head = head
+        chain.readable = readable
+        chain.writable = writable
+        chain.writable_size = writable_size
+        self._chains[head] = chain
+        self._popped += 1
+        if fresh:
+            if self._inflight is not None:
+                self._inflight.begin(head)
+            self._next_avail = (next_avail + 1) & _WORD
+        else:
+            self._resubmit.popleft()
+            self._resubmitted += 1
+        return chain
+
+    def _walk(self, head: int) -> tuple[list[memoryview], list[memoryview], int]:
+        """Follow a chain from its head: what it gives to read, to write, and the bytes of the latter.
+
+        It is all in one piece, and looks up nothing twice, because it is what a request costs where there is no C.
+
+        Raises:
+            VirtqueueError: The chain breaks the rules; the queue is stopped.
+        """
         table = self._desc
         limit = self.size
         direct = True
@@ -288,34 +325,7 @@ class VirtQueue:
             raise self._break("a looped chain (2.7.5.2)")
         if writable_size > _MAX_BYTES:
             raise self._break("a chain with more than 2**32-1 bytes to write: more than the used ring can tell of")
-
-        chain = Chain()
-        chain.head = head
-        chain.readable = readable
-        chain.writable = writable
-        chain.writable_size = writable_size
-        self._chains[head] = chain
-        self._popped += 1
-        if fresh:
-            if self._inflight is not None:
-                self._inflight.begin(head)
-            self._next_avail = (next_avail + 1) & _WORD
-        else:
-            self._resubmit.popleft()
-            self._resubmitted += 1
-        return chain
-
-    def _look(self) -> bool:
-        """Read the driver's index: whether there is something new."""
-        if self._stopped is not None:
-            raise VirtqueueStoppedError(self._stopped)
-        self._seen_avail = seen = self._avail[_IDX]
-        ahead = (seen - self._next_avail) & _WORD
-        if ahead > self.size:
-            raise self._break(f"the available index runs {ahead} ahead in a ring of {self.size}")
-        if not ring.ORDERED:
-            ring.fence(self._lock)
-        return ahead != 0
+        return readable, writable, writable_size
 
     def _look_up(self, address: int, length: int, *, write: bool) -> list[memoryview]:
         """Find a buffer that is not in the window, and move the window there."""
@@ -411,13 +421,17 @@ class VirtQueue:
         Ask once after each batch, and signal the call eventfd if True: the answer is remembered as given. The first
         time, with ``EVENT_IDX``, it is True if anything was pushed, because an earlier run's last call is not known.
         """
-        new = self._pushed - self._signalled
-        if not new:
+        if self._pushed == self._signalled:
             return False
         if self._stopped is not None:
             raise VirtqueueStoppedError(self._stopped)
-        self._signalled = self._pushed
         ring.fence(self._lock)
+        return self._wanted()
+
+    def _wanted(self) -> bool:
+        """What :meth:`need_notify` says, behind a fence that came after the push."""
+        new = self._pushed - self._signalled
+        self._signalled = self._pushed
         if self._event_idx:
             used_event = self._avail[2 + self.size]
             wanted = self._force_notify or (self._used_idx - used_event - 1) & _WORD < new
@@ -429,6 +443,33 @@ class VirtQueue:
         else:
             self._suppressed += 1
         return wanted
+
+    def finish(self, answers: Sequence[tuple[Chain, int]]) -> tuple[bool, bool]:
+        """Give the last chains back and go to rest: :meth:`push_batch`, :meth:`need_notify` and :meth:`enable_kicks`.
+
+        One fence does for all: both of the driver's indexes that tell what it wants are read behind it, and both that
+        tell what it gets, the used index and where to kick, are written before.
+
+        Args:
+            answers: As for :meth:`push_batch`, at least one.
+
+        Returns:
+            Whether to call, and whether there is a request already for which no kick may come.
+
+        Raises:
+            ChainError: As :meth:`push_batch`.
+            VirtqueueStoppedError: The queue has been stopped.
+        """
+        if len(answers) == 1:
+            self.push(*answers[0])
+        else:
+            self.push_batch(answers)
+        if self._event_idx:
+            self._used_words[2 + 4 * self.size] = self._next_avail
+        else:
+            self._used_words[0] = 0
+        ring.fence(self._lock)
+        return self._wanted(), bool(self._resubmit) or self._avail[_IDX] != self._next_avail
 
     # Kicks.
 
@@ -504,7 +545,7 @@ class VirtQueue:
 
     def _stop(self, reason: str) -> None:
         self._stopped = reason
-        # pop() has no check of its own: with equal indexes and nothing to resubmit it comes to _look(), which has one.
+        # pop() has no check of its own: with equal indexes and nothing to resubmit it comes to where the reason is told.
         self._seen_avail = self._next_avail
         self._resubmit.clear()
         self._chains = []  # with which every push, too, comes to where the reason is told

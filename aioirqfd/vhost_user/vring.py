@@ -335,16 +335,26 @@ class Vring:
                     # As many as may be are under way; the end of one goes on from here.
                     self._push(queue, answers)
                     return
-                if answers:
+                if chain is not None:
                     self._push(queue, answers)
                     answers.clear()
                     written = 0
-                    if chain is not None:
-                        if left <= 0:
-                            self._serve_soon()
-                            return
-                        continue
-                if not queue.enable_kicks():
+                    if left <= 0:
+                        self._serve_soon()
+                        return
+                elif answers:
+                    # All that there was: the end of nearly every kick.
+                    call, more = queue.finish(answers)
+                    if call:
+                        self._call()
+                    if not more:
+                        return
+                    if left <= 0:
+                        self._serve_soon()
+                        return
+                    answers.clear()
+                    written = 0
+                elif not queue.enable_kicks():
                     return
         except VirtqueueError as error:
             if self.queue is queue:
@@ -357,10 +367,13 @@ class Vring:
         else:
             queue.push_batch(answers)
         if queue.need_notify():
-            if self._interrupt is None:
-                self._calls.ring(self.index)
-            else:
-                self._interrupt(self.index, functools.partial(self._calls.ring, self.index))
+            self._call()
+
+    def _call(self) -> None:
+        if self._interrupt is None:
+            self._calls.ring(self.index)
+        else:
+            self._interrupt(self.index, functools.partial(self._calls.ring, self.index))
 
     def _ended(self, queue: VirtQueue, task: asyncio.Task[int | None]) -> None:
         """A request that waited has ended."""

@@ -1,7 +1,8 @@
 """A disk for a guest, three ways: ``python -m tests.bench.vhost_blk``.
 
 The same guest, image and load for ``examples/vhost_user_blk.py``, for ``qemu-storage-daemon``'s vhost-user-blk export, and
-for QEMU's own virtio-blk. The image is in memory. What a process has used is from its tasks' schedstat.
+for QEMU's own virtio-blk; and for ``vhost_floor.py``, the least that there is to do, in C and in Python. The image is in memory.
+What a process has used is from its tasks' schedstat.
 """
 
 from __future__ import annotations
@@ -49,6 +50,14 @@ def build(directory: Path) -> Path:
     return program
 
 
+def build_floor(directory: Path) -> Path:
+    """The loop that does nothing but what must be done, as a library."""
+    library = directory / "vhost_floor.so"
+    source = Path(__file__).with_name("vhost_floor.c")
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
+    return library
+
+
 def servers(kind: str, image: Path, socket: Path) -> list[str] | None:
     """The command of the process that serves the image; None: QEMU itself does."""
     if kind == "ours":
@@ -61,6 +70,9 @@ def servers(kind: str, image: Path, socket: Path) -> list[str] | None:
             "--blockdev", f"driver=file,node-name=disk,filename={image}",
             "--export", f"type=vhost-user-blk,id=disk,node-name=disk,addr.type=unix,addr.path={socket},writable=on",
         ]  # fmt: skip
+    if kind in {"c", "python"}:
+        library = image.with_name("vhost_floor.so")
+        return [sys.executable, "-m", "tests.bench.vhost_floor", kind, str(socket), str(image), str(library)]
     return None
 
 
@@ -103,7 +115,7 @@ async def measure(kind: str, image: Path, program: Path, rounds: int) -> dict[st
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--kinds", nargs="+", default=["ours", "qsd", "qemu"])
+    parser.add_argument("--kinds", nargs="+", default=["ours", "qsd", "qemu", "c", "python"])
     parser.add_argument(
         "--directory", default="/dev/shm", help="where the image is made; in memory, so that no disk is measured"
     )
@@ -111,6 +123,7 @@ async def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.directory) as name:
         directory = Path(name)
         program = build(directory)
+        build_floor(directory)
         image = directory / "image"
         with image.open("wb") as file:
             for _ in range(IMAGE_BYTES >> 20):

@@ -237,3 +237,31 @@ async def test_context_variables_stay_with_the_coroutine(eager):
 
     task, outside = await from_callback(begin)
     assert (await task, outside) == (1, 0)
+
+
+@pytest.mark.parametrize("module", ["_native", "_python"])
+def test_begin(module):
+    begin = getattr(pytest.importorskip(f"aioirqfd.counter.{module}"), "begin")  # noqa: B009
+    loop = asyncio.new_event_loop()
+    gate = loop.create_future()
+    loop.close()
+
+    async def end():
+        return 7
+
+    async def wait():
+        await gate
+
+    async def fail():
+        raise KeyError("now")
+
+    assert begin(end()) == (True, 7)
+    waiting = wait()
+    assert begin(waiting) == (False, gate)
+    waiting.close()
+    with pytest.raises(KeyError, match="now"):
+        begin(fail())
+    with pytest.raises(RuntimeError, match="cannot reuse"):
+        ended = end()
+        begin(ended)
+        begin(ended)

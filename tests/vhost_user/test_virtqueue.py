@@ -202,6 +202,53 @@ def test_kicks(make_rig, event_idx):
     assert not queue.enable_kicks()
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_finish_answers_and_wants_kicks(make_rig, event_idx, count):
+    rig = make_rig(event_idx=event_idx)
+    driver, queue = rig.driver, rig.queue
+    expected = []
+    for wanted in (True, False, True):
+        queue.disable_kicks()
+        for _ in range(count):
+            driver.request([], [1])
+        driver.kick_needed()
+        answers = [(queue.pop(), 1) for _ in range(count)]
+        assert queue.pop() is None
+        assert queue.finish(answers) == (wanted, False)
+        assert len(driver.collect()) == count
+        expected.append(wanted)
+        driver.request([], [1])
+        assert driver.kick_needed()
+        driver.disable_calls() if wanted else driver.enable_calls()
+        late = queue.pop()
+        driver.request([], [1])  # while nobody listens
+        assert queue.finish([(late, 1)]) == (not wanted, True)
+        expected.append(not wanted)
+        assert queue.finish([(queue.pop(), 1)]) == (not wanted and not event_idx, False)
+        expected.append(not wanted and not event_idx)
+        driver.collect()
+        driver.enable_calls() if not wanted else driver.disable_calls()
+    statistics = queue.statistics()
+    assert (statistics.notified, statistics.suppressed) == (expected.count(True), expected.count(False))
+
+
+def test_finish_has_one_fence_behind_all_that_the_driver_is_told(make_rig, monkeypatch):
+    rig = make_rig()
+    rig.driver.request([], [1])
+    chain = rig.queue.pop()
+    seen = []
+
+    def fence(lock):
+        words = rig.queue._used_words
+        seen.append((words[ring.IDX], words[ring.avail_event_word(rig.queue.size)]))
+        rig.driver.request([], [1])  # at the last moment
+
+    monkeypatch.setattr(ring, "fence", fence)
+    assert rig.queue.finish([(chain, 1)]) == (True, True)
+    assert seen == [(1, 1)]
+
+
 # Misuse by the device.
 
 
@@ -247,6 +294,8 @@ def test_a_stopped_queue_says_so(make_rig):
         rig.queue.enable_kicks,
         lambda: rig.queue.push(chain, 4),
         lambda: rig.queue.push_batch([(chain, 4)]),
+        lambda: rig.queue.finish([(chain, 4)]),
+        lambda: rig.queue.finish([(chain, 4), (chain, 4)]),
         lambda: rig.queue.set_memory(rig.memory),
     ):
         with pytest.raises(VirtqueueStoppedError):

@@ -116,6 +116,24 @@ class DriverAndDevice(RuleBasedStateMachine):
         self.device_sleeps = not self.order
 
     @precondition(lambda self: self.held)
+    @rule()
+    def answer_all_and_go_to_sleep(self):
+        self.queue.disable_kicks()
+        while (chain := self.queue.pop()) is not None:
+            self.take(chain)
+        batch = [(chain, 0) for chain in self.held]
+        self.pushed += [(chain.head, b"") for chain in self.held]
+        self.held.clear()
+        call, more = self.queue.finish(batch)
+        assert not more
+        if call:
+            self.called = True
+        if self.driver_sleeps:
+            assert self.called
+        self.kicked = False
+        self.device_sleeps = True
+
+    @precondition(lambda self: self.held)
     @rule(data=st.data())
     def answer(self, data):
         count = data.draw(st.integers(1, len(self.held)))
