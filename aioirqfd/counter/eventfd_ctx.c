@@ -473,6 +473,20 @@ ctx_dealloc(PyObject *op)
     Py_DECREF(type);
 }
 
+static PyObject *
+ctx_dispatch(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    native_state *state = native_state_of_object(op);
+    if (state == NULL) {
+        return NULL;
+    }
+    if (self->drain != NULL && !self->drain->dispatching && mailbox_is_owed(&self->node)) {
+        top_half_one(state, self);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef ctx_methods[] = {
     {"signal", _PyCFunction_CAST(ctx_signal), METH_FASTCALL,
      PyDoc_STR(
@@ -488,6 +502,8 @@ static PyMethodDef ctx_methods[] = {
     {"_take", ctx_take, METH_NOARGS, PyDoc_STR("Read both counters; 0 when there is nothing.")},
     {"_spill", ctx_spill, METH_NOARGS, PyDoc_STR("Move what was counted in this process into the kernel's counter.")},
     {"_readable", ctx_readable, METH_NOARGS, PyDoc_STR("Whether the count is above 0; consumes nothing.")},
+    {"_dispatch", ctx_dispatch, METH_NOARGS,
+     PyDoc_STR("Do now what the drain's next pass would; nothing from within a pass. The loop's thread.")},
     {"_bind", _PyCFunction_CAST(ctx_bind), METH_FASTCALL,
      PyDoc_STR("_bind(top_half, irqfd, want_count, handler): signals go there.")},
     {"_recall", ctx_recall, METH_NOARGS, PyDoc_STR("Take back the count that waits for the handler.")},

@@ -34,6 +34,7 @@ class _Binding(Protocol):
 
     def on_eventfd_closing(self) -> None: ...
     def settle(self) -> None: ...
+    def settle_owed(self) -> None: ...
 
 
 @final
@@ -161,10 +162,12 @@ class EventFd(EventFdCtx):
         # A sink that watches it by itself leaves it without a poller: then it is as any other eventfd.
         if self._binding is not None and self._poller is not None:
             self._poller.check_here()
-            if not self._leftover:
-                self._binding.settle()
-                if not self._semaphore or self._owed:
-                    raise WouldBlock
+            self._binding.settle()
+            # A signal that came before this read is the irqfd's, and takes along what was there (row P04).
+            self._dispatch()
+            self._binding.settle_owed()
+            if not self._leftover and not self._semaphore:
+                raise WouldBlock
         count = self._take()
         if not count:
             raise WouldBlock

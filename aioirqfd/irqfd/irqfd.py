@@ -491,6 +491,11 @@ class IrqFd:
         if not eventfd._owed and not eventfd._leftover and not eventfd.semaphore:
             self._settle()
 
+    def settle_owed(self) -> None:
+        """Take what is owed and is not to be injected just now. Called on the loop's thread alone."""
+        if self.eventfd._owed and not self._closing:
+            self._settle()
+
     def _settle(self) -> None:
         eventfd = self.eventfd
         poller = eventfd._poller

@@ -96,7 +96,8 @@ async def epoll_keeps_nothing(host: Host) -> object:
     "The last close of the trigger deassigns it, and the eventfd is gone.",
     [True, False, True],
     limit="By EventFd.close(). A close(2) behind its back cannot be seen: an owner inside this process holds a reference of its own, or "
-    "loses the fd in silence. close() injects what was signalled, and leaves the poller before the number can be anybody else's.",
+    "loses the fd in silence. close() injects what was signalled, and leaves the poller before the number can be anybody else's. "
+    "Of an fd that is given as an int the irqfd has a dup of its own, and stays bound until it is deassigned.",
 )
 async def last_close(host: Host) -> object:
     result: list[object] = []

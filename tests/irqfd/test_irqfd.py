@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from aioirqfd import ClosedError, EventFd, InjectionError, IrqFd, IrqManager, Retry, State, WorkQueue
+from aioirqfd import ClosedError, EventFd, InjectionError, IrqFd, IrqManager, Retry, State, WorkQueue, WouldBlock
 from aioirqfd.sinks import CallbackSink, RecordingSink
 from aioirqfd.testing import FlakySink, GatedSink, RecordingTracer, RefusingSink
 from tests.irqfd.helpers import MSI, SlowSink, pulse, turns, write
@@ -676,6 +676,30 @@ async def test_looking_between_a_threads_signal_and_the_loop_loses_nothing(look)
                 await turns()
                 assert sink.interrupts == [pulse(5)] * rounds
             assert irqfd.statistics().signals == 3
+
+
+@pytest.mark.parametrize("how", ["free", "paused", "masked"])
+async def test_a_read_of_what_was_there_takes_no_signal_that_came_after_it(how):
+    sink = RecordingSink()
+    async with IrqManager(sink) as irqs:
+        with EventFd(1) as kick:
+            irqfd = irqs.assign(kick, gsi=5)
+            await irqs.flush()
+            assert sink.interrupts == [pulse(5)]
+            if how == "paused":
+                await irqs.pause()
+            elif how == "masked":
+                irqfd.mask()
+            write(kick, 2)
+            with pytest.raises(WouldBlock):
+                kick.read_nowait()
+            assert irqfd.pending is (how != "free")
+            if how == "paused":
+                irqs.resume()
+            elif how == "masked":
+                irqfd.unmask()
+            await turns()
+            assert sink.interrupts == [pulse(5)] * 2
 
 
 async def test_statistics_of_the_fast_and_the_slow_way():

@@ -1153,7 +1153,7 @@ async def test_what_is_pending_is_the_parents_whatever_a_forked_child_does(how):
             finally:
                 os._exit(status)
         assert os.waitpid(child, 0)[1] == 0
-        assert fdinfo(kick.fileno())[0] == 0
+        assert fdinfo(kick.fileno()) == (0, kick.id, False)
         irqfd.unmask()
         await irqs.flush()
         assert sink.interrupts == [pulse(5)]

@@ -312,7 +312,9 @@ class Promise(RuleBasedStateMachine):
                 assert self.counts[slot] == self.sent[slot]
             # What a semaphore was signalled in a pause is one interrupt, and takes one of it (row P06).
             kick = self.kicks[slot]
-            rest = kick._count + fdinfo(kick.fileno())[0] if slot == SEMAPHORE else 0
+            left = fdinfo(kick.fileno())
+            assert left is not None
+            rest = kick._count + left[0] if slot == SEMAPHORE else 0
             assert self.call(irqfd.statistics).signals + rest == self.sent[slot]
         self.run(self.irqs.queue.drain())
         raised = {(gsi, route) for gsi, routes in self.call(self.irqs.asserted).items() for route in routes}
