@@ -8,6 +8,7 @@ A script and the control socket take the same commands, one a line; the control 
                             jitter=MS       and up to that much more, at random
                             reorder=N       completions are kept until there are N, and come in random order
                             withhold=N      the next N completions are kept until "release"
+                    duplicate=N     each completion comes N times more
                             irq-delay=MS    each interrupt comes that much later
                             irq-merge=N     only each Nth interrupt comes
                             irq-duplicate=N each interrupt comes N times more
@@ -43,6 +44,7 @@ SETTINGS = (
     "jitter",
     "reorder",
     "withhold",
+    "duplicate",
     "irq-delay",
     "irq-merge",
     "irq-duplicate",
@@ -50,7 +52,7 @@ SETTINGS = (
     "irq-spurious",
 )
 AGAIN = 0.001
-"""Seconds between an interrupt and its duplicate: at once, the two would be one."""
+"""Seconds between an interrupt, or a completion, and its duplicate: at once, the two interrupts would be one."""
 FLUSH = 0.05
 """Seconds after which completions that wait to be re-ordered come although they are too few: there may be no more."""
 
@@ -69,6 +71,7 @@ class Chaos(Blk):
         self.rings: dict[int, Callable[[], None]] = {}
         self.arrived: list[tuple[int, asyncio.Future[None]]] = []
         self.spurious: asyncio.TimerHandle | None = None
+        self.backend: Backend | None = None
 
     # -- completions -------------------------------------------------------------------------------------------------
 
@@ -92,6 +95,10 @@ class Chaos(Blk):
         milliseconds = settings["delay"] + self.random.uniform(0, settings["jitter"])
         if milliseconds:
             await asyncio.sleep(milliseconds / 1000)
+        if self.backend is not None:
+            for number in range(settings["duplicate"]):
+                again = functools.partial(self.backend.answer_again, request, written)
+                asyncio.get_running_loop().call_later((number + 1) * AGAIN, again)
         return written
 
     @staticmethod
@@ -229,7 +236,7 @@ async def serve(options: argparse.Namespace, lines: Iterable[str]) -> None:
             server = await asyncio.start_unix_server(chaos.serve_control, options.control)
             stack.callback(functools.partial(Path(options.control).unlink, missing_ok=True))
             stack.callback(server.close)
-        await stack.enter_async_context(Backend(chaos, options.socket_path))
+        chaos.backend = await stack.enter_async_context(Backend(chaos, options.socket_path))
         if lines:
             script = asyncio.create_task(chaos.run_script(lines))
             stack.callback(script.cancel)

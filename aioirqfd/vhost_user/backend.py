@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from aioirqfd.irqfd.interrupt import Interrupt
     from aioirqfd.tracer import Tracer
+    from aioirqfd.vhost_user.chain import Chain
     from aioirqfd.vhost_user.device import Device
     from aioirqfd.vhost_user.vring import VringStatistics
 
@@ -154,6 +155,17 @@ class Backend:
                 # A fault of this package's or the device's; the next front-end is not to suffer for it.
                 self._tracer.emit("session_failed", error=repr(error))
                 loop.call_exception_handler({"message": f"aioirqfd: {self!r}: a session failed", "exception": error})
+
+    def answer_again(self, request: Chain, written: int) -> None:
+        """Put the answer to a request into its ring once more: what no device may do, to test a driver with.
+
+        Args:
+            request: One that was answered.
+            written: What is said to have been written, 0..2**32-1.
+
+        Nothing happens if its queue has stopped meanwhile.
+        """
+        self._vrings[request.queue].answer_again(request.head, written)
 
     def statistics(self) -> BackendStatistics:
         """The counts as they are now."""

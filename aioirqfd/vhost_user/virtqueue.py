@@ -415,6 +415,28 @@ class VirtQueue:
         self._pushed += len(batch)
         return len(batch)
 
+    def push_again(self, head: int, written: int) -> None:
+        """Give an answer that the driver has had once more, which no device may do: to see what a driver makes of it.
+
+        Args:
+            head: The chain's first descriptor, 0..``size`` - 1.
+            written: What is said to have been written, 0..2**32-1.
+
+        Raises:
+            VirtqueueStoppedError: The queue has been stopped.
+        """
+        if self._stopped is not None:
+            raise VirtqueueStoppedError(self._stopped)
+        used_idx = self._used_idx
+        self._used[used_idx & self._mask] = head + written * _HIGH
+        self._used_idx = used_idx = (used_idx + 1) & _WORD
+        if not ring.ORDERED:
+            ring.fence(self._lock)
+        self._used_words[_IDX] = used_idx
+        if self._inflight is not None:
+            self._inflight.commit((), used_idx)
+        self._pushed += 1
+
     def need_notify(self) -> bool:
         """Whether the driver wants to hear of what was pushed since this was last asked (section 2.7.7).
 

@@ -369,6 +369,14 @@ class Vring:
         if queue.need_notify():
             self._call()
 
+    def answer_again(self, head: int, written: int) -> None:
+        """Give an answer once more, and interrupt as for any other; nothing happens where the ring has stopped."""
+        queue = self.queue
+        if queue is not None:
+            queue.push_again(head, written)
+            if queue.need_notify():
+                self._call()
+
     def _call(self) -> None:
         if self._interrupt is None:
             self._calls.ring(self.index)

@@ -15,6 +15,7 @@ import pytest
 
 from aioirqfd import WouldBlock
 from aioirqfd.vhost_user import Backend
+from aioirqfd.vhost_user.driver import DriverError
 from aioirqfd.vhost_user.features import ProtocolFeature
 from aioirqfd.vhost_user.messages import ConfigSpace, Request
 from examples.chaos_blk import SETTINGS, Chaos
@@ -292,6 +293,30 @@ async def test_chaos_reorders_completions_the_same_way_for_the_same_seed(chaos):
     # Too few of them come all the same.
     put(queue, 3)
     assert len(await queue.answers(3)) == 3
+
+
+async def test_chaos_duplicates_completions(path, disk):
+    device = Chaos(str(disk))
+    async with served(device, path) as (backend, front):
+        device.backend = backend
+        queue = front.queues[0]
+        await front.queues[0].call.read()
+        await device.command("set duplicate=2")
+        (head,) = put(queue, 1)
+        assert [used.head for used in await queue.answers(1)] == [head]
+        # The driver's own side is the judge of what no device may do.
+        seen = []
+        while len(seen) < 2:
+            await asyncio.sleep(0)
+            try:
+                assert queue.driver.collect() == []
+            except DriverError as error:
+                seen.append(str(error))
+        assert seen == [f"the device gave back chain {head} with 513 bytes"] * 2
+        await device.command("reset")
+        (statistics,) = backend.statistics().queues
+        assert (statistics.requests, statistics.answers) == (1, 3)
+    device.close()
 
 
 async def test_chaos_merges_duplicates_and_withholds_interrupts(chaos):
