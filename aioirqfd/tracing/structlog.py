@@ -39,10 +39,13 @@ class StructlogTracer:
         self.per_interrupt = per_interrupt
 
     def emit(self, event: str, /, **fields: object) -> None:
-        """Log it: interrupts at debug, trouble at warning or error, the rest at info."""
+        """Log it: interrupts at debug, trouble at warning or error, the rest at info.
+
+        A virtqueue that stops is trouble where there is a reason to tell.
+        """
         if event in _DEBUG:
             self._logger.debug(event, **fields)
-        elif event in _WARNING:
+        elif event in _WARNING or (event == "vring_stopped" and fields.get("reason") is not None):
             self._logger.warning(event, **fields)
         elif event in _ERROR:
             self._logger.error(event, **fields)

@@ -55,6 +55,14 @@ async def test_a_life_at_info_level(log):
     assert entries[-1]["signals"] == 3
 
 
+def test_a_queue_that_is_stopped_for_a_reason_is_a_warning(log):
+    entries, logger = log
+    tracer = StructlogTracer(logger)
+    tracer.emit("vring_stopped", queue=0, base=1, reason=None)
+    tracer.emit("vring_stopped", queue=0, base=1, reason="a looped chain")
+    assert names(entries) == [("vring_stopped", "info"), ("vring_stopped", "warning")]
+
+
 async def test_nothing_for_each_interrupt_unless_asked_and_then_at_debug_level(log):
     entries, logger = log
     for per_interrupt in (False, True):
