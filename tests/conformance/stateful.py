@@ -12,7 +12,8 @@ Where the two are different on purpose, the machine keeps away:
 - G12, G13: a gsi whose resample line is up keeps its route; it may lose it and have it back at once, if that makes no edge.
 - R17, G08: each pin has one gsi.
 - R19: a PIC is set up anew with no interrupt in service, with no line up that a device drives, and with one request waiting at
-  most: where several end at once, what the first one's resamplefd triggers comes here before the end of the second.
+  most: where several end at once, what the first one's resamplefd triggers comes here before the end of the second. Nor where
+  the end would trigger another irqfd, which the kernel's work queue does before or after the other chip's ICW1.
 - O18: a doorbell is taken off before its eventfd is closed.
 - P09: nobody reads a bound eventfd's fd but its owner.
 - P06, W02: in a burst a bound semaphore is signalled or unbound once, as one look at it takes 1, and the kernel looks at each.
@@ -473,9 +474,17 @@ class Both(RuleBasedStateMachine):
         """ICW1 and the rest, for both chips."""
         irr, isr, _, _ = self.machines[0].registers()
         driven = self.machines[1].chips.pic._pins.raised
-        if not isr and not driven and (irr & ~_CASCADE).bit_count() < 2:
+        if not isr and not driven and (irr & ~_CASCADE).bit_count() < 2 and not self.would_trigger():
             done["- a PIC set up anew while a resample line is up"] += bool(self.machines[1].manager.asserted())
             self.both(lambda side: self.machines[side].pic_up(level=self.level, auto_eoi=self.auto_eoi))
+
+    def would_trigger(self) -> bool:
+        """Whether the end of a resample line that is up would trigger another irqfd."""
+        manager = self.machines[1].manager
+        up = manager.asserted()
+        bound = {irqfd.eventfd_id for irqfd in manager.irqfds}
+        told = [irqfd.resamplefd for irqfd in manager.irqfds if irqfd.gsi in up and irqfd.resamplefd is not None]
+        return any(resamplefd.closed or resamplefd.id in bound for resamplefd in told)
 
     # -- comparing ---------------------------------------------------------------------------------------------------
 
