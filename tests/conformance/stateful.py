@@ -16,7 +16,8 @@ Where the two are different on purpose, the machine keeps away:
   the end would trigger another irqfd, which the kernel's work queue does before or after the other chip's ICW1.
 - O18: a doorbell is taken off before its eventfd is closed.
 - P09: nobody reads a bound eventfd's fd but its owner.
-- P06, W02: in a burst a bound semaphore is signalled or unbound once, as one look at it takes 1, and the kernel looks at each.
+- P06, W02: in a burst a bound semaphore is signalled or unbound once, as one look at it takes 1, and the kernel looks at each. So is
+  a gsi while a device drives a line up: the first pulse only lowers the line, and a second, if it is one of its own, is an edge.
 - W04: in a burst nothing is unbound whose line is up, as it goes down before or after what others on the gsi signalled.
 - The slave's pins are edge-triggered, and pin 2 is not compared: its request is a latch there and a wire here.
 """
@@ -319,7 +320,8 @@ class Both(RuleBasedStateMachine):
 
         async def hurry() -> None:
             self.hurried = True
-            told: set[int] = set()
+            told: set[tuple[str, int]] = set()
+            driven = self.machines[0].lines() & ~_CASCADE
             try:
                 for name, *arguments in operations:
                     slot = arguments[0]
@@ -328,10 +330,13 @@ class Both(RuleBasedStateMachine):
                         slot = self.doorbells.get(slot, -1)
                     if name == "unbind" and self.bound.get(slot) in self.machines[1].manager.asserted():
                         continue
-                    if slot in self.bound and self.events[slot][1].eventfd.semaphore and name not in {"look", "read"}:
-                        if slot in told:
+                    if slot in self.bound and name not in {"look", "read"}:
+                        semaphore = self.events[slot][1].eventfd.semaphore
+                        once = ("slot", slot) if semaphore else ("gsi", self.bound[slot]) if driven else None
+                        if once in told:
                             continue
-                        told.add(slot)
+                        if once is not None:
+                            told.add(once)
                     done[f"{name}, in a burst"] += 1
                     getattr(self, str(name))(*arguments)
             finally:

@@ -101,6 +101,7 @@ class VirtioPci:
             await self.write(offset, place, 8)
         self.notify[index] = self.structures[NOTIFY] + await self.read(0x1E, 2) * self.notify_multiplier
         self.words[index] = word = self.memory.allocate(16)
+        self.qemu.ram[word] = 0  # it may have been a request's
         await self.msix.point(index + 1, word, 0x51 + index)
         await self.write(0x1C, 1, 2)
         self.queues[index] = driver
