@@ -480,16 +480,15 @@ class Both(RuleBasedStateMachine):
         """ICW1 and the rest, for both chips."""
         irr, isr, _, _ = self.machines[0].registers()
         driven = self.machines[1].chips.pic._pins.raised
-        if not isr and not driven and (irr & ~_CASCADE).bit_count() < 2 and not self.would_trigger():
+        if not isr and not driven and (irr & ~_CASCADE).bit_count() < 2 and not (irr and self.would_trigger()):
             done["- a PIC set up anew while a resample line is up"] += bool(self.machines[1].manager.asserted())
             self.both(lambda side: self.machines[side].pic_up(level=self.level, auto_eoi=self.auto_eoi))
 
     def would_trigger(self) -> bool:
-        """Whether the end of a resample line that is up would trigger another irqfd."""
+        """Whether the end of some interrupt could trigger an irqfd: one's resamplefd is another's trigger."""
         manager = self.machines[1].manager
-        up = manager.asserted()
         bound = {irqfd.eventfd_id for irqfd in manager.irqfds}
-        told = [irqfd.resamplefd for irqfd in manager.irqfds if irqfd.gsi in up and irqfd.resamplefd is not None]
+        told = [irqfd.resamplefd for irqfd in manager.irqfds if irqfd.resamplefd is not None]
         return any(resamplefd.closed or resamplefd.id in bound for resamplefd in told)
 
     # -- comparing ---------------------------------------------------------------------------------------------------
