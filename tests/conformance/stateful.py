@@ -480,7 +480,7 @@ class Both(RuleBasedStateMachine):
         """ICW1 and the rest, for both chips."""
         irr, isr, _, _ = self.machines[0].registers()
         driven = self.machines[1].chips.pic._pins.raised
-        if not isr and not driven and (irr & ~_CASCADE).bit_count() < 2 and not (irr and self.would_trigger()):
+        if not isr and not driven and (irr & ~_CASCADE).bit_count() < 2 and not self.would_trigger():
             done["- a PIC set up anew while a resample line is up"] += bool(self.machines[1].manager.asserted())
             self.both(lambda side: self.machines[side].pic_up(level=self.level, auto_eoi=self.auto_eoi))
 
