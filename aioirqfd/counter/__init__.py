@@ -10,21 +10,65 @@ import os
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, begin, fdinfo, walk
+    from aioirqfd.counter._python import (
+        MAX,
+        Counter,
+        Drain,
+        EventFdCtx,
+        FlightRing,
+        TopHalf,
+        Transfer,
+        begin,
+        fdinfo,
+        walk,
+    )
 
     IMPLEMENTATION: Final[str] = ""
     """Which one is live: ``"c"`` or ``"python"``."""
 elif os.environ.get("AIOIRQFD_PURE_PYTHON", "") not in {"", "0"}:
-    from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, begin, fdinfo, walk
+    from aioirqfd.counter._python import (
+        MAX,
+        Counter,
+        Drain,
+        EventFdCtx,
+        FlightRing,
+        TopHalf,
+        Transfer,
+        begin,
+        fdinfo,
+        walk,
+    )
 
     IMPLEMENTATION = "python"
 else:
     try:
-        from aioirqfd.counter._native import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, begin, fdinfo, walk
+        from aioirqfd.counter._native import (
+            MAX,
+            Counter,
+            Drain,
+            EventFdCtx,
+            FlightRing,
+            TopHalf,
+            Transfer,
+            begin,
+            fdinfo,
+            walk,
+        )
 
         IMPLEMENTATION = "c"
     except ImportError:
-        from aioirqfd.counter._python import MAX, Counter, Drain, EventFdCtx, FlightRing, TopHalf, begin, fdinfo, walk
+        from aioirqfd.counter._python import (
+            MAX,
+            Counter,
+            Drain,
+            EventFdCtx,
+            FlightRing,
+            TopHalf,
+            Transfer,
+            begin,
+            fdinfo,
+            walk,
+        )
 
         IMPLEMENTATION = "python"
 
@@ -36,6 +80,7 @@ __all__ = [
     "EventFdCtx",
     "FlightRing",
     "TopHalf",
+    "Transfer",
     "begin",
     "fdinfo",
     "walk",

@@ -83,7 +83,8 @@ native_exec(PyObject *module)
         add_type(module, &drain_spec, &state->drain_type) < 0) {
         return -1;
     }
-    if (add_type(module, &flight_ring_spec, &state->flight_ring_type) < 0) {
+    if (add_type(module, &flight_ring_spec, &state->flight_ring_type) < 0 ||
+        add_type(module, &transfer_spec, &state->transfer_type) < 0) {
         return -1;
     }
     state->ready_run_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &ready_run_spec, NULL);
@@ -100,6 +101,7 @@ native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->drain_type);
     Py_VISIT(state->ready_run_type);
     Py_VISIT(state->flight_ring_type);
+    Py_VISIT(state->transfer_type);
     Py_VISIT(state->would_block);
     Py_VISIT(state->closed_error);
     return 0;
@@ -115,6 +117,7 @@ native_clear(PyObject *module)
     Py_CLEAR(state->drain_type);
     Py_CLEAR(state->ready_run_type);
     Py_CLEAR(state->flight_ring_type);
+    Py_CLEAR(state->transfer_type);
     Py_CLEAR(state->would_block);
     Py_CLEAR(state->closed_error);
     Py_CLEAR(state->str_wakeup);

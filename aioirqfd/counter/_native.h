@@ -14,6 +14,7 @@ typedef struct {
     PyTypeObject *drain_type;
     PyTypeObject *ready_run_type;
     PyTypeObject *flight_ring_type;
+    PyTypeObject *transfer_type;
     PyObject *would_block;  /* aioirqfd.errors.WouldBlock */
     PyObject *closed_error; /* aioirqfd.errors.ClosedError */
     PyObject *str_wakeup;
@@ -181,6 +182,9 @@ void irqfd_call(PyObject *irqfd, PyObject *method, uint64_t count);
 void top_half_flush(native_state *state, TopHalfObject *top_half);
 void top_half_one(native_state *state, EventFdCtxObject *ctx);
 void top_half_wakeup(native_state *state, EventFdCtxObject *ctx);
+
+/* transfer.c */
+extern PyType_Spec transfer_spec;
 
 /* flight_ring.c */
 enum flight_kind { FLIGHT_INJECTED = 1, FLIGHT_DEFERRED = 2, FLIGHT_HELD = 3, FLIGHT_WAKEUP = 4 };

@@ -1,4 +1,4 @@
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Final, SupportsIndex, final
 
 MAX: Final[int]
@@ -107,3 +107,24 @@ class Drain:
     def close(self) -> None: ...
     def abandon(self) -> None: ...
     def fileno(self) -> int: ...
+
+@final
+class Transfer:
+    def __init__(
+        self,
+        desc: memoryview,
+        avail: memoryview,
+        used: memoryview,
+        chains: Sequence[object],
+        regions: tuple[tuple[int, memoryview], ...],
+        inflight: memoryview | None,
+        *,
+        max_table: int,
+        event_idx: bool,
+        fd: int,
+        size: int,
+        write_at_once: int,
+        batch: int,
+        batch_bytes: int,
+    ) -> None: ...
+    def serve(self, next_avail: int, used_idx: int, unsignalled: int, force: bool, /) -> int: ...

@@ -1,9 +1,11 @@
 /* What a request of a virtqueue costs most, in C: the walk along its descriptors, and the first step of its handler.
 
-   The walk knows the usual chain, all of it within one region of the guest's memory and by the rules. Whatever else it meets, it
-   says None, and the caller walks again in Python, which decides what is wrong. The guest may change a descriptor at any time, so
-   each is read once, by volatile loads, and only the copy is checked and used. */
+   The walk knows the usual chain, each buffer of it within one region of the guest's memory, and by the rules. Whatever else it
+   meets, it says so, and the caller walks again in Python, which decides what is wrong. The guest may change a descriptor at any
+   time, so each is read once, by volatile loads, and only the copy is checked and used. */
 #include "_native.h"
+
+#include "_virtqueue.h"
 
 enum { DESC_NEXT = 1, DESC_WRITE = 2, DESC_INDIRECT = 4, DESC_SIZE = 16 };
 
@@ -22,9 +24,71 @@ read_descriptor(const char *table, size_t index)
     return (descriptor){.address = at->address, .length = at->length, .flags = at->flags, .next = at->next};
 }
 
-/* view[start:end] on the list; both are within the view. */
-static int
-append_slice(PyObject *list, PyObject *view, uint64_t start, uint64_t end)
+/* Where a buffer lies in this process, or NULL; nearly always in the region that the last one was in. */
+static char *
+find(virtqueue_memory *memory, uint64_t address, uint64_t length)
+{
+    for (size_t i = 0, at = memory->last; i < memory->count; i++, at = at + 1 < memory->count ? at + 1 : 0) {
+        const virtqueue_region *region = &memory->regions[at];
+        uint64_t offset = address - region->start;
+        if (address >= region->start && offset <= region->size && length <= region->size - offset) {
+            memory->last = at;
+            return region->here + offset;
+        }
+    }
+    return NULL;
+}
+
+bool
+virtqueue_walk(const char *table, uint64_t limit, virtqueue_memory *memory, uint64_t head, uint64_t max_table,
+               virtqueue_chain *chain)
+{
+    bool direct = true;
+    chain->readable = chain->count = 0;
+    chain->readable_size = chain->writable_size = 0;
+    descriptor d = read_descriptor(table, head);
+    /* A chain that never comes twice to the same descriptor ends within this bound. */
+    for (uint64_t left = limit + max_table / DESC_SIZE; left > 0; left--) {
+        char *here = find(memory, d.address, d.length);
+        if (d.length == 0 || here == NULL) {
+            return false;
+        }
+        if ((d.flags & DESC_INDIRECT) != 0) {
+            if (!direct || (d.flags & DESC_NEXT) != 0 || d.length % DESC_SIZE != 0 || d.length > max_table) {
+                return false;
+            }
+            direct = false;
+            table = here;
+            limit = d.length / DESC_SIZE;
+            d = read_descriptor(table, 0);
+            continue;
+        }
+        if (chain->count == VIRTQUEUE_CHAIN_MAX) {
+            return false;
+        }
+        chain->buffers[chain->count++] = (struct iovec){.iov_base = here, .iov_len = d.length};
+        if ((d.flags & DESC_WRITE) != 0) {
+            chain->writable_size += d.length;
+        } else if (chain->readable < chain->count - 1) {
+            return false; /* to read, behind one to write */
+        } else {
+            chain->readable++;
+            chain->readable_size += d.length;
+        }
+        if ((d.flags & DESC_NEXT) == 0) {
+            return chain->writable_size <= UINT32_MAX;
+        }
+        if (d.next >= limit) {
+            return false;
+        }
+        d = read_descriptor(table, d.next);
+    }
+    return false;
+}
+
+/* view[start:end]; both are within the view. */
+static PyObject *
+slice_of(PyObject *view, uint64_t start, uint64_t end)
 {
     PyObject *from = PyLong_FromUnsignedLongLong(start);
     PyObject *to = PyLong_FromUnsignedLongLong(end);
@@ -33,66 +97,23 @@ append_slice(PyObject *list, PyObject *view, uint64_t start, uint64_t end)
     Py_XDECREF(from);
     Py_XDECREF(to);
     Py_XDECREF(slice);
-    if (part == NULL) {
-        return -1;
-    }
-    int done = PyList_Append(list, part);
-    Py_DECREF(part);
-    return done;
+    return part;
 }
 
-typedef struct {
-    PyObject *readable, *writable; /* the window, as views */
-    uint64_t start;                /* its first guest-physical address */
-    uint64_t size;
-    PyObject *to_read, *to_write; /* lists */
-    uint64_t to_write_size;
-} walk_state;
-
-/* 1; 0 when it is not the usual chain; -1 with an exception set. */
-static int
-walk(walk_state *w, const char *table, uint64_t limit, const char *window, uint64_t head, uint64_t max_table)
+static PyObject *
+slices(PyObject *view, const char *base, const struct iovec *buffers, int count)
 {
-    bool direct = true;
-    descriptor d = read_descriptor(table, head);
-    /* A chain that never comes twice to the same descriptor ends within this bound. */
-    for (uint64_t left = limit + max_table / DESC_SIZE; left > 0; left--) {
-        uint64_t offset = d.address - w->start;
-        if (d.length == 0 || d.address < w->start || offset > w->size || d.length > w->size - offset) {
-            return 0;
-        }
-        if ((d.flags & DESC_INDIRECT) != 0) {
-            if (!direct || (d.flags & DESC_NEXT) != 0 || d.length % DESC_SIZE != 0 || d.length > max_table) {
-                return 0;
-            }
-            direct = false;
-            table = window + offset;
-            limit = d.length / DESC_SIZE;
-            d = read_descriptor(table, 0);
-            continue;
-        }
-        if ((d.flags & DESC_WRITE) != 0) {
-            if (append_slice(w->to_write, w->writable, offset, offset + d.length) < 0) {
-                return -1;
-            }
-            w->to_write_size += d.length;
+    PyObject *list = PyList_New(count);
+    for (int i = 0; list != NULL && i < count; i++) {
+        uint64_t start = (uint64_t)((const char *)buffers[i].iov_base - base);
+        PyObject *part = slice_of(view, start, start + buffers[i].iov_len);
+        if (part == NULL) {
+            Py_CLEAR(list);
         } else {
-            if (PyList_GET_SIZE(w->to_write) > 0) {
-                return 0;
-            }
-            if (append_slice(w->to_read, w->readable, offset, offset + d.length) < 0) {
-                return -1;
-            }
+            PyList_SET_ITEM(list, i, part);
         }
-        if ((d.flags & DESC_NEXT) == 0) {
-            return w->to_write_size <= UINT32_MAX;
-        }
-        if (d.next >= limit) {
-            return 0;
-        }
-        d = read_descriptor(table, d.next);
     }
-    return 0;
+    return list;
 }
 
 /* walk(table, head, readable, writable, start, max_table): a tuple, or None for what is not the usual chain. */
@@ -117,22 +138,23 @@ native_walk(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs
         return NULL;
     }
     PyObject *result = NULL;
-    walk_state w = {.readable = args[2], .writable = args[3], .start = start, .size = (uint64_t)window.len};
-    w.to_read = PyList_New(0);
-    w.to_write = PyList_New(0);
+    virtqueue_region region = {.start = start, .size = (uint64_t)window.len, .here = window.buf};
+    virtqueue_memory memory = {.regions = &region, .count = 1};
+    virtqueue_chain chain;
     uint64_t limit = (uint64_t)table.len / DESC_SIZE;
     if (head >= limit) {
         PyErr_SetString(PyExc_ValueError, "the head is not in the table");
-    } else if (w.to_read != NULL && w.to_write != NULL) {
-        int usual = walk(&w, table.buf, limit, window.buf, head, max_table);
-        if (usual > 0) {
-            result = Py_BuildValue("OOK", w.to_read, w.to_write, (unsigned long long)w.to_write_size);
-        } else if (usual == 0) {
-            result = Py_NewRef(Py_None);
+    } else if (!virtqueue_walk(table.buf, limit, &memory, head, max_table, &chain)) {
+        result = Py_NewRef(Py_None);
+    } else {
+        PyObject *readable = slices(args[2], region.here, chain.buffers, chain.readable);
+        PyObject *writable = slices(args[3], region.here, chain.buffers + chain.readable, chain.count - chain.readable);
+        if (readable != NULL && writable != NULL) {
+            result = Py_BuildValue("OOK", readable, writable, (unsigned long long)chain.writable_size);
         }
+        Py_XDECREF(readable);
+        Py_XDECREF(writable);
     }
-    Py_XDECREF(w.to_read);
-    Py_XDECREF(w.to_write);
     PyBuffer_Release(&window);
     PyBuffer_Release(&table);
     return result;

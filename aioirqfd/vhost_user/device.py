@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from aioirqfd.vhost_user.blockfile import BlockFile
     from aioirqfd.vhost_user.chain import Chain
 
 
@@ -25,6 +26,8 @@ class Device:
         receive_queues: The queues whose requests wait for something that may never come, such as a network's receive
             queue. When such a queue stops, its waiting requests are cancelled and stay with the driver, where other
             queues wait for what is under way. Its requests must be answered in the order they came in.
+        file: For block devices: the file that the queues read and write by themselves, without a call of :meth:`handle`
+            for each request. Leave it None where :meth:`handle` does anything else with a read or a write.
         driver_features: The features that the driver has agreed on; 0 before.
 
     Threads: everything is called on the back-end's loop.
@@ -36,6 +39,7 @@ class Device:
     config: bytes = b""
     concurrency: int = 1
     receive_queues: Collection[int] = ()
+    file: BlockFile | None = None
     driver_features: int = 0
 
     async def handle(self, request: Chain) -> int | None:

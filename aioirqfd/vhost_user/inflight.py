@@ -65,12 +65,12 @@ class InflightQueue:
     Threads: as the queue it belongs to.
     """
 
-    __slots__ = ("_bytes", "_counter", "_quads", "_words", "queue_size")
+    __slots__ = ("_bytes", "_counter", "_quads", "_words", "queue_size", "view")
 
     def __init__(self, view: memoryview, queue_size: int) -> None:
         self.queue_size = queue_size
         view = view[: _HEAD + _DESC * queue_size]
-        self._bytes = view
+        self.view = self._bytes = view
         self._words = view.cast("H")
         self._quads = view.cast("Q")
         self._counter = 0

@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
-from aioirqfd.counter import walk
+from aioirqfd.counter import Transfer, walk
 from aioirqfd.vhost_user import ring
 from aioirqfd.vhost_user.chain import Chain
 from aioirqfd.vhost_user.errors import (
@@ -31,6 +31,7 @@ from aioirqfd.vhost_user.memory import GuestMemory
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from aioirqfd.vhost_user.blockfile import BlockFile
     from aioirqfd.vhost_user.inflight import InflightQueue
     from aioirqfd.vhost_user.messages import VringAddr
 
@@ -47,6 +48,18 @@ _WRITE: Final = ring.WRITE
 _INDIRECT: Final = ring.INDIRECT
 _PLAIN: Final = ring.NEXT | ring.WRITE
 _IDX: Final = ring.IDX
+BATCH: Final = 64
+"""The most requests that are answered with one call."""
+BATCH_BYTES: Final = 1 << 18
+"""With as many bytes moved, the driver is told what is done before more is begun: it has something to do meanwhile."""
+COUNT: Final = 0xFF
+"""In what :meth:`VirtQueue.transfer` returns: how many requests."""
+RESTED: Final = 1 << 8
+"""The ring was empty then, and the driver knows that it is to kick."""
+CALL: Final = 1 << 9
+"""With RESTED: it wants to hear of it."""
+MORE: Final = 1 << 10
+"""With RESTED: there is a request already for which no kick may come."""
 
 
 @final
@@ -81,6 +94,7 @@ class VirtQueue:
         features: The features agreed on; ``EVENT_IDX`` and ``INDIRECT_DESC`` count here.
         inflight: The queue's part of the inflight buffer, or None. It outranks ``base``: what was in flight comes again
             first, then the ring goes on behind it.
+        file: What :meth:`transfer` moves bytes to and from, or None.
 
     Raises:
         VirtqueueError: Not a power of 2, misaligned, not in one memory region, or the inflight part does not fit.
@@ -95,6 +109,7 @@ class VirtQueue:
         "_chains",
         "_desc",
         "_event_idx",
+        "_file",
         "_force_notify",
         "_inflight",
         "_lock",
@@ -113,6 +128,7 @@ class VirtQueue:
         "_start",
         "_stopped",
         "_suppressed",
+        "_transfer",
         "_used",
         "_used_idx",
         "_used_words",
@@ -130,6 +146,7 @@ class VirtQueue:
         base: int = 0,
         features: int = 0,
         inflight: InflightQueue | None = None,
+        file: BlockFile | None = None,
     ) -> None:
         if sys.byteorder != "little":
             raise VirtqueueError("virtqueues are served on little-endian machines only")
@@ -145,15 +162,20 @@ class VirtQueue:
         self._lock = threading.Lock()
         self._stopped: str | None = None
         self._chains: list[Chain | None] = [None] * size  # the chains that the device has, by head
-        self._popped = self._pushed = self._signalled = self._notified = self._suppressed = self._resubmitted = 0
+        self._popped = self._notified = self._suppressed = self._resubmitted = 0
+        self._pushed: int = 0
+        self._signalled: int = 0
         self._force_notify = True
         self._resubmit: deque[int] = deque()
         self._inflight: InflightQueue | None = None
+        self._file = file
+        self._transfer: Transfer | None = None
         self._map(memory)
         self._used_idx = self._used_words[_IDX]
         self._next_avail = self._seen_avail = base & _WORD
         if inflight is not None:
             self._recover(inflight)
+        self._set_transfer()
         self.enable_kicks()
 
     def _map(self, memory: GuestMemory) -> None:
@@ -178,6 +200,25 @@ class VirtQueue:
         self._used_words = used.cast("H")
         self._forget_window()
 
+    def _set_transfer(self) -> None:
+        file = self._file
+        if file is not None:
+            self._transfer = Transfer(
+                self._desc,
+                self._avail,
+                self._used_words,
+                self._chains,
+                tuple((region.start, region.writable) for region in self._memory.regions),
+                None if self._inflight is None else self._inflight.view,
+                max_table=self._max_table,
+                event_idx=self._event_idx,
+                fd=file.fd,
+                size=file.size,
+                write_at_once=file.write_at_once if file.writable else 0,
+                batch=BATCH,
+                batch_bytes=BATCH_BYTES,
+            )
+
     def _forget_window(self) -> None:
         # The window is the region that the last address was in; most guests have one for nearly all of their memory.
         self._start = self._window = 0
@@ -198,6 +239,33 @@ class VirtQueue:
         self._next_avail = self._seen_avail = (self._used_idx + len(heads)) & _WORD
 
     # Requests from the driver.
+
+    def transfer(self) -> int:
+        """Serve the requests at the front of the ring that only move bytes to or from the file, and give them back.
+
+        Returns:
+            0 where there is none, or no file; else how many in its lowest bits (:data:`COUNT`), with :data:`RESTED` if that
+            was all there is. Then the driver is to kick for the next one, and :data:`CALL` and :data:`MORE` say what
+            :meth:`finish` would. Else go on with :meth:`pop`, and ask :meth:`need_notify`.
+        """
+        transfer = self._transfer
+        if transfer is None or self._resubmit:
+            return 0
+        served = transfer.serve(self._next_avail, self._used_idx, self._pushed - self._signalled, self._force_notify)
+        if served:
+            count = served & COUNT
+            self._next_avail = self._seen_avail = (self._next_avail + count) & _WORD
+            self._used_idx = (self._used_idx + count) & _WORD
+            self._popped += count
+            self._pushed += count
+            if served & RESTED:
+                self._signalled = self._pushed
+                self._force_notify = False
+                if served & CALL:
+                    self._notified += 1
+                else:
+                    self._suppressed += 1
+        return served
 
     def pop(self) -> Chain | None:
         """Take the next request, or None if there is none.
@@ -473,7 +541,7 @@ class VirtQueue:
         tell what it gets, the used index and where to kick, are written before.
 
         Args:
-            answers: As for :meth:`push_batch`, at least one.
+            answers: As for :meth:`push_batch`; none, if what :meth:`transfer` served was all.
 
         Returns:
             Whether to call, and whether there is a request already for which no kick may come.
@@ -537,6 +605,7 @@ class VirtQueue:
         except VirtqueueError as error:
             self._stop(str(error))
             raise
+        self._set_transfer()
 
     def stop(self) -> int:
         """End this run and let go of the guest's memory. Idempotent.
@@ -573,7 +642,7 @@ class VirtQueue:
         self._chains = []  # with which every push, too, comes to where the reason is told
         self._desc = self._avail = self._used = self._used_words = _GONE
         self._memory = GuestMemory()
-        self._inflight = None
+        self._inflight = self._transfer = None
         self._forget_window()
 
     def _break(self, reason: str) -> VirtqueueError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, final
 from aioirqfd.vhost_user.device import Device
 from aioirqfd.vhost_user.errors import InflightError, RefusedError, VirtqueueError
 from aioirqfd.vhost_user.ring import MAX_SIZE
-from aioirqfd.vhost_user.virtqueue import VirtQueue
+from aioirqfd.vhost_user.virtqueue import BATCH, BATCH_BYTES, CALL, COUNT, MORE, RESTED, VirtQueue
 
 if TYPE_CHECKING:
     from aioirqfd.eventfd import EventFd
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from aioirqfd.vhost_user.messages import VringAddr
 
 _WORD: Final = 0xFFFF
-BATCH: Final = 64
-"""The most requests that are answered with one call."""
-BATCH_BYTES: Final = 1 << 18
-"""With as many bytes written, the driver is told what is done before more is begun: it has something to do meanwhile."""
 
 
 @final
@@ -178,7 +174,15 @@ class Vring:
             return
         try:
             part = None if inflight is None else inflight.queue(self.index)
-            self.queue = VirtQueue(memory, self.size, self._address, base=self.base, features=features, inflight=part)
+            self.queue = VirtQueue(
+                memory,
+                self.size,
+                self._address,
+                base=self.base,
+                features=features,
+                inflight=part,
+                file=self._device.file,
+            )
         except (VirtqueueError, InflightError) as error:
             self._break(error)
             return
@@ -309,6 +313,21 @@ class Vring:
             while True:
                 free = device.concurrency - len(running)
                 while free > 0:
+                    served = queue.transfer()
+                    if served:
+                        left -= served & COUNT
+                        if served & RESTED:
+                            if served & CALL:
+                                self._call()
+                            if not served & MORE and not answers:
+                                return
+                        elif queue.need_notify():
+                            self._call()
+                        if left <= 0:
+                            self._push(queue, answers)
+                            self._serve_soon()
+                            return
+                        continue
                     chain = queue.pop()
                     if chain is None:
                         break

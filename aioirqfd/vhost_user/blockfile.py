@@ -1,0 +1,39 @@
+"""A file whose plain reads and writes a queue serves by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, final
+
+WRITE_AT_ONCE: Final = 1 << 18
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BlockFile:
+    """What a block device's reads and writes (virtio 1.2, section 5.2.6: types IN and OUT) come down to: a file.
+
+    A device that has one (:attr:`Device.file`) is asked for all other requests, and for those that
+
+    - the page cache cannot answer at once;
+    - lie partly or wholly beyond the end, or are no multiple of 512 bytes;
+    - write to a file that is read-only, or more than ``write_at_once``;
+    - are not laid out as all drivers do: a header of 16 bytes, the data, a status of one byte.
+
+    Where the C module was not built it is asked for all of them.
+
+    Args:
+        fd: The file or block device; stays the caller's, and open while the device is served.
+        size: Its bytes, a multiple of 512.
+        writable: Whether the driver may write.
+        write_at_once: The longest write that goes to the page cache on the loop's thread, bytes.
+    """
+
+    fd: int
+    size: int
+    writable: bool = True
+    write_at_once: int = WRITE_AT_ONCE
+
+    def __post_init__(self) -> None:
+        if self.fd < 0 or self.size < 0 or self.size % 512 or self.write_at_once < 0:
+            raise ValueError(f"not a file of whole sectors: {self}")
