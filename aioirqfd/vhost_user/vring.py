@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
@@ -84,6 +85,10 @@ class Vring:
         self._loop = asyncio.get_running_loop()
         self._running: dict[asyncio.Task[int | None], Chain] = {}
         self._done: list[tuple[Chain, int]] = []
+        # Of a receive queue: the chains it has, oldest first, and the answers that an older one holds up.
+        self._receives = index in device.receive_queues
+        self._order: deque[Chain] = deque()
+        self._held: dict[Chain, int] = {}
         self._idle: asyncio.Future[None] | None = None
         self._starts = self._kicked = self._woken = self._failed = 0
         self._past = (0, 0, 0, 0, 0)
@@ -181,7 +186,7 @@ class Vring:
                 base=self.base,
                 features=features,
                 inflight=part,
-                file=self._device.file,
+                file=None if self._receives else self._device.file,
             )
         except (VirtqueueError, InflightError) as error:
             self._break(error)
@@ -204,7 +209,7 @@ class Vring:
             queue = self.queue
             if queue is not None:
                 await self._settle(cancel=self.index in self._device.receive_queues)
-                # They are the last ones taken, because a receiving queue answers in order.
+                # They are the last ones taken, because a receive queue's answers go back in order.
                 self.base = (queue.stop() - queue.in_flight) & _WORD
                 self._retire(queue)
                 self._tracer.emit("vring_stopped", queue=self.index, base=self.base, reason=None)
@@ -262,6 +267,9 @@ class Vring:
         new = (counts.popped, counts.pushed, counts.resubmitted, counts.notified, counts.suppressed)
         self._past = _sum(self._past, new)
         self.queue = None
+        self._done.clear()
+        self._order.clear()
+        self._held.clear()
 
     def _break(self, error: Exception) -> None:
         """The driver has broken the rules, or the front-end has set up what cannot be: the ring rests until it is set up anew."""
@@ -280,6 +288,8 @@ class Vring:
     def on_kick(self) -> None:
         """The driver has put something into the ring, perhaps."""
         if asyncio.current_task(self._loop) is None:
+            if self._done:
+                self._complete()  # what has ended goes back before what may be answered now
             self._serve()
         else:
             self._serve_soon()
@@ -303,6 +313,8 @@ class Vring:
         handle = device.handle
         run = self._eager.run
         running = self._running
+        receives = self._receives
+        file = device.file
         index = self.index
         # The bound of one turn; the loop has others to serve.
         left = max(queue.size, BATCH)
@@ -313,18 +325,17 @@ class Vring:
             while True:
                 free = device.concurrency - len(running)
                 while free > 0:
-                    served = queue.transfer()
-                    if served:
+                    # What Python has answered goes back first; nothing overtakes it.
+                    if file is not None and not answers and (served := queue.transfer()):
                         left -= served & COUNT
                         if served & RESTED:
                             if served & CALL:
                                 self._call()
-                            if not served & MORE and not answers:
+                            if not served & MORE:
                                 return
                         elif queue.need_notify():
                             self._call()
                         if left <= 0:
-                            self._push(queue, answers)
                             self._serve_soon()
                             return
                         continue
@@ -332,6 +343,8 @@ class Vring:
                     if chain is None:
                         break
                     chain.queue = index
+                    if receives:
+                        self._order.append(chain)
                     left -= 1
                     try:
                         result = run(handle(chain))
@@ -352,7 +365,8 @@ class Vring:
                         break
                 else:
                     # As many as may be are under way; the end of one goes on from here.
-                    self._push(queue, answers)
+                    if answers:
+                        self._push(queue, answers)
                     return
                 if chain is not None:
                     self._push(queue, answers)
@@ -361,7 +375,7 @@ class Vring:
                     if left <= 0:
                         self._serve_soon()
                         return
-                elif answers:
+                elif answers and not receives:
                     # All that there was: the end of nearly every kick.
                     call, more = queue.finish(answers)
                     if call:
@@ -373,13 +387,25 @@ class Vring:
                         return
                     answers.clear()
                     written = 0
-                elif not queue.enable_kicks():
-                    return
+                else:
+                    if answers:
+                        self._push(queue, answers)
+                        answers.clear()
+                        written = 0
+                    if not queue.enable_kicks():
+                        return
+                    if left <= 0:
+                        self._serve_soon()
+                        return
         except VirtqueueError as error:
             if self.queue is queue:
                 self._break(error)
 
     def _push(self, queue: VirtQueue, answers: list[tuple[Chain, int]]) -> None:
+        if self._receives:
+            answers = self._in_order(answers)
+            if not answers:
+                return
         if len(answers) == 1:
             chain, written = answers[0]
             queue.push(chain, written)
@@ -387,6 +413,20 @@ class Vring:
             queue.push_batch(answers)
         if queue.need_notify():
             self._call()
+
+    def _in_order(self, answers: list[tuple[Chain, int]]) -> list[tuple[Chain, int]]:
+        """Of a receive queue's answers, old ones and these, those that no older request holds up.
+
+        Where such a queue stops, what it has not answered goes back to the driver by nothing but a number: how far the
+        device has come. A buffer answered ahead of an older one would be taken for the older one.
+        """
+        held = self._held
+        order = self._order
+        held.update(answers)
+        ready: list[tuple[Chain, int]] = []
+        while order and (written := held.pop(order[0], None)) is not None:
+            ready.append((order.popleft(), written))
+        return ready
 
     def answer_again(self, head: int, written: int) -> None:
         """Give an answer once more, and interrupt as for any other; nothing happens where the ring has stopped."""

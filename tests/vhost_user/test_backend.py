@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from pathlib import Path
 
@@ -462,3 +463,88 @@ async def test_swapping_the_kick_eventfd_loses_no_kick(path):
             await front.tell(Request.SET_VRING_KICK, VringFd(0), [queue.kick.fileno()])
             old.close()
             assert await queue.ask([b"a"], [1]) == b"A"
+
+
+# -- order ---------------------------------------------------------------------------------------------------------------
+
+
+class Counting(Device):
+    """Answers with the number of the request; the first one waits."""
+
+    def __init__(self, concurrency=1):
+        self.concurrency = concurrency
+        self.begun = 0
+        self.gate = asyncio.get_running_loop().create_future()
+
+    async def handle(self, request: Chain) -> int:
+        self.begun += 1
+        number = self.begun
+        if number == 1:
+            await self.gate
+        return request.write(b"%d" % number)
+
+
+@pytest.mark.parametrize("late", range(4))
+async def test_a_kick_does_not_let_a_new_request_overtake_one_that_has_ended(path, late):
+    """However many turns after the end of the first one it comes."""
+    loop = asyncio.get_running_loop()
+    device = Counting()
+    async with Backend(device, path), FrontEnd(path) as front:
+        queue = await front.start(0, 8)
+        queue.put([], [8])
+        while not device.begun:
+            await asyncio.sleep(0)
+
+        def kick(turns):
+            if turns:
+                loop.call_soon(kick, turns - 1)
+            else:
+                queue.driver.request([], [8])
+                os.eventfd_write(queue.kick.fileno(), 1)
+
+        loop.call_soon(device.gate.set_result, None)
+        loop.call_soon(kick, late)
+        assert [used.data for used in await queue.answers(2)] == [b"1", b"2"]
+
+
+async def test_a_receive_queue_answers_in_order(path):
+    device = Receiver()
+    async with Backend(device, path) as backend, FrontEnd(path) as front:
+        queue = await front.start()
+        heads = [queue.put([name], [4]) for name in (b"a", b"b", b"c", b"d")]
+        while len(device.gates) < 4:
+            await asyncio.sleep(0)
+        device.open(b"b", b"d")
+        await turns(20)
+        assert queue.driver.collect() == []
+        device.open(b"a")
+        assert [used.head for used in await queue.answers(2)] == heads[:2]
+        device.open(b"c")
+        assert [used.head for used in await queue.answers(2)] == heads[2:]
+        assert backend.statistics().queues[0].answers == 4
+
+
+async def test_a_receive_queue_that_stops_takes_no_answer_for_an_older_requests(path):
+    """What was answered without waiting, while older requests wait, stays with the driver along with them."""
+
+    class Late(Receiver):
+        async def handle(self, request: Chain) -> int:
+            if request.read() == b"now":
+                return request.write(b"NOW")
+            return await super().handle(request)
+
+    device = Late()
+    async with Backend(device, path), FrontEnd(path) as front:
+        queue = await front.start()
+        heads = [queue.put([name], [4]) for name in (b"a", b"now", b"b")]
+        while len(device.gates) < 2:
+            await asyncio.sleep(0)
+        assert await queue.stop() == 0
+        assert queue.driver.collect() == []
+        device.gates.clear()
+        await queue.start(base=0)
+        while len(device.gates) < 2:
+            await asyncio.sleep(0)
+        device.open(b"b", b"a")
+        answers = await queue.answers(3)
+        assert [(used.head, used.data) for used in answers] == list(zip(heads, [b"A", b"NOW", b"B"], strict=True))
