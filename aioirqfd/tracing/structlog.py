@@ -11,6 +11,7 @@ _DEBUG: Final = frozenset({"interrupt_injected"})
 _WARNING: Final = frozenset(
     {
         "injection_failed",
+        "interrupt_failed",
         "fast_path_failed",
         "lowering_failed",
         "interrupt_dropped",

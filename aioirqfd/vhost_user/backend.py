@@ -71,7 +71,7 @@ class Backend:
         path: Where the socket is made. A socket that a dead process has left there is taken away first.
         tracer: Hears what happens: ``frontend_connected``, ``frontend_disconnected``, ``memory_table``,
             ``vring_started``, ``vring_stopped`` (with a reason if the driver broke its ring), ``message_refused``,
-            ``request_failed``, ``session_failed``, and what the irqfds have to say.
+            ``request_failed``, ``interrupt_failed``, ``session_failed``, and what the irqfds have to say.
         require_seal: Take only memory that the front-end can no longer shrink.
 
     Used as ``async with``. Leaving it cancels the requests under way, closes the connection, and takes the socket away.

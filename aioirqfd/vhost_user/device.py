@@ -75,6 +75,7 @@ class Device:
         """The driver wants to hear that requests have been answered; called once for each batch.
 
         A subclass that interrupts in its own time overrides this, and then answers for every interrupt that it withholds.
+        Should it raise, that is traced, and the interrupt goes out at once.
 
         Args:
             queue: The queue.

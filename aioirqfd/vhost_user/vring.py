@@ -439,8 +439,13 @@ class Vring:
     def _call(self) -> None:
         if self._interrupt is None:
             self._calls.ring(self.index)
-        else:
+            return
+        try:
             self._interrupt(self.index, functools.partial(self._calls.ring, self.index))
+        except Exception as error:
+            # The device answers for what it withholds, not for what it has dropped: the driver is to hear of it all the same.
+            self._tracer.emit("interrupt_failed", queue=self.index, error=repr(error))
+            self._calls.ring(self.index)
 
     def _ended(self, queue: VirtQueue, task: asyncio.Task[int | None]) -> None:
         """A request that waited has ended."""

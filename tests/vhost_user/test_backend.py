@@ -548,3 +548,27 @@ async def test_a_receive_queue_that_stops_takes_no_answer_for_an_older_requests(
         device.open(b"b", b"a")
         answers = await queue.answers(3)
         assert [(used.head, used.data) for used in answers] == list(zip(heads, [b"A", b"NOW", b"B"], strict=True))
+
+
+# -- the device's own interrupts -----------------------------------------------------------------------------------------
+
+
+async def test_a_device_that_fails_to_interrupt_interrupts_all_the_same(path):
+    class Unable(Upper):
+        rung = 0
+
+        def interrupt(self, queue, ring):
+            self.rung += 1
+            if self.rung % 2:
+                raise KeyError(queue)
+            ring()
+
+    tracer = RecordingTracer()
+    device = Unable()
+    async with Backend(device, path, tracer=tracer) as backend, FrontEnd(path) as front:
+        queue = await front.start()
+        await queue.call.read()
+        for _ in range(10):
+            assert await queue.ask([b"a"], [1]) == b"A"
+        assert (device.rung, queue.calls, backend.statistics().queues[0].calls) == (10, 10, 10)
+    assert tracer.of("interrupt_failed") == [{"queue": 0, "error": "KeyError(0)"}] * 5
