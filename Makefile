@@ -22,7 +22,8 @@ NATIVE_TESTS := $(wildcard tests/native/*.c)
 
 help:
 	@echo 'make vmm        run the example VMM (ARGS=...)'
-	@echo 'make test       the suite with the C module, then with its pure-Python twin (ARGS=... goes to pytest)'
+	@echo 'make test       the suite with the C module, then with its pure-Python twin (ARGS=... goes to pytest);'
+	@echo '                make -j2 -O test runs both at once, and shows each when it has ended'
 	@echo 'make bench      what things cost beside their peers (ARGS=...)'
 	@echo 'make conformance  the table of the kernel contract: row, kernel, aioirqfd, the same or not; writes its page of the docs'
 	@echo 'make lint       ruff, mypy, pyright, clang-format'
@@ -89,12 +90,12 @@ test: $(VENV)/.stamp-test
 
 test-c: $(VENV)/.stamp-test
 	@echo '== the suite, C implementation'
-	$(UNFORCED) $(PYTEST) $(ARGS)
+	$(UNFORCED) $(PYTEST) --expect-implementation=c $(ARGS)
 
 # The twin differs in the counter and the drain: what QEMU does on the far side of a socket is the same for both.
 test-python: $(VENV)/.stamp-test
 	@echo '== the suite, pure-Python implementation'
-	AIOIRQFD_PURE_PYTHON=1 $(PYTEST) -m 'not qemu' $(ARGS)
+	AIOIRQFD_PURE_PYTHON=1 $(PYTEST) --expect-implementation=python -m 'not qemu' $(ARGS)
 
 # ARGS=--record writes down what this kernel gives, for machines without KVM.
 conformance: $(VENV)/.stamp-test
