@@ -10,6 +10,7 @@ from aioirqfd.irqchip import fields
 from aioirqfd.irqchip.ioapic_entry import IoApicEntry
 from aioirqfd.irqchip.pins import InputPins
 from aioirqfd.irqfd.interrupt import IOAPIC_PINS, Action, Interrupt, Msi
+from aioirqfd.irqfd.plain import check_integers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -322,6 +323,7 @@ class IoApic:
         Raises:
             SnapshotError: Malformed, of another version, or contradicting itself; nothing was changed.
         """
+        check_integers(state)
         names = ("version", "hardware_version", "id", "select", "raised", "asserted", "irr", "entries")
         found = fields.section(state, "an IOAPIC snapshot", names)
         fields.version(found, _SNAPSHOT_VERSION)

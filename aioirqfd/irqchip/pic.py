@@ -9,6 +9,7 @@ from aioirqfd.irqchip import fields
 from aioirqfd.irqchip.pic_chip import PicChip
 from aioirqfd.irqchip.pins import InputPins
 from aioirqfd.irqfd.interrupt import PIC_PINS, Action
+from aioirqfd.irqfd.plain import check_integers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -269,6 +270,7 @@ class Pic:
         Raises:
             SnapshotError: Malformed, of another version, or contradicting itself; nothing was changed.
         """
+        check_integers(state)
         found = fields.section(state, "a PIC snapshot", ("version", "raised", "asserted", "master", "slave"))
         fields.version(found, _VERSION)
         raised = fields.number(found, "raised", 1 << PIC_PINS)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, cast
 from aioirqfd.counter import MAX
 from aioirqfd.errors import RoutingError, SnapshotError
 from aioirqfd.irqfd.interrupt import IrqchipPin, Msi
+from aioirqfd.irqfd.plain import check_integers
 from aioirqfd.irqfd.routing import RoutingTable
 from aioirqfd.irqfd.state import State
 
@@ -64,6 +65,7 @@ def put(manager: IrqManager, state: object, *, paused: bool) -> None:
     """Put a state into a paused manager: check all of it, then change."""
     if not paused:
         raise SnapshotError("pause the manager first")
+    check_integers(state)
     state = _fields(state, {"version", "routing", "irqfds", "asserted"}, "a snapshot")
     if _int(state["version"]) != VERSION:
         raise SnapshotError(f"this is version {state['version']!r}; this package reads {VERSION}")

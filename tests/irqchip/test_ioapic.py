@@ -806,6 +806,8 @@ BAD = {
     "an id too large": GOOD | {"id": 16},
     "a register too large": GOOD | {"select": 256},
     "lines too many": GOOD | {"raised": 1 << 24},
+    "a number that cannot be printed": with_entry(GOOD, 3, 10**5000),
+    "a field that cannot be printed": GOOD | {-(10**5000): 0},
     "asserted too many": GOOD | {"asserted": 1 << 24},
     "requests too many": GOOD | {"irr": 1 << 24},
     "entries that are no list": GOOD | {"entries": {}},

@@ -1022,6 +1022,8 @@ BAD = {
     "a register that is a fraction": with_(GOOD, ["slave", "isr"], 1.0),
     "a mode that is a number": with_(GOOD, ["master", "poll"], 1),
     "lines too many": with_(GOOD, ["raised"], 1 << 16),
+    "a number that cannot be printed": with_(GOOD, ["master", "irr"], 10**5000),
+    "a field that cannot be printed": GOOD | {10**5000: 0},
     "a priority above 7": with_(GOOD, ["master", "lowest"], 8),
     "a step that is none": with_(GOOD, ["master", "step"], 1),
     "a vector base with a pin in it": with_(GOOD, ["master", "base"], 0x31),

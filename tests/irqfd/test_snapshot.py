@@ -368,6 +368,11 @@ TAMPERED = {
     "a line without a pin": tamper(["asserted"], [[9, []]]),
     "a message for a line": tamper(["asserted"], [[9, [["msi", 0, 0, None]]]]),
     "asserted that is no list": tamper(["asserted"], None),
+    "a count that cannot be printed": tamper(["irqfds", 0, "count"], 10**5000),
+    "a version that cannot be printed": tamper(["version"], -(10**5000)),
+    "a pin that cannot be printed": tamper(["routing", 0, 1, 0], ["ioapic", 10**5000]),
+    "a field that cannot be printed": tamper([10**5000], 1),
+    "a state within itself": lambda state: state["routing"].append(state),
 }
 
 
