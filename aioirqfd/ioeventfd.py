@@ -7,6 +7,7 @@ eventfd is closed comes off the bus, where the kernel's goes on swallowing write
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class IoEventFd:
         "_bus",
         "_lock",
         "_overflowed",
+        "_reference",
         "_values",
         "_writes",
         "address",
@@ -87,8 +89,10 @@ class IoEventFd:
         datamatch: int | None,
         space: Space,
         values: int,
+        reference: int | None,
     ) -> None:
         self._bus = bus
+        self._reference = reference  # the fd of the eventfd, if it is the doorbell's to close
         self._lock = threading.Lock()
         self._values: deque[int] | None = deque(maxlen=values) if values else None
         self._overflowed = 0
@@ -106,6 +110,19 @@ class IoEventFd:
     def close(self) -> None:
         """Take it off the bus; idempotent. The eventfd stays its owner's."""
         self._bus.discard(self)
+
+    def release(self) -> None:
+        """Close what was made for an fd that was given as an int; idempotent. Any thread."""
+        with self._lock:
+            fd, self._reference = self._reference, None
+        if fd is not None:
+            self.eventfd.close()
+            os.close(fd)
+
+    def __del__(self) -> None:
+        # A bus is dropped as it is, and its doorbells with it.
+        if getattr(self, "_reference", None) is not None:
+            self.release()
 
     def __enter__(self) -> Self:
         return self
@@ -216,7 +233,8 @@ class IoBus:
 
         Args:
             eventfd: What a matching write signals; stays the caller's, and may hang at many addresses (row O19). An int is an
-                eventfd's fd.
+                eventfd's fd, which may be closed at any time: the doorbell has a reference (a dup) of its own until it is taken
+                off, as the kernel's has.
             address: 0..2**64-1.
             length: Bytes a write must have: 1, 2, 4, 8, or 0 for any (row O12).
             datamatch: The value a write must have, compared as an unsigned 64-bit number (row O13); None for any.
@@ -231,6 +249,7 @@ class IoBus:
             ClosedError: EBADF: the eventfd is closed (O05).
             EventFdInvalidError: EINVAL: the fd is no eventfd (O05).
             IoEventFdExistsError: EEXIST: it collides with one that is there (O07).
+            OSError: EMFILE, where an int is given and there is no room for the dup.
         """
         if length not in _LENGTHS:
             raise IoEventFdInvalidError(f"a doorbell has 0, 1, 2, 4 or 8 bytes, not {length!r}")
@@ -242,19 +261,26 @@ class IoBus:
             raise IoEventFdInvalidError(f"a space is 'pio' or 'mmio', not {space!r}")
         if not 0 <= values <= _MAX_VALUES:
             raise ValueError(f"a doorbell keeps 0..{_MAX_VALUES} values, not {values}")
+        reference = None
         if not isinstance(eventfd, EventFd):
-            eventfd = EventFd.from_fd(eventfd)
+            EventFd.from_fd(eventfd)
+            reference = os.dup(eventfd)
+            # Not the owner, for the doorbell is.
+            eventfd = EventFd.from_fd(reference)
         if eventfd.closed:
             raise ClosedError("the eventfd is closed")
-        doorbell = IoEventFd(self, eventfd, address, length, datamatch, space, values)
+        doorbell = IoEventFd(self, eventfd, address, length, datamatch, space, values, reference)
         for other in self._doorbells.get((space, address), ()):
             if other.dead:
                 self._detach(other)
         with self._lock:
             there = self._doorbells.get((space, address), ())
-            if any(other.collides(length, datamatch) for other in there):
-                raise IoEventFdExistsError(f"{doorbell!r} collides with {there!r}")
-            self._doorbells[space, address] = (*there, doorbell)
+            collides = any(other.collides(length, datamatch) for other in there)
+            if not collides:
+                self._doorbells[space, address] = (*there, doorbell)
+        if collides:
+            doorbell.release()
+            raise IoEventFdExistsError(f"{doorbell!r} collides with {there!r}")
         return doorbell
 
     def deassign(
@@ -294,6 +320,7 @@ class IoBus:
             if len(left) == len(there):
                 return False
             self._gone += doorbell.statistics().writes
+        doorbell.release()
         return True
 
     def _detach(self, doorbell: IoEventFd) -> None:

@@ -26,4 +26,16 @@ async def main() -> None:
 
 
 # docs: end example
+# docs: begin values
+async def port() -> None:
+    """A data port, whose doorbell keeps what is written: a string instruction, as an exit hands it over."""
+    bus = IoBus()
+    with EventFd() as written:
+        data = bus.ioeventfd(written, address=0x3F8, length=1, space="pio", values=64)
+        bus.write_bytes(0x3F8, b"doorbell", 1)
+        print("writes:", await written.read(), "values:", bytes(data.take_values()))
+
+
+# docs: end values
 asyncio.run(main())
+asyncio.run(port())

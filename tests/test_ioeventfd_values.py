@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from collections import deque
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -270,6 +272,50 @@ def test_a_plain_fd_will_do():
             bus.deassign(eventfd, address=0, length=4)
         with pytest.raises(WouldBlock):
             eventfd.read_nowait()
+
+
+def test_an_fd_may_be_closed_and_its_number_be_anothers():
+    bus = IoBus()
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    device = os.dup(fd)
+    doorbell = bus.ioeventfd(fd, address=0, values=2)
+    os.close(fd)
+    stranger = os.eventfd(0, os.EFD_NONBLOCK)
+    assert stranger == fd
+    assert bus.write(0, 1, 4)
+    assert os.eventfd_read(device) == 1
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(stranger)
+    assert not doorbell.dead
+    bus.deassign(device, address=0)
+    assert (doorbell.eventfd.closed, bus.write(0, 1, 4), doorbell.take_values()) == (True, False, [1])
+    doorbell.close()
+    os.close(stranger)
+    os.close(device)
+
+
+def open_fds():
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+@pytest.mark.parametrize("how", ["closed", "refused", "dropped"])
+def test_the_reference_to_a_plain_fd_is_closed_with_the_doorbell(how):
+    with EventFd() as eventfd:
+        before = open_fds()
+        bus = IoBus()
+        doorbell = bus.ioeventfd(eventfd.fileno(), address=0)
+        assert len(open_fds() - before) == 1
+        if how == "closed":
+            doorbell.close()
+        elif how == "refused":
+            with pytest.raises(IoEventFdExistsError):
+                bus.ioeventfd(eventfd.fileno(), address=0, length=4)
+            doorbell.close()
+        del doorbell, bus
+        gc.collect()
+        assert open_fds() - before == set()
+        eventfd.signal()
+        assert eventfd.read_nowait() == 1
 
 
 def test_an_fd_that_is_no_eventfd():
