@@ -95,6 +95,12 @@ class EventFd(EventFdCtx):
         self._set_up(owns=owns)
         return self
 
+    @classmethod
+    def _reference(cls, fd: int) -> Self:
+        """A dup of an eventfd's fd, so that the caller may close his: what holds on to an fd has one of its own, as the kernel has."""
+        cls.from_fd(fd)
+        return cls.from_fd(os.dup(fd), owns=True)
+
     def _set_up(self, *, owns: bool) -> None:
         self._owns = owns
         self._binding = None

@@ -8,7 +8,6 @@ only until somebody else needs it: then the one that was masked longest ago goes
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
@@ -44,7 +43,7 @@ class GsiAllocator:
     """Hands out gsis, lowest first, and takes idle ones back when they run out.
 
     Args:
-        routed: Whether somebody else has routed a gsi; such a one is passed over.
+        routed: Whether somebody else has routed a gsi; such a one is passed over. Tell :meth:`unrouted` when that ends.
         first: The lowest it hands out; those below are left to pins.
         stop: One more than the highest, at most 4096 (row G03).
 
@@ -55,16 +54,29 @@ class GsiAllocator:
         The loop's thread of its manager.
     """
 
-    __slots__ = ("_free", "_held", "_idle", "_next", "_passed", "_recycled", "_routed", "_serving", "_stop", "_waiting")
+    __slots__ = (
+        "_first",
+        "_free",
+        "_held",
+        "_idle",
+        "_next",
+        "_passed",
+        "_recycled",
+        "_routed",
+        "_serving",
+        "_stop",
+        "_waiting",
+    )
 
     def __init__(self, routed: Callable[[int], bool], *, first: int = IOAPIC_PINS, stop: int = MAX_GSI) -> None:
         if not 0 <= first <= stop <= MAX_GSI:
             raise ValueError(f"gsis are 0..{MAX_GSI - 1}, not {first}..{stop - 1}")
         self._routed: Final = routed
+        self._first: Final = first
         self._stop: Final = stop
         self._next = first
         self._free: list[int] = []
-        self._passed: deque[int] = deque()  # routed by somebody else when it was last looked at
+        self._passed: dict[int, None] = {}  # routed by somebody else when it was last looked at
         self._held: set[int] = set()
         self._idle: dict[int, Callable[[], object]] = {}
         self._waiting: dict[object, Callable[[], object]] = {}
@@ -86,14 +98,15 @@ class GsiAllocator:
                 gsi = self._next
                 self._next += 1
             if self._routed(gsi):
-                self._passed.append(gsi)
+                self._passed[gsi] = None
             elif gsi not in self._held:
                 self._held.add(gsi)
                 return gsi
         for _ in range(min(len(self._passed), _LOOK_AGAIN)):
-            gsi = self._passed.popleft()
+            gsi = next(iter(self._passed))
+            del self._passed[gsi]
             if self._routed(gsi):
-                self._passed.append(gsi)
+                self._passed[gsi] = None  # last
             elif gsi not in self._held:
                 self._held.add(gsi)
                 return gsi
@@ -110,8 +123,9 @@ class GsiAllocator:
 
     def take(self, gsi: int) -> bool:
         """Take this very gsi, for a snapshot that names it: False if it is held, routed or out of range."""
-        if not 0 <= gsi < self._stop or gsi in self._held or self._routed(gsi):
+        if not self._first <= gsi < self._stop or gsi in self._held or self._routed(gsi):
             return False
+        self._passed.pop(gsi, None)
         self._held.add(gsi)
         return True
 
@@ -120,6 +134,14 @@ class GsiAllocator:
         self._idle.pop(gsi, None)
         self._held.remove(gsi)
         heapq.heappush(self._free, gsi)
+        self._serve()
+
+    def unrouted(self, *gsis: int) -> None:
+        """Somebody has taken routes away, those of these gsis altogether: whoever waits looks again."""
+        for gsi in gsis:
+            if gsi in self._passed:
+                del self._passed[gsi]
+                heapq.heappush(self._free, gsi)
         self._serve()
 
     def idle(self, gsi: int, give_up: Callable[[], object]) -> None:

@@ -141,6 +141,7 @@ class IrqManager:
         self._poller: Poller | None = None
         self._entered = False
         self._paused = False
+        self._pauses = 0  # so many times, so that a snapshot's owner knows whether it went on since
         self._aborting = False
         self._dropped = 0
         self._paused_since = 0.0
@@ -490,6 +491,8 @@ class IrqManager:
             if irqfd.gsi in table:
                 self._unrouted.discard(irqfd)
                 irqfd.unblock()
+        if self._gsis is not None:
+            self._gsis.unrouted(*(old.keys() - table.keys()))
 
     def set_route(self, gsi: int, routes: Route | Sequence[Route]) -> None:
         """Change where one gsi goes, and leave the rest of the table alone; all or nothing, as :meth:`set_routing`.
@@ -505,8 +508,9 @@ class IrqManager:
             WrongLoopError: Not called on the manager's loop.
         """
         self.check_here()
-        table = self._routing.with_route(gsi, routes)
-        if table is self._routing:
+        old = self._routing
+        table = old.with_route(gsi, routes)
+        if table is old:
             return
         if self.tiers.set_routing is not None:
             self.tiers.set_routing(table)
@@ -525,6 +529,8 @@ class IrqManager:
             for irqfd in [irqfd for irqfd in self._unrouted if irqfd.gsi == gsi]:
                 self._unrouted.discard(irqfd)
                 irqfd.unblock()
+        if self._gsis is not None and table.entries < old.entries:
+            self._gsis.unrouted(*(() if gsi in table else (gsi,)))
 
     @property
     def gsis(self) -> GsiAllocator:
@@ -676,6 +682,7 @@ class IrqManager:
         self.check_here()
         self.queue.check_outside()
         if not self._paused:
+            self._pauses += 1
             self._paused = self._top_half.paused = True
             self._paused_since = time.monotonic()
             self._take_back(list(self._offloaded))
@@ -830,11 +837,9 @@ def _eventfd(value: EventFd | int, references: list[EventFd]) -> tuple[EventFd, 
             if error.errno == errno.EBADF and not isinstance(error, ClosedError):
                 raise ClosedError(f"fd {value.fileno()}") from None  # closed behind its back
             raise
-    fd = operator.index(value)
-    eventfd_id = EventFd.from_fd(fd).id
-    eventfd = EventFd.from_fd(os.dup(fd), owns=True)
+    eventfd = EventFd._reference(operator.index(value))
     references.append(eventfd)
-    return eventfd, eventfd_id
+    return eventfd, eventfd.id
 
 
 def _close(references: list[EventFd]) -> None:

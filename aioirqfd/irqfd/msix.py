@@ -18,11 +18,14 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Self, final
 
-from aioirqfd.errors import ClosedError, RoutingError, SnapshotError
+from aioirqfd.counter import fdinfo
+from aioirqfd.errors import ClosedError, EventFdBusyError, RoutingError, SnapshotError, WouldBlock
 from aioirqfd.eventfd import EventFd
 from aioirqfd.irqfd import msix_snapshot
 from aioirqfd.irqfd.interrupt import Msi
+from aioirqfd.irqfd.manager import _eventfd
 from aioirqfd.irqfd.msix_vector import MASK_BIT, MsixVector
+from aioirqfd.irqfd.routing import MAX_ROUTES
 from aioirqfd.irqfd.state import State
 
 if TYPE_CHECKING:
@@ -69,8 +72,9 @@ class MsixTable:
         manager: Injects. Its routes of the gsis that the table takes from ``manager.gsis`` are the table's: change the others
             with :meth:`IrqManager.set_route`, or keep these when you replace the whole table.
         vectors: 1..2048.
-        eventfds: An eventfd for each vector that has one of its own; they stay the caller's (an int is an fd). The others
-            are made by the table when they are first asked for, so a vector that is not used costs no fd.
+        eventfds: An eventfd for each vector that has one of its own; they stay the caller's. An int is an fd, which may be
+            closed at any time: the table has a reference (a dup) of its own. The others are made by the table when they are
+            first asked for, so a vector that is not used costs no fd.
         devid: The requester id that messages carry, where the interrupt controller wants one; else None.
         pba_offset: Where the pending-bit array begins, in bytes from the start of the table: a multiple of 8 behind the table.
             Without it, the next 4 KiB page.
@@ -79,6 +83,7 @@ class MsixTable:
         ValueError: A number is out of range, or an eventfd is for a vector that is not there.
         ClosedError: EBADF: an eventfd is not open.
         EventFdInvalidError: EINVAL: an fd is no eventfd.
+        EventFdBusyError: EBUSY: one eventfd for two vectors: it can interrupt by one alone (row I12).
 
     An async context manager; :meth:`aclose` deassigns everything and gives the gsis back. Close it before the manager.
 
@@ -129,11 +134,22 @@ class MsixTable:
         self._pba_offset = pba_offset
         self._enabled = self._function_mask = self._closed = False
         self._vectors = tuple(MsixVector(number) for number in range(vectors))
-        for number, eventfd in (eventfds or {}).items():
+        references: list[EventFd] = []
+        try:
+            self._put_eventfds(eventfds or {}, references)
+        except BaseException:
+            for reference in references:
+                reference.close()
+            raise
+
+    def _put_eventfds(self, eventfds: Mapping[int, EventFd | int], references: list[EventFd]) -> None:
+        taken: dict[int, int] = {}
+        for number, eventfd in eventfds.items():
             vector = self._vector(number)
-            vector.eventfd = eventfd if isinstance(eventfd, EventFd) else EventFd.from_fd(eventfd)
-            if vector.eventfd.closed:
-                raise ClosedError(f"the eventfd of vector {number} is closed")
+            vector.eventfd, vector.eventfd_id = _eventfd(eventfd, references)
+            vector.reference = vector.eventfd is not eventfd
+            if taken.setdefault(vector.eventfd_id, number) != number:
+                raise EventFdBusyError(f"one eventfd for the vectors {taken[vector.eventfd_id]} and {number}")
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "enabled" if self._enabled else "disabled"
@@ -161,8 +177,7 @@ class MsixTable:
         finally:
             for vector in self._vectors:
                 msix_snapshot.leave(self._manager, vector)
-                if vector.owned and vector.eventfd is not None:
-                    vector.eventfd.close()
+            self._close_eventfds()
 
     async def __aenter__(self) -> Self:
         return self
@@ -188,6 +203,7 @@ class MsixTable:
         if entry.eventfd is None:
             self._check_here()
             entry.eventfd = EventFd()
+            entry.eventfd_id = entry.eventfd.id
             entry.owned = True
             self._update(entry)
         return entry.eventfd
@@ -199,29 +215,51 @@ class MsixTable:
     async def set_eventfd(self, vector: int, eventfd: EventFd | int, /) -> None:
         """Give a vector another eventfd, while it is in use; returns once nothing of the old one is being injected.
 
-        What is pending in an eventfd that the table made moves along; the caller's own keeps it.
+        What is pending in an eventfd that the table made moves along; the caller's own keeps it. The one that the vector has
+        already stays as it is.
 
         Raises:
             ValueError: There is no such vector.
             ClosedError: EBADF: the table or the eventfd is closed.
             EventFdInvalidError: EINVAL: the fd is no eventfd.
+            EventFdBusyError: EBUSY: it is another vector's, or bound by another irqfd (row I12); nothing was changed.
         """
         entry = self._vector(vector)
-        new = eventfd if isinstance(eventfd, EventFd) else EventFd.from_fd(eventfd)
-        if self._closed or new.closed:
-            raise ClosedError("the MSI-X table or the eventfd is closed")
+        if self._closed:
+            raise ClosedError("the MSI-X table is closed")
+        references: list[EventFd] = []
+        try:
+            new, new_id = _eventfd(eventfd, references)
+            if new is entry.eventfd:
+                return
+            self._check_here()
+            self._check_new(entry, new, new_id)
+        except BaseException:
+            for made in references:
+                made.close()
+            raise
         old, owned, irqfd = entry.eventfd, entry.owned, entry.irqfd
+        close = owned or entry.reference
         self._retire((entry,))
-        entry.eventfd, entry.owned = new, False
+        entry.eventfd, entry.eventfd_id, entry.owned, entry.reference = new, new_id, False, new is not eventfd
         try:
             if irqfd is not None:
                 await irqfd.drained()
         finally:
-            if old is not None and owned:
-                with contextlib.suppress(BlockingIOError):
-                    new.signal(old.read_nowait())
+            if old is not None and close:
+                if owned:
+                    with contextlib.suppress(BlockingIOError):
+                        new.signal(old.read_nowait())
                 old.close()
             self._update(entry)
+
+    def _check_new(self, entry: MsixVector, new: EventFd, new_id: int) -> None:
+        for other in self._vectors:
+            has = other.eventfd_id == new_id and other is not entry
+            if has and other.eventfd is not None and not other.eventfd.closed:
+                raise EventFdBusyError(f"it is the eventfd of vector {other.number}")
+        if not (entry.bound and new_id == entry.eventfd_id):
+            self._manager._check_free(new, new_id)
 
     async def set_message(self, vector: int, /, *, address: int, data: int) -> None:
         """Change a vector's message, while signals arrive, as a barrier: after it returns, nothing is sent to the old one.
@@ -291,12 +329,36 @@ class MsixTable:
         return self._function_mask
 
     def reset(self) -> None:
-        """A reset of the function: disabled, every vector masked, messages zero. Signals stay pending."""
+        """Registers as after a reset: disabled, every vector masked, messages zero. Signals stay pending.
+
+        So for a driver that gives MSI-X up while its device goes on. See :meth:`reset_function` for a reset of the device.
+        """
         self._check_here()
         for vector in self._vectors:
             vector.address = vector.data = 0
             vector.control = MASK_BIT
         self.write_control(0)
+
+    async def reset_function(self) -> int:
+        """A reset of the function (FLR): as :meth:`reset`, and the pending-bit array is clear.
+
+        The one place where interrupts are thrown away, because a guest that resets a device asks for that: what the eventfds
+        hold, and what is signalled before this returns. What the sink was already taking is still delivered, before it returns.
+
+        Returns:
+            How many signals were thrown away.
+
+        Cancellation:
+            The registers are reset all the same; signals may stay pending.
+        """
+        irqfds = [vector.irqfd for vector in self._vectors if vector.irqfd is not None]
+        self.reset()
+        self._retire(self._vectors)
+        for irqfd in irqfds:
+            await irqfd.drained()
+        for vector in self._vectors:
+            vector.captured = None
+        return sum(_emptied(vector.eventfd) for vector in self._vectors if vector.eventfd is not None)
 
     # -- the guest's side: table and pending-bit array ---------------------------------------------------------------
 
@@ -407,6 +469,11 @@ class MsixTable:
         for vector in self._vectors:
             self._update(vector)
 
+    def _close_eventfds(self) -> None:
+        for vector in self._vectors:
+            if vector.eventfd is not None and (vector.owned or vector.reference):
+                vector.eventfd.close()
+
     def _check_here(self) -> None:
         with contextlib.suppress(ClosedError):
             self._manager.check_here()
@@ -476,7 +543,9 @@ class MsixTable:
             other = gsis.reclaim()
             self._drop_gsi(gsi)
             if other is None:
-                raise
+                if self._manager.routing.entries < MAX_ROUTES:
+                    raise
+                return False
             gsi = other
             try:
                 self._manager.set_route(gsi, message)
@@ -527,6 +596,7 @@ class MsixTable:
                 vector.irqfd.shut()
             if vector.gsi is not None:
                 gone.add(vector.gsi)
+                manager.gsis.busy(vector.gsi)  # nobody is to take it while it loses its route
                 vector.gsi = None
         try:
             if len(gone) < _FEW:
@@ -538,3 +608,17 @@ class MsixTable:
             manager._tracer.emit("msix_unroute_failed", gsis=len(gone), error=repr(error))
         for gsi in sorted(gone):
             manager.gsis.release(gsi)
+
+
+def _emptied(eventfd: EventFd) -> int:
+    """Take what the eventfd holds, of a semaphore one by one; what was there."""
+    if eventfd.closed or eventfd._binding is not None:
+        return 0
+    total = 0
+    info = fdinfo(eventfd.fileno())
+    for _ in range(min(info[0], _U32_MASK) if eventfd.semaphore and info is not None else 1):
+        try:
+            total += eventfd.read_nowait()
+        except WouldBlock:
+            break
+    return total

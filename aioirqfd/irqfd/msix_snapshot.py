@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Final, cast
 from aioirqfd.counter import fdinfo
 from aioirqfd.errors import SnapshotError
 from aioirqfd.eventfd import EventFd
-from aioirqfd.irqfd.interrupt import Msi
+from aioirqfd.irqfd.interrupt import IOAPIC_PINS, Msi
 from aioirqfd.irqfd.msix_vector import MASK_BIT, MsixVector
+from aioirqfd.irqfd.plain import check_integers
 
 if TYPE_CHECKING:
     from aioirqfd.irqfd.irqfd import IrqFd
@@ -67,7 +68,7 @@ def take(
     entries: list[list[object]] = []
     for vector in vectors:
         count = _count(vector)
-        vector.captured = count
+        vector.captured = (count, manager._pauses)
         registers = (vector.address, vector.data, vector.control)
         if registers != (0, 0, MASK_BIT) or vector.gsi is not None or count:
             entries.append([vector.number, *registers, vector.gsi, count])
@@ -82,9 +83,10 @@ def take(
 
 def leave(manager: IrqManager, vector: MsixVector) -> None:
     """The table is closed: what a snapshot has of the eventfd's signals is the snapshot's, unless the manager went on."""
-    captured, vector.captured = vector.captured, None
+    captured, pause = vector.captured or (0, 0)
+    vector.captured = None
     eventfd = vector.eventfd
-    if not captured or not manager._paused or eventfd is None or eventfd.closed:
+    if not captured or not manager._paused or pause != manager._pauses or eventfd is None or eventfd.closed:
         return
     with contextlib.suppress(BlockingIOError):
         count = eventfd.read_nowait()
@@ -95,6 +97,7 @@ def leave(manager: IrqManager, vector: MsixVector) -> None:
 def check(manager: IrqManager, vectors: Sequence[MsixVector], state: object) -> Checked:
     """Hold a state against the table it is for; SnapshotError if it does not fit."""
     _check_paused(manager)
+    check_integers(state)
     if not isinstance(state, Mapping) or set(cast("Mapping[object, object]", state)) != set(_FIELDS):
         raise SnapshotError(f"an MSI-X snapshot is a dict of {', '.join(sorted(_FIELDS))}, not {state!r}")
     fields = cast("Mapping[str, object]", state)
@@ -138,6 +141,7 @@ def put(
             vector = vectors[entry.vector]
             if vector.eventfd is None and (entry.gsi is not None or entry.count):
                 vector.eventfd = EventFd()
+                vector.eventfd_id = vector.eventfd.id
                 vector.owned = True
                 made.append(vector)
             if entry.gsi is not None:
@@ -175,7 +179,7 @@ def put(
 def _take(manager: IrqManager, entry: Entry, devid: int | None) -> None:
     assert entry.gsi is not None
     if not manager.gsis.take(entry.gsi):
-        raise SnapshotError(f"vector {entry.vector}: gsi {entry.gsi} is not free")
+        raise SnapshotError(f"vector {entry.vector}: gsi {entry.gsi} is not free, or below {IOAPIC_PINS}")
     try:
         manager.set_route(entry.gsi, Msi(entry.address, entry.data, devid))
     except Exception:

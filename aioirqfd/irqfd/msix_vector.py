@@ -26,12 +26,14 @@ class MsixVector:
 
     Attributes:
         address: 64 bits; data and control: 32 bits each, as the guest wrote them.
-        eventfd: What is signalled; None until somebody asks for it. ``owned``: the table closes it.
+        eventfd: What is signalled; None until somebody asks for it.
+        owned: The table made it, and closes it. ``reference``: so with a reference to the caller's, who gave an int.
+        eventfd_id: The kernel's number of it, in which its dups agree.
         irqfd: Made when the vector is first unmasked; stays, masked, for as long as ``gsi`` does.
         active: Interrupts are injected.
         starved: It would be active, but there is no gsi.
         changing: How many changes of the message are under way.
-        captured: What a snapshot has of the signals in the eventfd; None: nothing.
+        captured: What a snapshot has of the signals in the eventfd, and which of the manager's pauses it was taken in.
     """
 
     __slots__ = (
@@ -42,10 +44,12 @@ class MsixVector:
         "control",
         "data",
         "eventfd",
+        "eventfd_id",
         "gsi",
         "irqfd",
         "number",
         "owned",
+        "reference",
         "starved",
     )
 
@@ -54,11 +58,12 @@ class MsixVector:
         self.address = self.data = 0
         self.control = MASK_BIT
         self.eventfd: EventFd | None = None
-        self.owned = self.active = self.starved = False
+        self.eventfd_id = 0
+        self.owned = self.reference = self.active = self.starved = False
         self.changing = 0
         self.irqfd: IrqFd | None = None
         self.gsi: int | None = None
-        self.captured: int | None = None
+        self.captured: tuple[int, int] | None = None
 
     def read(self, dword: int) -> int:
         """One of the entry's registers, 0..3."""

@@ -99,6 +99,11 @@ class RoutingTable(Mapping[int, tuple[Route, ...]]):
         changed._put(table, self._entries - len(old) + len(entry))
         return changed
 
+    @property
+    def entries(self) -> int:
+        """How many routes it holds, of all gsis; at most 4096."""
+        return self._entries
+
     def __getitem__(self, gsi: int) -> tuple[Route, ...]:
         return self._routes[gsi]
 

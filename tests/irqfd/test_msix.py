@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from aioirqfd import (
     ClosedError,
     EventFd,
+    EventFdBusyError,
     GsiAllocator,
     InjectionError,
     Interrupt,
@@ -270,6 +271,41 @@ async def test_reset():
         assert (table.control, irqs.gsis.statistics().held, table.pending(1), sink.interrupts) == (1, 0, True, [])
 
 
+async def test_a_reset_of_the_function_forgets_what_is_pending():
+    sink = RecordingSink()
+    with EventFd() as never, EventFd(3, semaphore=True) as semaphore:
+        given = {2: never, 3: semaphore}
+        async with IrqManager(sink) as irqs, MsixTable(irqs, vectors=5, eventfds=given) as table:
+            table.write_control(ENABLE)
+            program(table, 1, 0x31)
+            table.signal(1)
+            table.mask(1)
+            write(table, 1, 4)  # in the eventfd of a masked irqfd
+            write(table, 2, 2)  # in one without an irqfd
+            table.signal(0)
+            assert table.read(table.pba_offset, 8) == 0b1111
+            assert await table.reset_function() == 4 + 2 + 3 + 1
+            assert (table.read(table.pba_offset, 8), table.control, irqs.gsis.statistics().held) == (0, 4, 0)
+            assert [table.read(16 + dword * 4, 4) for dword in range(4)] == [0, 0, 0, 1]
+            assert (sent(sink), irqs.irqfds, await table.reset_function()) == ([0x31], (), 0)
+            table.write_control(ENABLE)
+            program(table, 1, 0x32)
+            table.signal(1)
+            assert sent(sink) == [0x31, 0x32]
+
+
+async def test_a_reset_of_the_function_waits_for_what_is_being_injected():
+    sink = Slow()
+    async with IrqManager(sink) as irqs, MsixTable(irqs, vectors=1) as table:
+        table.write_control(ENABLE)
+        program(table, 0, 0x31)
+        table.signal(0)
+        for _ in range(4):
+            await asyncio.sleep(0)
+        table.signal(0)
+        assert (await table.reset_function(), sink.data, table.pending(0)) == (1, [0x31], False)
+
+
 # -- the pending-bit array -------------------------------------------------------------------------------------------
 
 
@@ -518,9 +554,8 @@ async def test_a_routing_table_that_is_full_recycles_an_idle_route():
             program(table, vector, vector)
         assert (table.statistics().unmasked, table.gsi(room)) == (room, None)
         table.signal(room)
+        assert table.statistics().waiting == 1
         table.mask(0)
-        assert (table.gsi(room), table.gsi(0)) == (None, 24)
-        table.unmask(room)
         await irqs.flush()
         assert (table.gsi(room), table.gsi(0), sent(sink)) == (24, None, [room])
 
@@ -529,7 +564,7 @@ def test_the_allocator_alone():
     gsis = GsiAllocator(lambda gsi: gsi == 2, first=1, stop=5)
     assert [gsis.allocate() for _ in range(4)] == [1, 3, 4, None]
     gsis.release(3)
-    assert (gsis.take(3), gsis.take(3), gsis.take(2), gsis.take(5), gsis.take(-1)) == (True, False, False, False, False)
+    assert [gsis.take(gsi) for gsi in (3, 3, 2, 5, 0, -1)] == [True, False, False, False, False, False]
     assert gsis.allocate() is None
     told = []
     gsis.idle(4, lambda: told.append(4))
@@ -547,6 +582,60 @@ def test_the_allocator_alone():
     assert told == [1, ("a", 4), "again", ("b", 1)]
     statistics = gsis.statistics()
     assert (statistics.held, statistics.idle, statistics.waiting, statistics.recycled) == (3, 0, 0, 2)
+
+
+def test_a_gsi_that_somebody_unroutes_is_handed_out():
+    routed = set(range(100))
+    gsis = GsiAllocator(routed.__contains__, stop=100)
+    told = []
+    assert gsis.allocate() is None
+    gsis.wait("a", lambda: told.append(gsis.allocate()))
+    routed.remove(99)
+    gsis.unrouted(99)
+    assert (told, gsis.allocate()) == ([99], None)
+    routed.remove(98)
+    assert gsis.take(98)
+    gsis.unrouted(98)  # as when its new owner takes its own route away
+    gsis.release(98)
+    assert (gsis.allocate(), gsis.allocate()) == (98, None)
+
+
+@pytest.mark.parametrize("one", [True, False])
+async def test_a_vector_without_a_gsi_is_served_when_routes_by_hand_go_away(one):
+    sink = RecordingSink()
+    routing = {gsi: Msi(BASE, 1) for gsi in range(4096)}
+    async with IrqManager(sink, routing=routing) as irqs, MsixTable(irqs, vectors=2) as table:
+        table.write_control(ENABLE)
+        for vector in range(2):
+            table.signal(vector)
+            program(table, vector, 0x30 + vector)
+        assert (table.statistics().waiting, irqs.gsis.statistics().waiting) == (2, 2)
+        if one:
+            irqs.set_route(3, ())  # room in the table, but no gsi for a vector
+            assert (table.statistics().waiting, irqs.gsis.statistics().waiting) == (2, 2)
+            irqs.set_route(4000, ())
+            irqs.set_route(4001, ())
+        else:
+            irqs.set_routing({})
+        await irqs.flush()
+        assert (table.statistics().waiting, irqs.gsis.statistics().waiting, sorted(sent(sink))) == (0, 0, [0x30, 0x31])
+
+
+async def test_a_vector_without_room_in_the_table_is_served_when_there_is():
+    # Gsis are left all the time.
+    routing = {gsi: [IrqchipPin("ioapic", gsi % 24), IrqchipPin("pic", gsi % 16)] for gsi in range(2048)}
+    sink = RecordingSink()
+    async with IrqManager(sink, routing=routing) as irqs, MsixTable(irqs, vectors=2) as table:
+        table.write_control(ENABLE)
+        for vector in range(2):
+            table.signal(vector)
+            program(table, vector, 0x30 + vector)
+        assert (table.statistics().waiting, irqs.gsis.statistics().held) == (2, 0)
+        irqs.set_route(0, IrqchipPin("ioapic", 0))
+        await irqs.flush()
+        assert (table.statistics().waiting, sent(sink)) == (1, [0x30])
+        table.write_control(0)
+        assert (table.statistics().waiting, irqs.gsis.statistics().waiting, irqs.gsis.statistics().held) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(("first", "stop"), [(-1, 5), (5, 4), (0, 4097)])
@@ -1006,6 +1095,67 @@ async def test_another_eventfd_takes_along_what_is_pending_in_the_tables_own():
             assert (new.read_nowait(), table.pending(0)) == (2, False)
 
 
+@pytest.mark.parametrize("by", ["object", "dup", "fd"])
+async def test_the_eventfd_that_a_vector_has_already(by):
+    sink = RecordingSink()
+    async with IrqManager(sink) as irqs, MsixTable(irqs, vectors=1) as table:
+        table.write_control(ENABLE)
+        program(table, 0, 0x31)
+        own = table.eventfd(0)
+        twin = os.dup(own.fileno())
+        same = {"object": own, "dup": EventFd.from_fd(twin), "fd": twin}[by]
+        await table.set_eventfd(0, same)
+        os.eventfd_write(twin, 1)
+        await irqs.flush()
+        assert (sent(sink), own.closed) == ([0x31], by != "object")
+    os.close(twin)
+
+
+async def test_one_eventfd_is_no_two_vectors():
+    with EventFd() as first, EventFd() as second, EventFd() as bound:
+        twin = os.dup(first.fileno())
+        async with IrqManager(RecordingSink()) as irqs:
+            for other in (first, twin):
+                with pytest.raises(EventFdBusyError):
+                    MsixTable(irqs, vectors=2, eventfds={0: first, 1: other})
+            irqs.assign(bound, gsi=5)
+            async with MsixTable(irqs, vectors=2, eventfds={0: first, 1: second}) as table:
+                table.write_control(ENABLE)
+                program(table, 1, 0x31)
+                for busy in (first, twin, bound, bound.fileno()):
+                    with pytest.raises(EventFdBusyError):
+                        await table.set_eventfd(1, busy)
+                second.signal()
+                assert sent(irqs.tiers.sink) == [0x31]
+                first.close()
+                await table.set_eventfd(1, twin)  # the vector that had it will not miss it
+        os.close(twin)
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_an_fd_may_be_closed_and_its_number_be_anothers(late):
+    sink = RecordingSink()
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    device = os.dup(fd)
+    async with IrqManager(sink) as irqs:
+        async with MsixTable(irqs, vectors=1, eventfds={} if late else {0: fd}) as table:
+            if late:
+                await table.set_eventfd(0, fd)
+            table.write_control(ENABLE)
+            program(table, 0, 0x31)
+            os.close(fd)
+            stranger = os.eventfd(5, os.EFD_NONBLOCK)
+            assert stranger == fd
+            os.eventfd_write(device, 1)
+            await irqs.flush()
+            table.mask(0)
+            os.eventfd_write(device, 2)
+            assert (sent(sink), table.pending(0), os.eventfd_read(stranger)) == ([0x31], True, 5)
+        assert os.eventfd_read(device) == 2
+    os.close(stranger)
+    os.close(device)
+
+
 # -- one route at a time ---------------------------------------------------------------------------------------------
 
 
@@ -1223,6 +1373,20 @@ async def test_a_manager_that_goes_on_after_a_snapshot_keeps_its_signals():
         assert eventfd.read_nowait() == 3
 
 
+async def test_a_snapshot_from_before_the_manager_went_on_takes_nothing():
+    with EventFd() as eventfd:
+        async with IrqManager(RecordingSink()) as irqs:
+            table = MsixTable(irqs, vectors=1, eventfds={0: eventfd})
+            eventfd.signal(3)
+            await irqs.pause()
+            table.snapshot()
+            irqs.resume()
+            eventfd.signal()
+            await irqs.pause()
+            await table.aclose()
+        assert eventfd.read_nowait() == 4
+
+
 GOOD = {
     "version": 1,
     "vectors": 2,
@@ -1250,6 +1414,9 @@ GOOD = {
         {"entries": [[0, BASE, 2**32, 0, 24, 0]]},
         {"entries": [[0, BASE, 0x31, -1, 24, 0]]},
         {"entries": [[0, BASE, 0x31, 0, 4096, 0]]},
+        {"entries": [[0, BASE, 0x31, 0, 24, 10**5000]]},
+        {"entries": [[0, BASE, 0x31, 0, 24, [-(10**5000)]]]},
+        {"vectors": 10**5000},
         {"entries": [[0, BASE, 0x31, 0, 24, 1]]},
         {"entries": [[0, BASE, 0x31, 0, None, 2**64 - 1]]},
         {"entries": [[0, BASE, 0x31, 0, None, 1.0]]},
@@ -1273,6 +1440,14 @@ async def test_a_state_that_does_not_fit_changes_nothing(change):
         assert (table.gsi(0), table.pending(1), table.control) == (24, True, ENABLE | 1)
         with pytest.raises(WouldBlock):
             table.eventfd(0).read_nowait()
+
+
+async def test_a_gsi_below_24_is_not_a_vectors():
+    async with IrqManager(RecordingSink(), routing={}) as irqs, MsixTable(irqs, vectors=2) as table:
+        await irqs.pause()
+        with pytest.raises(SnapshotError, match="gsi 23"):
+            table.restore(GOOD | {"entries": [[0, BASE, 0x31, 0, 23, 0]]})
+        assert (irqs.irqfds, len(irqs.routing)) == ((), 0)
 
 
 async def test_an_eventfd_that_is_bound_elsewhere_undoes_the_whole_restore():
