@@ -31,6 +31,7 @@ class Qmp:
         self._reader = reader
         self._writer = writer
         self._turn = asyncio.Lock()
+        self._commands = 0
 
     @classmethod
     async def connect(cls, path: str | os.PathLike[str]) -> Self:
@@ -54,16 +55,25 @@ class Qmp:
 
         Raises:
             QmpError: QEMU refused it, or hung up.
+
+        Cancellation:
+            QEMU may have run the command, or run it yet; its reply is left out when it comes.
         """
         async with self._turn:
-            self._writer.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+            self._commands += 1
+            number = self._commands
+            message: dict[str, object] = {"execute": command, "arguments": arguments, "id": number}
+            self._writer.write(json.dumps(message).encode() + b"\n")
             while True:
                 message = await self._receive()
-                if "return" in message:
+                if "event" in message:
+                    self.events.append(message)
+                elif message.get("id", number) != number:
+                    continue  # to a command whose caller has gone
+                elif "return" in message:
                     return message["return"]
-                if "error" in message:
-                    raise QmpError(f"{command}: {message['error']}")
-                self.events.append(message)
+                else:
+                    raise QmpError(f"{command}: {message.get('error')}")
 
     async def hmp(self, line: str) -> str:
         """Run a line of the human monitor (``info pic``) and return its text."""

@@ -34,11 +34,16 @@ async def played(path, answer):
             writer.write(b'{"QMP": {"version": {}, "capabilities": []}}\n')
             async for line in reader:
                 command = json.loads(line)
+                number = command.pop("id")
                 replies = [{"return": {}}] if command["execute"] == "qmp_capabilities" else answer(command)
+                if asyncio.isfuture(replies):
+                    replies = await replies
                 if replies is None:
                     break
                 for reply in replies:
-                    writer.write(json.dumps(reply).encode() + b"\n")
+                    # As QEMU does it: what answers a command carries its id, an event carries none.
+                    own = {} if "event" in reply else {"id": number}
+                    writer.write(json.dumps(reply | own).encode() + b"\n")
         writer.close()
         done.set()
 
@@ -76,6 +81,29 @@ async def test_a_hang_up_is_an_error(tmp_path):
             await qmp.execute("quit")
         with pytest.raises(QmpError, match="hung up"):
             await qmp.execute("quit")
+
+
+async def test_the_reply_to_a_command_whose_caller_has_gone_is_nobodys(tmp_path):
+    """Not the next command's, and every one's after it."""
+    slow = asyncio.get_running_loop().create_future()
+    arrived = asyncio.Event()
+
+    def answer(command):
+        if command["execute"] == "slow":
+            arrived.set()
+            return slow
+        return [{"return": command["execute"]}]
+
+    async with played(tmp_path / "qmp", answer) as qmp:
+        gone = asyncio.ensure_future(qmp.execute("slow"))
+        await arrived.wait()
+        gone.cancel()
+        await asyncio.wait({gone})
+        following = asyncio.ensure_future(qmp.execute("fast"))
+        slow.set_result([{"event": "STOP"}, {"return": "slow"}])
+        assert await following == "fast"
+        assert await qmp.execute("faster") == "faster"
+        assert qmp.events == [{"event": "STOP"}]
 
 
 async def test_two_at_once_take_turns(tmp_path):
