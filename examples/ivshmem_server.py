@@ -15,11 +15,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
+import fcntl
 import mmap
 import os
 import signal
 import socket
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from aioirqfd import EventFd, IrqManager, Msi
@@ -38,6 +41,8 @@ PEERS: Final = 1 << 16
 VECTORS: Final = 64
 OUTBOX: Final = 1 << 14
 """Messages that may wait for a peer that does not read. One with more is shown the door, and waits for nobody."""
+PAUSE: Final = 0.1
+"""Seconds until the next attempt when nobody can be let in, for want of file descriptors for example."""
 
 
 class Peer:
@@ -139,9 +144,11 @@ class Server:
 
     # docs: begin host
     async def _enter(self, stack: contextlib.AsyncExitStack) -> None:
-        memfd = os.memfd_create("ivshmem", os.MFD_CLOEXEC)
+        memfd = os.memfd_create("ivshmem", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         stack.callback(os.close, memfd)
         os.ftruncate(memfd, self._size)
+        # Every peer has this fd. Were one to make it shorter, all others would die of SIGBUS at their next look.
+        fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self._memfd = memfd
         self.memory = stack.enter_context(mmap.mmap(memfd, self._size))
         # Peer 0 is a device with a message for each vector; who rings is not told, which vector is.
@@ -166,7 +173,7 @@ class Server:
             await self._enter(stack)
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))
             listener.setblocking(False)
-            listener.bind(self.path)
+            _bind(listener, self.path)
             stack.callback(os.unlink, self.path)
             listener.listen()
             stack.push_async_callback(self._hang_up)
@@ -193,7 +200,13 @@ class Server:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(listener)
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                # Whoever knocks waits in the listener's queue, and comes in when somebody has left.
+                loop.call_exception_handler({"message": f"{self.path}: no peer can be let in", "exception": error})
+                await asyncio.sleep(PAUSE)
+                continue
             self._start(self._serve(connection))
 
     async def _serve(self, connection: socket.socket) -> None:
@@ -254,6 +267,20 @@ class Server:
                 other.connection.shutdown(socket.SHUT_RDWR)
 
     # docs: end protocol
+
+
+def _bind(listener: socket.socket, path: str) -> None:
+    """Bind to a path, and take away first what a dead server has left there."""
+    try:
+        listener.bind(path)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or not Path(path).is_socket():
+            raise
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(path) != errno.ECONNREFUSED:
+                raise
+        Path(path).unlink()
+        listener.bind(path)
 
 
 def size_of(text: str) -> int:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -340,3 +343,59 @@ async def test_the_one_command(tmp_path):
         server.kill()
         server.wait()
         server.stdout.close()
+
+
+async def test_peers_come_in_again_when_there_are_file_descriptors_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(ivshmem_server, "PAUSE", 0)
+    host = Host(tmp_path / "sock")
+    refused = []
+    loop = asyncio.get_running_loop()
+    async with host.server:
+        with socket.socket(socket.AF_UNIX) as knocking:
+            knocking.setblocking(False)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            news = asyncio.Event()
+            loop.set_exception_handler(lambda _, context: (refused.append(context["exception"].errno), news.set()))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+            try:
+                knocking.connect(host.server.path)
+                await news.wait()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await host.until(lambda: host.changes == [(1, True)])
+        loop.set_exception_handler(None)
+        async with await Client.connect(host.server.path, 1) as client:
+            assert client.id == 2
+    assert set(refused) == {errno.EMFILE}
+
+
+async def test_no_peer_changes_the_memorys_size(host):
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(peer, host.server.path)
+        await host.until(lambda: host.changes == [(1, True)])
+        fds = [fd for _ in range(3) for fd in socket.recv_fds(peer, 8, 1)[1]]
+        for size in (0, host.server._size * 2):
+            with pytest.raises(PermissionError):
+                os.ftruncate(fds[0], size)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(fds[0], fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        os.close(*fds)
+
+
+async def test_a_dead_servers_socket_is_replaced_and_a_living_ones_is_not(tmp_path):
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    first, second = Host(path), Host(path)
+    async with first.server:
+        with pytest.raises(OSError, match="in use"):
+            async with second.server:
+                pass
+        async with await Client.connect(path, 1) as client:
+            assert client.id == 2  # after the one that asked whether anybody was there
+    path.write_bytes(b"a file")
+    with pytest.raises(OSError, match="in use"):
+        async with second.server:
+            pass
+    assert path.read_bytes() == b"a file"
