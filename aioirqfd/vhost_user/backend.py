@@ -163,7 +163,8 @@ class Backend:
             request: One that was answered.
             written: What is said to have been written, 0..2**32-1.
 
-        Nothing happens if its queue has stopped meanwhile.
+        Nothing happens if its queue has stopped meanwhile. Until the front-end connects anew, the queue's requests are not
+        kept in the inflight buffer when it starts again.
         """
         self._vrings[request.queue].answer_again(request.head, written)
 

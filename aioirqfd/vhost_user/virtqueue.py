@@ -69,7 +69,7 @@ class VirtqueueStatistics:
 
     Args:
         popped: Chains handed to the device.
-        pushed: Chains given back to the driver.
+        pushed: Answers given to the driver, those of :meth:`VirtQueue.push_again` among them.
         resubmitted: Of those popped, how many had been in flight when an earlier back-end died.
         notified: How often :meth:`VirtQueue.need_notify` said yes.
         suppressed: How often it said no although chains had been pushed, because the driver did not want to hear.
@@ -121,6 +121,7 @@ class VirtQueue:
         "_popped",
         "_pushed",
         "_readable",
+        "_repeated",
         "_resubmit",
         "_resubmitted",
         "_seen_avail",
@@ -164,6 +165,7 @@ class VirtQueue:
         self._chains: list[Chain | None] = [None] * size  # the chains that the device has, by head
         self._popped = self._notified = self._suppressed = self._resubmitted = 0
         self._pushed: int = 0
+        self._repeated = 0
         self._signalled: int = 0
         self._force_notify = True
         self._resubmit: deque[int] = deque()
@@ -486,6 +488,9 @@ class VirtQueue:
     def push_again(self, head: int, written: int) -> None:
         """Give an answer that the driver has had once more, which no device may do: to see what a driver makes of it.
 
+        From here on the used ring's index tells no longer how many requests were answered. The next run must begin at a
+        ``base``: from an inflight buffer it would begin too far ahead.
+
         Args:
             head: The chain's first descriptor, 0..``size`` - 1.
             written: What is said to have been written, 0..2**32-1.
@@ -504,6 +509,7 @@ class VirtQueue:
         if self._inflight is not None:
             self._inflight.commit((), used_idx)
         self._pushed += 1
+        self._repeated += 1
 
     def need_notify(self) -> bool:
         """Whether the driver wants to hear of what was pushed since this was last asked (section 2.7.7).
@@ -628,7 +634,7 @@ class VirtQueue:
     @property
     def in_flight(self) -> int:
         """How many chains the device holds: popped, not pushed."""
-        return self._popped - self._pushed
+        return self._popped - (self._pushed - self._repeated)
 
     def statistics(self) -> VirtqueueStatistics:
         """Return what the queue has done since it was made."""

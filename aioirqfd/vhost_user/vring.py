@@ -105,6 +105,7 @@ class Vring:
         self._kick_irqfd: IrqFd | None = None
         self._err: EventFd | None = None
         self._broken = False
+        self._repeated = False
 
     def __repr__(self) -> str:
         return f"<Vring {self.index}: {self.queue!r}, {len(self._running)} requests waiting>"
@@ -178,7 +179,8 @@ class Vring:
         if self._kick_irqfd is None or self._address is None or not self.size:
             return
         try:
-            part = None if inflight is None else inflight.queue(self.index)
+            # An answer given twice has put the used index ahead, from which the inflight buffer would have us begin.
+            part = None if inflight is None or self._repeated else inflight.queue(self.index)
             self.queue = VirtQueue(
                 memory,
                 self.size,
@@ -433,6 +435,7 @@ class Vring:
         queue = self.queue
         if queue is not None:
             queue.push_again(head, written)
+            self._repeated = True
             if queue.need_notify():
                 self._call()
 

@@ -17,7 +17,7 @@ from aioirqfd import WouldBlock
 from aioirqfd.vhost_user import Backend
 from aioirqfd.vhost_user.driver import DriverError
 from aioirqfd.vhost_user.features import ProtocolFeature
-from aioirqfd.vhost_user.messages import ConfigSpace, Request
+from aioirqfd.vhost_user.messages import ConfigSpace, Inflight, Request
 from examples.chaos_blk import SETTINGS, Chaos
 from examples.vhost_user_blk import MAX_SECTORS, Blk, Feature, Status, Type
 from examples.vhost_user_upper import RECEIVE, TRANSMIT, Upper
@@ -316,6 +316,38 @@ async def test_chaos_duplicates_completions(path, disk):
         await device.command("reset")
         (statistics,) = backend.statistics().queues
         assert (statistics.requests, statistics.answers) == (1, 3)
+    device.close()
+
+
+async def test_chaos_duplicates_and_the_disk_starts_again(path, disk):
+    """With the inflight buffer, too, from which the next start would come out too far ahead."""
+    device = Chaos(str(disk))
+    wanted = PROTOCOL_FEATURES | ProtocolFeature.INFLIGHT_SHMFD
+    async with Backend(device, path) as backend, FrontEnd(path) as front:
+        device.backend = backend
+        await front.negotiate(FEATURES | device.features, wanted)
+        await front.set_memory()
+        reply = await front.ask(Request.GET_INFLIGHT_FD, Inflight(0, 0, 1, 64))
+        await front.tell(Request.SET_INFLIGHT_FD, reply.payload, reply.fds)
+        os.close(*reply.fds)
+        queue = front.queue(0, 64)
+        await queue.start()
+        await device.command("set duplicate=2")
+        (head,) = put(queue, 1)
+        assert [used.head for used in await queue.answers(1)] == [head]
+        while backend.statistics().queues[0].answers < 3:
+            await asyncio.sleep(0)
+        for _ in range(2):
+            with pytest.raises(DriverError):
+                queue.driver.collect()
+        await device.command("reset")
+        base = await queue.stop()
+        assert base == 1
+        queue.close()
+        again = front.queue(0, driver=queue.driver)
+        await again.start(base=base)
+        (head,) = put(again, 1)
+        assert [used.head for used in await again.answers(1)] == [head]
     device.close()
 
 

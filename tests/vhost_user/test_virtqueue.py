@@ -593,3 +593,18 @@ def test_buffers_and_tables_across_regions():
         chain = queue.pop()
         assert [len(view) for view in chain.writable] == [4, 4, 8]
         assert not any(view.readonly for view in chain.writable)
+
+
+def test_an_answer_given_twice_is_in_flight_once(make_rig):
+    rig = make_rig()
+    for data in (b"one", b"two"):
+        rig.driver.request([data], [8])
+    one = rig.queue.pop()
+    two = rig.queue.pop()
+    rig.queue.push(one, 0)
+    rig.queue.push_again(one.head, 0)
+    rig.queue.push_again(one.head, 0)
+    assert rig.queue.in_flight == 1
+    rig.queue.push(two, 0)
+    assert rig.queue.in_flight == 0
+    assert rig.queue.statistics().pushed == 4
