@@ -166,7 +166,9 @@ class Blk(Device):
             elif kind == _OUT:
                 size = sum(map(len, payload))
                 offset = self._offset(sector, size, writes=True)
-                if size > WRITE_AT_ONCE:
+                if self.writethrough:
+                    await self._in_thread(_write, self.fd, payload, offset, os.RWF_DSYNC)
+                elif size > WRITE_AT_ONCE:
                     await self._in_thread(_write, self.fd, payload, offset)
                 else:
                     _write(self.fd, payload, offset)
@@ -178,7 +180,13 @@ class Blk(Device):
             status[0] = Status.IOERR
         else:
             status[0] = Status.OK
-        return request.writable_size if written or not data else 0
+        # All of it, or as many as were written before the first byte that was not: a short id leaves a gap up to the status.
+        return written if written < request.writable_size - 1 else request.writable_size
+
+    @property
+    def writethrough(self) -> bool:
+        """Whether an answered write must be on the disk: a driver that did not take FLUSH cannot ask for it (5.2.6.2)."""
+        return not self.driver_features & Feature.FLUSH
 
     async def _other(self, kind: int, payload: Sequence[memoryview], data: Sequence[memoryview]) -> int:
         if kind == Type.FLUSH:
@@ -197,6 +205,8 @@ class Blk(Device):
                 if size:
                     keep = kind == Type.WRITE_ZEROES and not flags
                     await self._in_thread(_clear, self.fd, offset, size, not keep, kind == Type.WRITE_ZEROES)
+            if self.writethrough:
+                await self._in_thread(os.fdatasync, self.fd)
             return 0
         raise NotImplementedError
 
@@ -244,9 +254,9 @@ def _read(fd: int, buffers: list[memoryview], offset: int) -> None:
         buffers = cut(buffers, done)
 
 
-def _write(fd: int, buffers: list[memoryview], offset: int) -> None:
+def _write(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> None:
     while buffers:
-        done = os.pwritev(fd, buffers[:IOV_MAX], offset)
+        done = os.pwritev(fd, buffers[:IOV_MAX], offset, flags)
         offset += done
         buffers = cut(buffers, done)
 

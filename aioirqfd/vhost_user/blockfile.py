@@ -18,6 +18,8 @@ class BlockFile:
     - the page cache cannot answer at once;
     - lie partly or wholly beyond the end, or are no multiple of 512 bytes;
     - write to a file that is read-only, or more than ``write_at_once``;
+    - write for a driver that did not take ``VIRTIO_BLK_F_FLUSH``: what is answered must be on the disk then (5.2.6.2), and
+      the page cache is not;
     - are not laid out as all drivers do: a header of 16 bytes, the data, a status of one byte.
 
     Where the C module was not built it is asked for all of them.

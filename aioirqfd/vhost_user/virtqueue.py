@@ -48,6 +48,8 @@ _WRITE: Final = ring.WRITE
 _INDIRECT: Final = ring.INDIRECT
 _PLAIN: Final = ring.NEXT | ring.WRITE
 _IDX: Final = ring.IDX
+_BLK_FLUSH: Final = 1 << 9
+"""``VIRTIO_BLK_F_FLUSH``, of which a ring knows only that without it no write may stay in the page cache."""
 BATCH: Final = 64
 """The most requests that are answered with one call."""
 BATCH_BYTES: Final = 1 << 18
@@ -91,7 +93,8 @@ class VirtQueue:
         size: Entries, a power of 2 in 1..32768.
         address: Where the ring lies, in the front-end's addresses.
         base: The available ring's index to begin with (``SET_VRING_BASE``).
-        features: The features agreed on; ``EVENT_IDX`` and ``INDIRECT_DESC`` count here.
+        features: The features agreed on; ``EVENT_IDX`` and ``INDIRECT_DESC`` count here, and with a ``file`` a block
+            device's ``FLUSH``.
         inflight: The queue's part of the inflight buffer, or None. It outranks ``base``: what was in flight comes again
             first, then the ring goes on behind it.
         file: What :meth:`transfer` moves bytes to and from, or None.
@@ -135,6 +138,7 @@ class VirtQueue:
         "_used_words",
         "_window",
         "_writable",
+        "_write_at_once",
         "size",
     )
 
@@ -171,6 +175,7 @@ class VirtQueue:
         self._resubmit: deque[int] = deque()
         self._inflight: InflightQueue | None = None
         self._file = file
+        self._write_at_once = file.write_at_once if file is not None and file.writable and features & _BLK_FLUSH else 0
         self._transfer: Transfer | None = None
         self._map(memory)
         self._used_idx = self._used_words[_IDX]
@@ -216,7 +221,7 @@ class VirtQueue:
                 event_idx=self._event_idx,
                 fd=file.fd,
                 size=file.size,
-                write_at_once=file.write_at_once if file.writable else 0,
+                write_at_once=self._write_at_once,
                 batch=BATCH,
                 batch_bytes=BATCH_BYTES,
             )

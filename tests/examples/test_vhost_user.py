@@ -129,6 +129,58 @@ async def test_blk_get_id(blk):
     assert await ask(Type.GET_ID, room=[20]) == (Status.OK, b"a serial number too ")
 
 
+@pytest.mark.parametrize(("room", "written"), [([20], 21), ([64], 20), ([4, 60], 20), ([8], 9)])
+async def test_blk_get_id_claims_what_it_wrote(path, disk, room, written):
+    """Up to the first byte that it did not write: the status at the end counts only where there is no gap before."""
+    device = Blk(str(disk), serial="number one")
+    async with served(device, path) as (_, front):
+        queue = front.queues[0]
+        queue.put([request(Type.GET_ID)], [*room, 1])
+        (used,) = await queue.answers()
+        assert used.written == written
+        assert used.data == (b"number one".ljust(20, b"\0")[: sum(room)] + b"\0")[:written]
+    device.close()
+
+
+@pytest.mark.parametrize("flush", [True, False])
+async def test_blk_writes_are_on_the_disk_when_a_driver_that_cannot_flush_hears_of_them(path, disk, monkeypatch, flush):
+    """Section 5.2.6.2: neither FLUSH nor CONFIG_WCE taken means that the device writes through."""
+    synced: list[object] = []
+    pwritev, fdatasync = os.pwritev, os.fdatasync
+
+    def writing(fd, buffers, offset, flags=0):
+        done = pwritev(fd, buffers, offset, flags)
+        synced.append((offset, bool(flags & os.RWF_DSYNC)))
+        return done
+
+    def syncing(fd):
+        fdatasync(fd)
+        synced.append("all")
+
+    monkeypatch.setattr(os, "pwritev", writing)
+    monkeypatch.setattr(os, "fdatasync", syncing)
+    device = Blk(str(disk))
+    async with Backend(device, path) as backend, FrontEnd(path) as front:
+        await front.negotiate(FEATURES | (device.features if flush else device.features & ~Feature.FLUSH))
+        await front.set_memory()
+        queue = front.queue(0, 64)
+        await queue.start()
+        ask = Disk(queue)
+        for kind, sector, data in (
+            (Type.OUT, 1, bytes(512)),
+            (Type.DISCARD, 0, struct.pack("<QII", 8, 8, 0)),
+            (Type.WRITE_ZEROES, 0, struct.pack("<QII", 64, 8, 1)),
+        ):
+            assert (await ask(kind, sector, data=[data]))[0] is Status.OK
+            # What was synced by now was synced before the answer.
+            steps = [(512, True)] if kind is Type.OUT else ["all"]
+            assert [step for step in synced if step != (512, False)] == ([] if flush else steps)
+            synced.clear()
+        assert backend.statistics().queues[0].failed == 0
+    device.close()
+    assert disk.read_bytes()[512:1024] == bytes(512)
+
+
 HOSTILE = {
     "beyond the end": (Type.IN, SECTORS, (), (512,)),
     "over the end": (Type.IN, SECTORS - 1, (), (1024,)),

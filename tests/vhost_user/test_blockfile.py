@@ -19,7 +19,7 @@ from aioirqfd.vhost_user.inflight import InflightBuffer
 from aioirqfd.vhost_user.memory import GuestMemory
 from aioirqfd.vhost_user.ring import NEXT, WRITE
 from aioirqfd.vhost_user.virtqueue import BATCH, BATCH_BYTES, CALL, COUNT, MORE, RESTED, VirtQueue
-from examples.vhost_user_blk import Blk, Type
+from examples.vhost_user_blk import Blk, Feature, Type
 from tests.vhost_user.frontend import FEATURES, PROTOCOL_FEATURES, FrontEnd
 
 # Whichever implementation is live: where the C module was built, this is of it.
@@ -41,7 +41,7 @@ def header(kind, sector):
 class Disk:
     """A queue on an image, and its driver."""
 
-    def __init__(self, stack, path, *, size=16, writable=True, write_at_once=1 << 18, **options):
+    def __init__(self, stack, path, *, size=16, writable=True, write_at_once=1 << 18, flush=True, **options):
         path.write_bytes(random.Random(7).randbytes(SECTORS * 512))
         self.path = path
         self.size = size
@@ -50,12 +50,13 @@ class Disk:
         self.file = BlockFile(self.fd, SECTORS * 512, writable=writable, write_at_once=write_at_once)
         self.ram = stack.enter_context(DriverMemory(1 << 22, guest_address=BASE))
         self.driver = DriverQueue(self.ram, size, **options)
+        self.features = self.driver.features | (Feature.FLUSH if flush else 0)
         self.memory = GuestMemory.map([self.ram.region], [os.dup(self.ram.fileno())])
         self.queue = self.start()
 
     def start(self, **options):
         self.queue = VirtQueue(
-            self.memory, self.size, self.driver.address(0), features=self.driver.features, file=self.file, **options
+            self.memory, self.size, self.driver.address(0), features=self.features, file=self.file, **options
         )
         return self.queue
 
@@ -117,6 +118,22 @@ def test_the_status_byte_is_written(make_disk):
     disk.driver.publish()
     disk.queue.transfer()
     assert disk.ram.at(status, 1)[0] == 0
+
+
+def test_writes_are_left_to_the_handler_where_the_driver_cannot_flush(make_disk):
+    """They must be on the disk when they are answered, and a transfer ends in the page cache."""
+    disk = make_disk(flush=False)
+    before = disk.image
+    disk.read(0, 512)
+    disk.write(0, bytes(512))
+    disk.read(1, 512)
+    assert disk.queue.transfer() == 1
+    chain = disk.queue.pop()
+    assert chain is not None
+    assert chain.read(4) == b"\1\0\0\0"
+    disk.queue.push(chain, 0)
+    assert disk.queue.transfer() & COUNT == 1
+    assert disk.image == before
 
 
 LEFT = {
