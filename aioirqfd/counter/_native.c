@@ -63,11 +63,12 @@ native_exec(PyObject *module)
     state->str_defer = PyUnicode_InternFromString("defer");
     state->str_on_ready = PyUnicode_InternFromString("_on_ready");
     state->str_rest = PyUnicode_InternFromString("rest");
+    state->str_left = PyUnicode_InternFromString("left");
     state->str_handler_failed = PyUnicode_InternFromString("handler_failed");
     state->str_throw = PyUnicode_InternFromString("throw");
     state->str_close = PyUnicode_InternFromString("close");
     if (state->would_block == NULL || state->closed_error == NULL || state->str_wakeup == NULL ||
-        state->str_defer == NULL || state->str_on_ready == NULL || state->str_rest == NULL ||
+        state->str_defer == NULL || state->str_on_ready == NULL || state->str_rest == NULL || state->str_left == NULL ||
         state->str_handler_failed == NULL || state->str_throw == NULL || state->str_close == NULL) {
         return -1;
     }
@@ -124,6 +125,7 @@ native_clear(PyObject *module)
     Py_CLEAR(state->str_defer);
     Py_CLEAR(state->str_on_ready);
     Py_CLEAR(state->str_rest);
+    Py_CLEAR(state->str_left);
     Py_CLEAR(state->str_handler_failed);
     Py_CLEAR(state->str_throw);
     Py_CLEAR(state->str_close);

@@ -21,6 +21,7 @@ typedef struct {
     PyObject *str_defer;
     PyObject *str_on_ready;
     PyObject *str_rest;
+    PyObject *str_left;
     PyObject *str_handler_failed;
     PyObject *str_throw;
     PyObject *str_close;
@@ -69,7 +70,7 @@ struct eventfd_ctx_object {
     PyObject *interrupt;     /* strong: the cached Interrupt; present exactly while the fast path may be taken */
     PyObject *handler;       /* strong: the one coroutine wakeup handler that the counter module runs itself, or NULL */
     uint64_t taken;          /* counted for the handler, not given to it yet */
-    ReadyRunObject *run;     /* borrowed: where the handler runs just now */
+    ReadyRunObject *run;     /* borrowed, while bound: where the handler runs just now */
     uint64_t route_generation; /* of the top half, when interrupt was made */
     uint64_t signals;          /* counted out of the counters so far */
     uint64_t wakeups;          /* dispatches to the irqfd */
@@ -203,6 +204,7 @@ void flight_put(FlightRingObject *ring, uint64_t time_ns, enum flight_kind kind,
 extern PyType_Spec ready_run_spec;
 PyObject *ready_run_new(native_state *state, TopHalfObject *top_half, PyObject *task);
 PyObject *ready_run_task(const ReadyRunObject *run);
+uint64_t ready_run_count(const ReadyRunObject *run);
 
 /* drain.c */
 extern PyType_Spec drain_spec;

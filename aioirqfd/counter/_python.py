@@ -76,6 +76,7 @@ class _Irqfd(Protocol):
     def wakeup(self, count: int, /) -> None: ...
     def defer(self, count: int, /) -> None: ...
     def rest(self, count: int, /) -> None: ...
+    def left(self) -> None: ...
     def handler_failed(self, error: BaseException, count: int, /) -> bool: ...
 
 
@@ -325,6 +326,7 @@ class EventFdCtx:
         "_semaphore",
         "_signals",
         "_taken",
+        "_told",
         "_top_half",
         "_wakeups",
         "_want_count",
@@ -347,7 +349,8 @@ class EventFdCtx:
         self._handler: _Handler | None = None
         self._taken = 0  # counted for the handler, not given to it yet
         self._queued_here = False  # in its top half's ready queue
-        self._running: object = None  # the task that runs the handler just now
+        self._running: object = None  # the task that runs the handler just now, while bound
+        self._told = 0  # the count that it was given
 
     @property
     def _queued(self) -> bool:
@@ -506,6 +509,7 @@ class EventFdCtx:
         self._settle()
         if self._top_half is not None:
             self._top_half._unhold(self)
+        self._running, self._told = None, 0  # a handler that is under way is the old irqfd's, and knows it
         self._interrupt = self._irqfd = self._top_half = self._handler = None
 
     def _recall(self) -> int:
@@ -606,34 +610,38 @@ class TopHalf:
                 irqfd.defer(count)
                 self._tell_progress()
                 continue
-            ctx._running = task
+            ctx._running, ctx._told = task, count
             try:
                 await handler(irqfd, count)
             except GeneratorExit:
                 irqfd.defer(count)
-                self._leave(ctx)
+                self._leave(ctx, irqfd)
                 raise
             except BaseException as error:
                 ours = irqfd.handler_failed(error, count)
-                self._leave(ctx)
+                self._leave(ctx, irqfd)
                 if not ours:
                     raise
             else:
                 # Perhaps deassigned and assigned anew while the handler ran: what is cached now is another irqfd's.
-                mine = ctx._irqfd is irqfd and ctx._top_half is self
-                if mine and ctx._is_fast() and self._try_one(ctx._interrupt):
+                if ctx._irqfd is irqfd and ctx._is_fast() and self._try_one(ctx._interrupt):
                     ctx._fast += 1
                     self._note(_INJECTED, ctx, count)
                 else:
                     irqfd.rest(count)
-                self._leave(ctx)
+                self._leave(ctx, irqfd)
             if time.monotonic() >= ends:
                 return
 
-    def _leave(self, ctx: EventFdCtx) -> None:
-        ctx._running = None
-        if ctx._taken:
-            self._enqueue(ctx)
+    def _leave(self, ctx: EventFdCtx, irqfd: _Irqfd) -> None:
+        """The handler is through, or gone. Unless it is idle, what comes next is the irqfd's to decide."""
+        bound = ctx._irqfd is irqfd  # not deassigned since; the eventfd may be another irqfd's by now
+        if bound:
+            ctx._running, ctx._told = None, 0
+            if ctx._taken:
+                self._enqueue(ctx)
+        if not (bound and ctx._is_fast()):
+            irqfd.left()
         self._tell_progress()
 
     def _tell_progress(self) -> None:

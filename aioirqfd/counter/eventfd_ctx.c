@@ -336,6 +336,7 @@ ctx_unbind(PyObject *op, PyObject *Py_UNUSED(ignored))
     self->seen = SEEN_NOTHING;
     (void)mailbox_settle(&self->node);
     top_half_unhold(self);
+    self->run = NULL; /* a handler that is under way is the old irqfd's, and knows it */
     Py_CLEAR(self->handler);
     Py_CLEAR(self->interrupt);
     Py_CLEAR(self->irqfd);
@@ -365,6 +366,13 @@ ctx_get_running(PyObject *op, void *Py_UNUSED(closure))
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
     return self->run != NULL ? ready_run_task(self->run) : Py_NewRef(Py_None);
+}
+
+static PyObject *
+ctx_get_told(PyObject *op, void *Py_UNUSED(closure))
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    return PyLong_FromUnsignedLongLong(self->run != NULL ? ready_run_count(self->run) : 0);
 }
 
 static PyObject *
@@ -524,6 +532,8 @@ static PyMemberDef ctx_members[] = {
     {"_held", T_BOOL, offsetof(EventFdCtxObject, held), READONLY, PyDoc_STR("Waits in its top half.")},
     {"_signals", T_ULONGLONG, offsetof(EventFdCtxObject, signals), 0,
      PyDoc_STR("Counted out of the counters, modulo 2**64.")},
+    {"_taken", T_ULONGLONG, offsetof(EventFdCtxObject, taken), READONLY,
+     PyDoc_STR("The count that waits for the handler.")},
     {"_wakeups", T_ULONGLONG, offsetof(EventFdCtxObject, wakeups), 0, PyDoc_STR("Dispatches.")},
     {"_fast", T_ULONGLONG, offsetof(EventFdCtxObject, fast), 0, PyDoc_STR("Dispatches that the sink took at once.")},
     {NULL, 0, 0, 0, NULL},
@@ -534,6 +544,7 @@ static PyGetSetDef ctx_getset[] = {
     {"_count", ctx_get_count, NULL, PyDoc_STR("Counted in this process and not taken yet."), NULL},
     {"_queued", ctx_get_queued, NULL, PyDoc_STR("A count waits for the handler."), NULL},
     {"_running", ctx_get_running, NULL, PyDoc_STR("The task that runs the handler just now, or None."), NULL},
+    {"_told", ctx_get_told, NULL, PyDoc_STR("The count that the handler which runs just now was given."), NULL},
     {"_registered", ctx_get_registered, NULL, PyDoc_STR("In a drain."), NULL},
     {"_leftover", ctx_get_leftover, NULL,
      PyDoc_STR("What the eventfd held when it was bound was injected and left (P01)."), NULL},

@@ -65,24 +65,41 @@ tell_progress(TopHalfObject *top_half)
     }
 }
 
-/* The handler is through, or gone: make room for the next, and let the irqfd be queued again. */
+/* What the handler was given. */
+uint64_t
+ready_run_count(const ReadyRunObject *run)
+{
+    return run->count;
+}
+
+/* The handler is through, or gone: make room for the next, and let the irqfd be queued again. Unless it is idle, what comes next is
+   the irqfd's to decide, now that nothing of it runs here any more. */
 static void
-leave(ReadyRunObject *self)
+leave(native_state *state, ReadyRunObject *self)
 {
     EventFdCtxObject *ctx = self->ctx;
     TopHalfObject *top_half = self->top_half;
+    PyObject *irqfd = self->irqfd;
+    bool bound = ctx != NULL && ctx->run == self; /* not deassigned since; the eventfd may be another irqfd's by now */
     self->ctx = NULL;
+    self->irqfd = NULL;
     Py_CLEAR(self->handler);
-    Py_CLEAR(self->irqfd);
-    if (ctx == NULL) {
-        return;
+    if (bound) {
+        ctx->run = NULL;
+        /* Signalled while it ran: it keeps its place in the queue's bound. */
+        if (ctx->taken > 0 && top_half_enqueue(top_half, ctx) < 0) {
+            PyErr_WriteUnraisable((PyObject *)ctx);
+        }
     }
-    ctx->run = NULL;
-    /* Signalled while it ran: it keeps its place in the queue's bound. */
-    if (ctx->taken > 0 && top_half_enqueue(top_half, ctx) < 0) {
-        PyErr_WriteUnraisable((PyObject *)ctx);
+    if (irqfd != NULL && !(bound && top_half_is_fast(ctx))) {
+        PyObject *done = PyObject_CallMethodNoArgs(irqfd, state->str_left);
+        if (done == NULL) {
+            PyErr_WriteUnraisable(irqfd);
+        }
+        Py_XDECREF(done);
     }
-    Py_DECREF(ctx);
+    Py_XDECREF(irqfd);
+    Py_XDECREF(ctx);
     tell_progress(top_half);
 }
 
@@ -94,7 +111,7 @@ deliver(native_state *state, ReadyRunObject *self)
     bool taken = false;
     Py_CLEAR(self->handler);
     /* Perhaps deassigned and assigned anew while the handler ran: the interrupt that is cached now is another irqfd's. */
-    if (ctx->irqfd == self->irqfd && ctx->top_half == self->top_half && top_half_is_fast(ctx)) {
+    if (ctx->run == self && top_half_is_fast(ctx)) {
         PyObject *interrupt = Py_NewRef(ctx->interrupt);
         taken = top_half_try(self->top_half, interrupt);
         Py_DECREF(interrupt);
@@ -107,7 +124,7 @@ deliver(native_state *state, ReadyRunObject *self)
     } else {
         irqfd_call(self->irqfd, state->str_rest, self->count);
     }
-    leave(self);
+    leave(state, self);
 }
 
 /* The handler has raised, the exception is set. 0: dealt with; -1: it is the worker's, and set again. */
@@ -129,7 +146,7 @@ fail(native_state *state, ReadyRunObject *self)
     }
     Py_XDECREF(ours);
     Py_XDECREF(count);
-    leave(self);
+    leave(state, self);
     if (is_ours > 0) {
         Py_XDECREF(type);
         Py_XDECREF(error);
@@ -325,7 +342,7 @@ ready_run_close(PyObject *op, PyObject *Py_UNUSED(ignored))
             /* Not injected: it is the irqfd's again, and its owner's to give back. */
             irqfd_call(self->irqfd, state->str_defer, self->count);
         }
-        leave(self);
+        leave(state, self);
     }
     Py_RETURN_NONE;
 }
@@ -353,7 +370,7 @@ static int
 ready_run_clear(PyObject *op)
 {
     ReadyRunObject *self = (ReadyRunObject *)op;
-    if (self->ctx != NULL) {
+    if (self->ctx != NULL && self->ctx->run == self) {
         self->ctx->run = NULL;
     }
     Py_CLEAR(self->ctx);

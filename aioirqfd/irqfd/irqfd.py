@@ -76,7 +76,7 @@ class _LaneRun:
 
     @property
     def running(self) -> object:
-        return self._irqfd.eventfd._running
+        return self._irqfd.lane
 
 
 @final
@@ -99,6 +99,7 @@ class IrqFd:
         "_final",
         "_finished",
         "_handlers",
+        "_lane",
         "_manager",
         "_masked",
         "_offloaded",
@@ -144,6 +145,9 @@ class IrqFd:
         self._state = State.IDLE
         self._work: Work | None = None
         self._closing = False
+        self._lane: tuple[object, int] | None = (
+            None  # when it was deassigned: the task that ran its handler, and the count
+        )
         self._offloaded: Interrupt | None = None
         self._count = 0  # signalled, and not yet given to the handlers
         self._taken = 0  # given to the handlers of the injection under way
@@ -186,8 +190,8 @@ class IrqFd:
         """Whether an injection is owed and has not begun; right also for signals that are still inside the eventfd."""
         eventfd = self.eventfd
         poller = eventfd._poller
-        if self._state in OWING or eventfd._queued or self._closing or poller is None or not eventfd._registered:
-            return self._state in OWING or eventfd._queued
+        if self._state in OWING or self._lined_up or self._closing or poller is None or not eventfd._registered:
+            return self._state in OWING or self._lined_up
         poller.drain.collect()
         return eventfd._owed
 
@@ -208,7 +212,7 @@ class IrqFd:
             wakeups=wakeups,
             injections=injections,
             fast=fast,
-            coalesced=max(signals - self.owed_count - injections - self._dropped, 0),
+            coalesced=max(signals - self.owed_count - self._untold - injections - self._dropped, 0),
             dropped=self._dropped,
             retries=self._retries,
         )
@@ -298,6 +302,12 @@ class IrqFd:
         self._deferrals += 1
         self._covering = self._begun + 1
         self._step(Event.SIGNAL)
+
+    def left(self) -> None:
+        """Its handler is through, and it is not idle: go on where it stands. Called by a worker."""
+        self._lane = None
+        if self._state is State.QUEUED:
+            self._manager.backpressure.schedule(self.work)
         self._after()
 
     def handler_failed(self, error: BaseException, count: int, /) -> bool:
@@ -313,7 +323,6 @@ class IrqFd:
             self._failed(error)
         else:
             self._step(Event.ABORT)
-        self._after()
         return ours
 
     @staticmethod
@@ -356,10 +365,12 @@ class IrqFd:
     def _step(self, event: Event) -> Action:
         before = self._state
         self._state, action = TABLE[self._blocked][before][event]
+        if before is State.IDLE and self._state is not State.IDLE:
+            self.eventfd._arm(None)
         if action is Action.SCHEDULE:
-            if before is State.IDLE:
-                self.eventfd._arm(None)
-            self._manager.backpressure.schedule(self.work)
+            # An irqfd never runs against itself: while its handler runs, left() does it.
+            if self.lane is None:
+                self._manager.backpressure.schedule(self.work)
         elif self._state is State.PENDING:
             self._manager.note_pending(self)
         return action
@@ -573,6 +584,8 @@ class IrqFd:
         if self._closing:
             return
         self._closing = True
+        if self.eventfd._running is not None:
+            self._lane = self.eventfd._running, self.eventfd._told
         self._manager.shut(self)
         if self._retry is not None:
             self._retry.cancel()
@@ -583,13 +596,37 @@ class IrqFd:
     @property
     def active(self) -> bool:
         """Whether something of it runs, or is about to."""
-        return self._state in ACTIVE or self.eventfd._queued or self.eventfd._running is not None
+        return self._state in ACTIVE or self._lined_up or self.lane is not None
+
+    @property
+    def lane(self) -> object:
+        """The task that runs its handler by the counter module just now, or None."""
+        if not self._closing:
+            return self.eventfd._running
+        return None if self._lane is None else self._lane[0]
+
+    # Once it is deassigned, what the eventfd says is another irqfd's.
+
+    @property
+    def _lined_up(self) -> bool:
+        return not self._closing and self.eventfd._queued
+
+    @property
+    def owed(self) -> bool:
+        """Whether a signal was seen and has not come to the top half."""
+        return not self._closing and self.eventfd._owed
+
+    @property
+    def _untold(self) -> int:
+        if not self._closing:
+            return self.eventfd._taken + self.eventfd._told
+        return 0 if self._lane is None else self._lane[1]
 
     async def drained(self) -> None:
         """Wait until nothing of it runs or will run."""
         here = asyncio.current_task()
         queue, backpressure = self._manager.queue, self._manager.backpressure
-        while self._state not in ACTIVE and self.active:
+        while self.lane is not None:
             if queue.waits_for(_LaneRun(self), here):
                 return  # a handler that deassigns its own irqfd, or one whose handler waits for this one
             with queue.waiting_for(_LaneRun(self)):
@@ -644,23 +681,25 @@ class IrqFd:
     def mark(self) -> Mark:
         """Where it stands, for :meth:`passed`."""
         target = self._begun + (self._state is not State.INJECTING) if self._state in ACTIVE else 0
-        eventfd = self.eventfd
-        lane = eventfd._queued + (eventfd._running is not None)
-        return Mark(eventfd._owed, lane, eventfd._fast, self._deferrals, target)
+        lane = self._lined_up + (self.lane is not None)
+        return Mark(self.owed, lane, self._fast, self._deferrals, target)
 
     def passed(self, mark: Mark) -> bool:
         """Whether every signal from before the mark is injected, or will not be for the time being."""
-        eventfd = self.eventfd
         if mark.owed or mark.lane:
-            if (self._final[2] if self._final else eventfd._fast) - mark.fast >= mark.owed + mark.lane:
+            if self._fast - mark.fast >= mark.owed + mark.lane:
                 return True
             if self._deferrals > mark.deferrals:
                 mark.target = self._covering
-            elif eventfd._queued or eventfd._running is not None or (eventfd._owed and not self._closing):
+            elif self._lined_up or self.lane is not None or self.owed:
                 return False  # still on its way to the top half, or to its handler
             mark.owed = False
             mark.lane = 0
         return self._state not in ACTIVE or self._finished >= mark.target
+
+    @property
+    def _fast(self) -> int:
+        return self._final[2] if self._final else self.eventfd._fast
 
     def freeze(self) -> None:
         """The eventfd counts for somebody else from here on."""

@@ -1,0 +1,319 @@
+"""An irqfd with one handler, which the counter module runs: what is done to it while the handler runs, and while it waits to."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aioirqfd import EventFd, InjectionError, IrqchipPin, IrqManager, Retry, State, WorkQueue
+from aioirqfd.sinks import RecordingSink
+from aioirqfd.testing import RefusingSink
+from tests.irqfd.helpers import pulse, turns
+
+NEVER = Retry(attempts=0)
+AT_ONCE = Retry(attempts=2, initial=0, maximum=0)
+ELSEWHERE = IrqchipPin("ioapic", 7)
+
+
+class Handler:
+    """Waits at a gate in each of its runs, and knows how many of them there are at once."""
+
+    def __init__(self, *, fails=0):
+        self.fails = fails
+        self.counts = []
+        self.done = []
+        self.gates = []
+        self.running = self.most = 0
+
+    async def __call__(self, irqfd, count):
+        gate = asyncio.Event()
+        self.counts.append(count)
+        self.gates.append(gate)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await gate.wait()
+            if self.fails:
+                self.fails -= 1
+                raise OSError("the handler")
+            self.done.append(count)
+        finally:
+            self.running -= 1
+
+    def let_go(self):
+        for gate in self.gates:
+            gate.set()
+
+
+# ------------------------------------------------------------------------------------- deassigned while its handler runs
+
+
+@pytest.mark.parametrize("why", ["masked", "paused", "raised"])
+async def test_what_may_not_be_injected_after_its_handler_goes_back_into_the_eventfd(why):
+    sink = RecordingSink()
+    handler = Handler(fails=why == "raised")
+    irqs = await IrqManager(sink, retry=NEVER).__aenter__()
+    with EventFd() as kick:
+        irqfd = irqs.assign(kick, gsi=5, wakeup=handler)
+        kick.signal(3)
+        await turns()
+        if why == "masked":
+            irqfd.mask()
+        pausing = asyncio.ensure_future(irqs.pause()) if why == "paused" else None
+        await turns()
+        deassigning = asyncio.ensure_future(irqs.deassign(irqfd))
+        await turns()
+        assert (handler.running, deassigning.done()) == (1, False)
+        handler.let_go()
+        await deassigning
+        assert (irqfd.state, irqfd.active, irqs._leaving) == (State.CLOSED, False, set())
+        assert irqfd.statistics().signals == 0
+        if pausing is not None:
+            await pausing
+            irqs.resume()
+        # The next one finds it (row P01).
+        irqs.assign(kick, gsi=6)
+        await irqs.flush()
+        assert sink.interrupts == [pulse(6)]
+        assert kick.read_nowait() == 3
+        if why == "raised":
+            with pytest.raises(InjectionError):
+                await irqs.aclose()
+        await irqs.aclose()
+
+
+async def test_masked_and_deassigned_by_its_own_handler():
+    sink = RecordingSink()
+    states = []
+
+    async def on_wakeup(irqfd, count):
+        irqfd.mask()
+        await irqfd.aclose()
+        states.append(irqfd.state)
+
+    async with IrqManager(sink) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5, wakeup=on_wakeup)
+            kick.signal(2)
+            await irqs.flush()
+            assert states != [State.CLOSED]
+            assert (irqfd.state, irqs._leaving, sink.interrupts) == (State.CLOSED, set(), [])
+            assert kick.read_nowait() == 2
+
+
+async def test_an_int_whose_handler_fails_while_it_is_deassigned_is_let_go(eventfd_int):
+    handler = Handler(fails=1)
+    irqs = await IrqManager(RecordingSink(), retry=NEVER).__aenter__()
+    irqfd = irqs.assign(eventfd_int, gsi=5, wakeup=handler)
+    reference = irqfd.eventfd
+    reference.signal(4)
+    await turns()
+    deassigning = asyncio.ensure_future(irqs.deassign(irqfd))
+    await turns()
+    handler.let_go()
+    await deassigning
+    assert reference.closed
+    assert EventFd.from_fd(eventfd_int).read_nowait() == 4
+    with pytest.raises(InjectionError):
+        await irqs.aclose()
+
+
+@pytest.fixture
+def eventfd_int():
+    with EventFd() as eventfd:
+        yield eventfd.fileno()
+
+
+# ------------------------------------------------------------------------------------------- never against itself
+
+
+@pytest.mark.parametrize("how", ["masked", "rerouted", "paused"])
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_signalled_in_between_its_handler_is_not_run_against_itself(how, workers):
+    sink = RecordingSink()
+    handler = Handler()
+    async with IrqManager(sink, queue=WorkQueue(workers=workers)) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5, wakeup=handler)
+            kick.signal(10)
+            await turns()
+            pausing = None
+            if how == "masked":
+                irqfd.mask()
+                kick.signal(3)
+                irqfd.unmask()
+            elif how == "paused":
+                pausing = asyncio.ensure_future(irqs.pause())
+                await turns()
+                kick.signal(3)
+                irqs.resume()
+            else:
+                irqs.set_route(5, ELSEWHERE)
+                kick.signal(3)
+            await turns()
+            assert (handler.counts, irqfd.statistics().coalesced) == ([10], 0)
+            handler.let_go()
+            await turns()
+            handler.let_go()
+            if pausing is not None:
+                await pausing
+            await irqs.flush()
+            assert (handler.most, handler.done) == (1, [10, 3])
+            assert sink.interrupts == [pulse(5, ELSEWHERE if how == "rerouted" else None)] * 2
+            assert irqfd.state is State.IDLE
+
+
+async def test_the_barrier_waits_for_a_handler_that_was_signalled_and_rerouted_meanwhile():
+    sink = RecordingSink()
+    handler = Handler()
+    async with IrqManager(sink, queue=WorkQueue(workers=2)) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5, wakeup=handler)
+            kick.signal()
+            await turns()
+            irqs.set_route(5, ELSEWHERE)
+            kick.signal()
+            await turns()
+            deassigning = asyncio.ensure_future(irqs.deassign(irqfd))
+            for number in range(2):
+                await turns()
+                assert (len(handler.gates), deassigning.done()) == (number + 1, False)
+                handler.let_go()
+            await deassigning
+            assert (irqfd.state, handler.running, handler.most) == (State.CLOSED, 0, 1)
+            assert sink.interrupts == [pulse(5, ELSEWHERE)] * 2
+
+
+async def test_a_handler_that_signals_and_deassigns_its_own_irqfd_is_not_run_within_itself():
+    sink = RecordingSink()
+    depth = []
+    counts = []
+
+    async def on_wakeup(irqfd, count):
+        assert not depth
+        depth.append(1)
+        counts.append(count)
+        if len(counts) == 1:
+            irqfd.mask()
+            kick.signal(3)
+            irqfd.unmask()
+            await irqs.deassign(irqfd)
+        depth.pop()
+
+    async with IrqManager(sink) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5, wakeup=on_wakeup)
+            kick.signal(2)
+            await irqs.flush()
+            await irqs.queue.drain()
+            assert (counts, irqfd.state) == ([2, 3], State.CLOSED)
+            assert sink.interrupts == [pulse(5)] * 2
+
+
+async def test_signalled_and_rerouted_under_a_handler_that_fails_every_count_is_told():
+    sink = RecordingSink()
+    handler = Handler(fails=1)
+    async with IrqManager(sink, queue=WorkQueue(workers=2), retry=AT_ONCE) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5, wakeup=handler)
+            kick.signal(10)
+            await turns()
+            irqs.set_route(5, ELSEWHERE)
+            kick.signal(3)
+            await turns()
+            while irqfd.state is not State.IDLE:
+                handler.let_go()
+                await turns(1)
+            assert (sum(handler.done), handler.most) == (13, 1)
+            assert len(sink.interrupts) == len(handler.done)
+
+
+async def test_what_waited_for_the_resume_is_not_overtaken_by_the_handlers_lane():
+    # Its count waited in line for the handler when the manager was paused, so from then on the bottom half has it.
+    sink = RecordingSink()
+    handler = Handler()
+    async with IrqManager(sink, queue=WorkQueue(workers=2)) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5, wakeup=handler)
+            kick.signal(10)
+            await irqs.pause()
+            assert irqfd.state is State.PENDING
+            irqs.resume()
+            await turns()
+            kick.signal(3)
+            await turns()
+            assert (handler.counts, handler.running) == ([10], 1)
+            while irqfd.state is not State.IDLE:
+                handler.let_go()
+                await turns(1)
+            assert (handler.done, handler.most) == ([10, 3], 1)
+            assert sink.interrupts == [pulse(5)] * 2
+
+
+async def test_refused_while_deassigned_it_is_injected_all_the_same():
+    sink = RefusingSink()
+    handler = Handler()
+    async with IrqManager(sink) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5, wakeup=handler)
+            kick.signal()
+            await turns()
+            deassigning = asyncio.ensure_future(irqs.deassign(irqfd))
+            await turns()
+            handler.let_go()
+            await deassigning
+            assert (irqfd.state, sink.interrupts) == (State.CLOSED, [pulse(5)])
+
+
+# ------------------------------------------------------------------------------------------------------ bound anew
+
+
+async def test_bound_anew_by_its_own_handler_the_new_irqfd_is_heard_at_once():
+    sink = RecordingSink()
+    log = []
+
+    async def new_handler(irqfd, count):
+        log.append(("new", count))
+        told.set()
+
+    async def old_handler(irqfd, count):
+        log.append(("old", count))
+        await irqfd.aclose()
+        irqs.assign(kick, gsi=6, wakeup=new_handler)
+        kick.signal(3)
+        await told.wait()
+        log.append(("old", "ends"))
+
+    told = asyncio.Event()
+    async with IrqManager(sink, queue=WorkQueue(workers=2)) as irqs:
+        with EventFd() as kick:
+            old = irqs.assign(kick, gsi=5, wakeup=old_handler)
+            kick.signal(2)
+            await turns()
+            await irqs.flush()
+            assert log == [("old", 2), ("new", 3), ("old", "ends")]
+            assert sorted(interrupt.gsi for interrupt in sink.interrupts) == [5, 6]
+            assert (old.state, irqs._leaving) == (State.CLOSED, set())
+
+
+# ------------------------------------------------------------------------------------------------------ statistics
+
+
+async def test_what_waits_for_the_handler_or_is_with_it_is_not_coalesced_yet():
+    handler = Handler()
+    async with IrqManager(RecordingSink()) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5, wakeup=handler)
+            kick.signal(7)
+            assert (irqfd.statistics().signals, irqfd.statistics().coalesced) == (7, 0)
+            await turns()
+            assert (handler.running, irqfd.statistics().coalesced) == (1, 0)
+            kick.signal(2)
+            assert (irqfd.statistics().signals, irqfd.statistics().coalesced) == (9, 0)
+            handler.let_go()
+            await turns()
+            assert (irqfd.statistics().injections, irqfd.statistics().coalesced) == (1, 6)
+            handler.let_go()
+            await irqs.flush()
+            assert (irqfd.statistics().injections, irqfd.statistics().coalesced) == (2, 7)
