@@ -643,10 +643,11 @@ class IrqManager:
         drain = self._open.drain
         self.queue.check_outside()
         drain.collect()
-        marks = [(irqfd, irqfd.mark()) for irqfd in self._irqfds if irqfd.eventfd._owed or irqfd.active]
+        # What is being deassigned owes its injections too.
+        marks = [(irqfd, irqfd.mark()) for irqfd in (*self._irqfds, *self._leaving) if irqfd.owed or irqfd.active]
         for irqfd, mark in marks:
             while not self._paused and not irqfd.passed(mark):
-                if irqfd.eventfd._owed and not irqfd.eventfd._held:
+                if irqfd.owed and not irqfd.eventfd._held:
                     drain.run()
                     await asyncio.sleep(0)
                 else:

@@ -438,6 +438,36 @@ async def test_flush_covers_a_signal_that_waits_behind_an_injection_of_its_own_i
             kick.close()
 
 
+@pytest.mark.parametrize("how", ["closed", "deassigned", "handler"])
+async def test_flush_waits_for_what_is_being_deassigned(how):
+    sink, gate = GatedSink(), asyncio.Event()
+
+    async def on_wakeup(irqfd, count):
+        await gate.wait()
+
+    async with IrqManager(sink) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5, wakeup=on_wakeup if how == "handler" else ())
+            kick.signal()
+            if how == "handler":
+                await turns()
+            if how == "closed":
+                kick.close()
+            deassigning = asyncio.ensure_future(irqs.deassign(irqfd))
+            await turns()
+            assert irqs.irqfds == ()
+            flushing = asyncio.ensure_future(irqs.flush())
+            await turns()
+            assert not flushing.done()
+            gate.set()
+            await turns()
+            assert not flushing.done()
+            sink.open()
+            await flushing
+            assert sink.interrupts == [pulse(5)]
+            await deassigning
+
+
 async def test_flush_does_not_wait_for_signals_that_come_meanwhile():
     sink = GatedSink()
     async with IrqManager(sink) as irqs:
