@@ -344,8 +344,32 @@ class IrqManager:
         if trigger._poller is not None and trigger._poller is not self._poller and trigger._waiters:
             raise WrongLoopError("the eventfd is in use on another event loop")
 
-    async def deassign(self, irqfd: IrqFd) -> None:
+    def find(self, eventfd: EventFd | int, *, gsi: int) -> IrqFd | None:
+        """The irqfd by the kernel's key: the eventfd, any dup of which will do, and the gsi (row I14). None: there is none here.
+
+        At once for the EventFd that was assigned; for a dup or an int it looks through the manager's irqfds.
+
+        Raises:
+            ClosedError: EBADF: the eventfd or the fd is not open.
+            TypeError: Not an EventFd and not an int.
+            EventFdInvalidError: EINVAL: the fd is no eventfd.
+        """
+        if isinstance(eventfd, EventFd):
+            bound = eventfd._binding
+            if isinstance(bound, IrqFd) and bound._manager is self:
+                return bound if bound.gsi == gsi else None
+            eventfd_id = _eventfd(eventfd, [])[1]
+        else:
+            eventfd_id = EventFd.from_fd(operator.index(eventfd)).id
+        if eventfd_id not in _bound:
+            return None
+        found = (irqfd for irqfd in self._irqfds if irqfd.eventfd_id == eventfd_id and irqfd.gsi == gsi)
+        return next(found, None)
+
+    async def deassign(self, irqfd: IrqFd | EventFd | int, *, gsi: int | None = None) -> None:
         """Unbind an irqfd, as a barrier: what was signalled before has been injected, and nothing of it runs or will run (row I20).
+
+        Instead of the irqfd its eventfd, or any dup or fd of that, and its gsi will do, as for the ioctl; see :meth:`find`.
 
         What cannot be injected (it is masked, the manager is paused, the sink is broken) goes back into the eventfd, where the
         next assign finds it. An irqfd that is deassigned already, or another manager's, is left alone, without an error
@@ -353,10 +377,20 @@ class IrqManager:
 
         Raises:
             WrongLoopError: Not called on the manager's loop.
+            TypeError: An eventfd without a gsi, or what is neither.
+            ClosedError: EBADF: it was given by an eventfd or an fd that is not open (row I15).
+            EventFdInvalidError: EINVAL: it was given by an fd that is no eventfd (row I15).
 
         Cancellation:
             The irqfd is deassigned all the same; only the wait for what runs is given up.
         """
+        if not isinstance(irqfd, IrqFd):
+            if gsi is None:
+                raise TypeError("an irqfd, or an eventfd and its gsi")
+            found = self.find(irqfd, gsi=gsi)
+            if found is None:
+                return
+            irqfd = found
         if irqfd._manager is not self or irqfd.state is State.CLOSED:
             return
         if self._poller is not None:

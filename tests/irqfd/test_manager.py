@@ -252,6 +252,34 @@ async def test_i14_deassign_of_what_is_not_there_does_nothing():
             await irqs.deassign(irqfd)
 
 
+async def test_i14_i15_an_irqfd_by_its_eventfd_and_gsi(pipe):
+    sink = RecordingSink()
+    with EventFd() as eventfd, EventFd() as never:
+        async with IrqManager(sink, routing={5: MSI}) as irqs, IrqManager(RecordingSink()) as others:
+            closed = EventFd()
+            closed.close()
+            for wrong, error in ((CLOSED_FD, ClosedError), (closed, ClosedError), (pipe, EventFdInvalidError)):
+                with pytest.raises(error):
+                    await irqs.deassign(wrong, gsi=5)
+            with pytest.raises(TypeError):
+                await irqs.deassign(eventfd)
+            twin = os.dup(eventfd.fileno())
+            with EventFd.from_fd(twin) as dup:
+                for given in (eventfd, dup, twin):
+                    irqfd = irqs.assign(eventfd, gsi=5)
+                    assert [irqs.find(key, gsi=5) for key in (eventfd, dup, twin, never)] == [irqfd, irqfd, irqfd, None]
+                    assert (irqs.find(given, gsi=6), others.find(given, gsi=5)) == (None, None)
+                    await irqs.deassign(given, gsi=6)
+                    await others.deassign(given, gsi=5)
+                    os.eventfd_write(twin, 1)
+                    await irqs.deassign(given, gsi=5)
+                    assert (irqs.irqfds, irqfd.state, sink.interrupts.pop()) == ((), State.CLOSED, Interrupt(5, MSI))
+                    await irqs.deassign(given, gsi=5)
+            os.close(twin)
+            with pytest.raises(EventFdBusyError):
+                irqs.assign(irqs.assign(never, gsi=5).eventfd, gsi=6)
+
+
 @pytest.mark.parametrize("make", [RecordingSink, SlowSink, RefusingSink])
 @pytest.mark.parametrize("how", ["here", "fd", "thread"])
 async def test_i20_deassign_is_a_barrier(make, how):
