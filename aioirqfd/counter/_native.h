@@ -135,8 +135,12 @@ struct drain_object {
     PyObject_HEAD
     int epfd;
     int wakefd;
-    int timerfd;          /* rings when counts have been left unread for a while */
-    unsigned long thread; /* PyThread_get_thread_ident() of the loop's thread */
+    int timerfd;            /* rings when counts have been left unread for a while */
+    PyObject *loop;         /* strong: the loop that runs it, or NULL: then its thread is whichever ran it last */
+    PyObject *running_loop; /* strong: asyncio's function of that name, or NULL likewise */
+    uint64_t era;           /* of the thread in which the loop was last seen running; see drain_is_here() */
+    uint64_t other_era;     /* of the thread in which it was last seen not to */
+    unsigned long thread;   /* PyThread_get_thread_ident() of who ran it last */
     bool dispatching;
     bool dead; /* closed, or inherited by a forked child */
     mailbox_t mailbox;
@@ -212,6 +216,6 @@ void drain_post(DrainObject *drain, EventFdCtxObject *ctx);
 void drain_forget(EventFdCtxObject *ctx);
 void drain_ask_room(EventFdCtxObject *ctx);
 int drain_mark_unread(DrainObject *drain, EventFdCtxObject *ctx);
-bool drain_is_here(const DrainObject *drain);
+bool drain_is_here(DrainObject *drain);
 
 #endif

@@ -394,7 +394,7 @@ class EventFdCtx:
             added = self._add(n)
             owes_now = self._owe()
         if owes_now:
-            if not drain.dispatching and drain.thread == threading.get_ident():
+            if not drain.dispatching and drain.here():
                 drain.dispatch(self)
             else:
                 drain.post(self)
@@ -659,7 +659,7 @@ class TopHalf:
                 break
             drain = ctx._drain
             if drain is not None and self._still_owes(ctx):
-                if released < _BATCH and not drain.dispatching and drain.thread == threading.get_ident():
+                if released < _BATCH and not drain.dispatching and drain.here():
                     drain.dispatch(ctx)
                 else:
                     drain.post(ctx)
@@ -778,12 +778,22 @@ class TopHalf:
 
 @final
 class Drain:
-    """The private epoll of one loop. Edge-triggered; every event is read, so a stale one finds nothing and is dropped."""
+    """The private epoll of one loop. Edge-triggered; every event is read, so a stale one finds nothing and is dropped.
 
-    def __init__(self, max_events: int = _BATCH) -> None:
+    Args:
+        max_events: The bound of one pass, for each of its two sources.
+        loop: The loop that runs it.
+        running_loop: Tells which loop runs in the thread that asks. Without it, the drain's thread is whichever ran it last.
+    """
+
+    def __init__(
+        self, max_events: int = _BATCH, loop: object = None, running_loop: Callable[[], object] | None = None
+    ) -> None:
         if not 1 <= max_events <= 2**20:
             raise ValueError("max_events is 1..2**20")
         self.max_events = max_events
+        self._loop = loop
+        self._running_loop = running_loop
         self.thread = threading.get_ident()
         self.dispatching = False
         self.dead = False
@@ -799,6 +809,12 @@ class Drain:
         self._epoll = select.epoll()
         self._wakefd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wakefd, select.EPOLLIN | select.EPOLLET)
+
+    def here(self) -> bool:
+        """Whether this is its thread: the one in which its loop is running now, not the one that has run it last."""
+        if self._running_loop is None:
+            return self.thread == threading.get_ident()
+        return self._running_loop() is self._loop
 
     def fileno(self) -> int:
         """The epoll's fd, -1 once closed."""

@@ -32,10 +32,33 @@ ctx_of(mailbox_node_t *node)
     return (EventFdCtxObject *)((char *)node - offsetof(EventFdCtxObject, node));
 }
 
+/* Whether this is the drain's thread: the one in which its loop is running now, not the one that has run it last. A loop may be set
+   up by one thread and run by another. Asked at each signal. */
 bool
-drain_is_here(const DrainObject *drain)
+drain_is_here(DrainObject *drain)
 {
-    return drain->thread == PyThread_get_thread_ident();
+    if (drain->running_loop == NULL) {
+        return drain->thread == PyThread_get_thread_ident();
+    }
+#if PY_VERSION_HEX < 0x030C0000
+    /* Up to 3.11 the answer costs a getpid(2), as much as all the rest of a signal. But there asyncio keeps it in the dict of the
+       thread state, whose version tag is like no other dict's and changes whenever a loop starts or stops in the thread. */
+    PyObject *dict = PyCFunction_Check(drain->running_loop) ? PyThreadState_GetDict() : NULL;
+    uint64_t era = dict != NULL ? ((PyDictObject *)dict)->ma_version_tag : 0;
+    if (era != 0 && (era == drain->era || era == drain->other_era)) {
+        return era == drain->era;
+    }
+#endif
+    PyObject *running = PyObject_CallNoArgs(drain->running_loop);
+    if (running == NULL) {
+        PyErr_WriteUnraisable(drain->running_loop);
+    }
+    bool here = running != NULL && running == drain->loop;
+    Py_XDECREF(running);
+#if PY_VERSION_HEX < 0x030C0000
+    *(here ? &drain->era : &drain->other_era) = era;
+#endif
+    return here;
 }
 
 static void
@@ -628,9 +651,10 @@ drain_fileno(PyObject *op, PyObject *Py_UNUSED(ignored))
 static PyObject *
 drain_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keywords[] = {"max_events", NULL};
+    static char *keywords[] = {"max_events", "loop", "running_loop", NULL};
     int max_events = 1024;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|i:Drain", keywords, &max_events)) {
+    PyObject *loop = Py_None, *running_loop = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|iOO:Drain", keywords, &max_events, &loop, &running_loop)) {
         return NULL;
     }
     if (max_events < 1 || max_events > 1 << 20) {
@@ -644,6 +668,8 @@ drain_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->epfd = self->wakefd = self->timerfd = -1;
     self->free_head = NO_SLOT;
     self->max_events = max_events;
+    self->loop = Py_NewRef(loop);
+    self->running_loop = running_loop != Py_None ? Py_NewRef(running_loop) : NULL;
     self->thread = PyThread_get_thread_ident();
     self->unread = PyList_New(0);
     self->events = PyMem_Calloc((size_t)max_events, sizeof(*self->events));
@@ -673,6 +699,8 @@ drain_traverse(PyObject *op, visitproc visit, void *arg)
     DrainObject *self = (DrainObject *)op;
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(self->unread);
+    Py_VISIT(self->loop);
+    Py_VISIT(self->running_loop);
     /* Posts come with the GIL held, so both chains stand still while the collector looks. */
     for (mailbox_node_t *node = self->backlog; node != NULL; node = node->next) {
         Py_VISIT(ctx_of(node));
@@ -689,6 +717,8 @@ drain_clear(PyObject *op)
     DrainObject *self = (DrainObject *)op;
     release_mail(self);
     Py_CLEAR(self->unread);
+    Py_CLEAR(self->loop);
+    Py_CLEAR(self->running_loop);
     return 0;
 }
 
@@ -753,7 +783,9 @@ static PyGetSetDef drain_getset[] = {
 };
 
 static PyType_Slot drain_slots[] = {
-    {Py_tp_doc, (void *)PyDoc_STR("Drain(max_events=1024)\n--\n\nThe private epoll of one loop.")},
+    {Py_tp_doc,
+     (void *)PyDoc_STR("Drain(max_events=1024, loop=None, running_loop=None)\n--\n\n"
+                       "The private epoll of one loop. running_loop() tells which loop runs in the thread that asks.")},
     {Py_tp_new, (void *)drain_new},
     {Py_tp_traverse, (void *)drain_traverse},
     {Py_tp_clear, (void *)drain_clear},

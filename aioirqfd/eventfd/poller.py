@@ -62,7 +62,7 @@ class Poller:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, max_events: int = 1024) -> None:
         self.loop = loop
-        self.drain = Drain(max_events)
+        self.drain = Drain(max_events, loop, asyncio._get_running_loop)
         self._users = 0
         loop.add_reader(self.drain.fileno(), self.drain.run)
 

@@ -9,6 +9,7 @@ import threading
 import weakref
 
 import pytest
+import uvloop
 
 from aioirqfd import EventFd, IrqManager, WrongLoopError
 from aioirqfd.eventfd import Poller
@@ -243,6 +244,102 @@ def test_a_loop_that_is_stopped_in_the_middle_and_goes_on():
     loop.run_until_complete(leave())
     for efd in efds:
         efd.close()
+    loop.close()
+
+
+class Threads:
+    """A fast sink or a slow one, which notes the threads that it was called in."""
+
+    def __init__(self):
+        self.threads = []
+        self.heard = threading.Event()
+
+    async def inject(self, interrupt):
+        self.note()
+
+    def note(self, *_):
+        self.threads.append(threading.current_thread().name)
+        self.heard.set()
+        return True
+
+
+class FastThreads(Threads):
+    def try_inject(self, interrupt):
+        return self.note()
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("kind", ["reader", "slow", "fast"])
+def test_a_loop_set_up_by_one_thread_and_run_by_another(new_loop, kind):
+    # The signals of the first thread are not the loop's own.
+    loop = new_loop()
+    efd = EventFd()
+    sink = FastThreads() if kind == "fast" else Threads()
+
+    async def set_up():
+        if kind == "reader":
+            task = await start_reading(efd)
+            task.add_done_callback(sink.note)
+            return task
+        irqs = IrqManager(sink)
+        await irqs.__aenter__()
+        irqs.assign(efd, gsi=5)
+        return irqs
+
+    kept = loop.run_until_complete(set_up())
+    running = threading.Event()
+    thread = threading.Thread(target=loop.run_forever, name="the loop's")
+    thread.start()
+    loop.call_soon_threadsafe(running.set)
+    running.wait()
+    efd.signal()
+    assert sink.heard.wait(10)
+
+    async def leave():
+        if kind != "reader":
+            await kept.aclose()
+
+    asyncio.run_coroutine_threadsafe(leave(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+    efd.close()
+    assert sink.threads == ["the loop's"]
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_nothing_is_injected_while_the_loop_stands_still(new_loop):
+    loop = new_loop()
+    sink = RecordingSink()
+    with EventFd() as efd:
+
+        async def set_up():
+            irqs = IrqManager(sink)
+            await irqs.__aenter__()
+            irqs.assign(efd, gsi=5)
+            efd.signal()
+            assert len(sink.interrupts) == 1
+            return irqs
+
+        irqs = loop.run_until_complete(set_up())
+        efd.signal()
+        assert len(sink.interrupts) == 1
+
+        async def another_loops():
+            efd.signal()
+
+        asyncio.run(another_loops())
+        assert len(sink.interrupts) == 1
+
+        async def leave():
+            await asyncio.sleep(0)
+            await irqs.flush()
+            assert len(sink.interrupts) == 2
+            efd.signal()
+            assert len(sink.interrupts) == 3
+            await irqs.aclose()
+
+        loop.run_until_complete(leave())
     loop.close()
 
 
