@@ -71,7 +71,7 @@ class Device:
         del request, error
         return 0
 
-    def interrupt(self, queue: int, ring: Callable[[], None]) -> None:
+    def interrupt(self, queue: int, ring: Callable[[], None]) -> bool | None:
         """The driver wants to hear that requests have been answered; called once for each batch.
 
         A subclass that interrupts in its own time overrides this, and then answers for every interrupt that it withholds.
@@ -80,9 +80,14 @@ class Device:
         Args:
             queue: The queue.
             ring: Interrupts; may be called at any time, any number of times.
+
+        Returns:
+            Whether it withholds the interrupt. This is called for the next batch, too, then. A driver with ``EVENT_IDX``
+            would not be seen to want that: it names the next answer to hear of when it has heard of the last.
         """
         del queue
         ring()
+        return False
 
     def stopping(self, queue: int) -> None:
         """A queue is about to stop, and waits for its requests under way: end what was held back. Does nothing here."""

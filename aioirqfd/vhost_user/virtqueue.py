@@ -545,6 +545,13 @@ class VirtQueue:
             self._suppressed += 1
         return wanted
 
+    def defer_notify(self) -> None:
+        """The driver will hear later of what :meth:`need_notify` said yes to: with the next batch it says yes again.
+
+        With ``EVENT_IDX`` it would say no otherwise, because the driver's index stands still until it hears.
+        """
+        self._force_notify = True
+
     def finish(self, answers: Sequence[tuple[Chain, int]]) -> tuple[bool, bool]:
         """Give the last chains back and go to rest: :meth:`push_batch`, :meth:`need_notify` and :meth:`enable_kicks`.
 

@@ -444,7 +444,9 @@ class Vring:
             self._calls.ring(self.index)
             return
         try:
-            self._interrupt(self.index, functools.partial(self._calls.ring, self.index))
+            withheld = self._interrupt(self.index, functools.partial(self._calls.ring, self.index))
+            if withheld and self.queue is not None:
+                self.queue.defer_notify()
         except Exception as error:
             # The device answers for what it withholds, not for what it has dropped: the driver is to hear of it all the same.
             self._tracer.emit("interrupt_failed", queue=self.index, error=repr(error))

@@ -572,3 +572,37 @@ async def test_a_device_that_fails_to_interrupt_interrupts_all_the_same(path):
             assert await queue.ask([b"a"], [1]) == b"A"
         assert (device.rung, queue.calls, backend.statistics().queues[0].calls) == (10, 10, 10)
     assert tracer.of("interrupt_failed") == [{"queue": 0, "error": "KeyError(0)"}] * 5
+
+
+@pytest.mark.parametrize("event_idx", [True, False])
+async def test_a_device_that_withholds_an_interrupt_is_asked_with_the_next_batch(path, event_idx):
+    """Of a driver that collects only when it is interrupted, and so names no other answer to hear of."""
+
+    class EachThird(Upper):
+        asked = 0
+
+        def interrupt(self, queue, ring):
+            del queue
+            self.asked += 1
+            if self.asked % 3:
+                return True
+            ring()
+            return False
+
+    device = EachThird()
+    features = FEATURES if event_idx else FEATURES & ~VirtioFeature.EVENT_IDX
+    async with Backend(device, path) as backend, FrontEnd(path) as front:
+        await front.negotiate(features)
+        await front.set_memory()
+        queue = await front.start()
+        await queue.call.read()
+        for _ in range(3):
+            queue.driver.enable_calls()
+            for number in range(3):
+                assert count(queue.call) == 0
+                queue.put([b"a"], [1])
+                while backend.statistics().queues[0].answers % 3 != (number + 1) % 3:
+                    await asyncio.sleep(0)
+            assert await queue.call.read() == 1
+            assert [used.data for used in queue.driver.collect()] == [b"A"] * 3
+        assert device.asked == 9

@@ -608,3 +608,21 @@ def test_an_answer_given_twice_is_in_flight_once(make_rig):
     rig.queue.push(two, 0)
     assert rig.queue.in_flight == 0
     assert rig.queue.statistics().pushed == 4
+
+
+def test_a_deferred_call_is_asked_for_again(make_rig):
+    """The driver, which waits for the first one, moves its index no further."""
+    rig = make_rig()
+    asked = []
+    for defer in (True, True, False, False):
+        rig.driver.request([b"x"])
+        rig.queue.push(rig.queue.pop())
+        asked.append(rig.queue.need_notify())
+        if defer:
+            rig.queue.defer_notify()
+    assert asked == [True, True, True, False]
+    rig.driver.collect()
+    rig.driver.enable_calls()
+    rig.driver.request([b"x"])
+    rig.queue.push(rig.queue.pop())
+    assert rig.queue.need_notify()
