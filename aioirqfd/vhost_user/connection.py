@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import select
 import socket
 from typing import TYPE_CHECKING, Final, final
 
@@ -11,6 +13,8 @@ from aioirqfd.vhost_user.errors import VhostUserProtocolError
 from aioirqfd.vhost_user.protocol import MAX_FDS, Direction, MessageParser, encode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
     from aioirqfd.vhost_user.messages import Message
 
 _NO_SIGNAL: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
@@ -74,6 +78,28 @@ class Connection:
                 continue
             data = data[sent:]
             fds = ()
+
+    @contextlib.contextmanager
+    def watch(self, gone: Callable[[], None]) -> Generator[None]:
+        """While nobody reads: call ``gone``, once, should the other end close the connection, whatever it has sent before."""
+        try:
+            hang_up = select.epoll()
+        except OSError:
+            yield  # no fd to be had: it is noticed when somebody reads
+            return
+        with hang_up:
+            fd = hang_up.fileno()
+            hang_up.register(self._sock.fileno(), 0)  # for nothing but what is always reported: EPOLLHUP, EPOLLERR
+
+            def on_hang_up() -> None:
+                self._loop.remove_reader(fd)
+                gone()
+
+            self._loop.add_reader(fd, on_hang_up)
+            try:
+                yield
+            finally:
+                self._loop.remove_reader(fd)
 
     async def _wait_readable(self) -> None:
         waiting: asyncio.Future[None] = self._loop.create_future()

@@ -25,7 +25,7 @@ class Device:
             With 1, requests are handled strictly one after the other.
         receive_queues: The queues whose requests wait for something that may never come, such as a network's receive
             queue. When such a queue stops, its waiting requests are cancelled and stay with the driver, where other
-            queues wait for what is under way. Its answers go back in the order that the requests came in: one that is
+            queues wait for what is under way, for as long as the front-end is there. Its answers go back in the order that the requests came in: one that is
             ready before an older one's waits for it, and is void if the queue stops first. So with a ``concurrency``
             above 1, give what is received to the oldest request.
         file: For block devices: the file that the queues read and write by themselves, without a call of :meth:`handle`
@@ -58,7 +58,9 @@ class Device:
             How many bytes were written, from the first writable buffer on: 0..``request.writable_size``; None is 0.
 
         Cancellation:
-            The queue is stopping, and the request stays with the driver: it comes again when the queue starts.
+            The queue is stopping, or the front-end has gone. The request stays with the driver, and comes again when the
+            queue starts. Once this method has ended, the request's buffers are the driver's again: wait for whoever still
+            uses them, such as a thread.
         """
         raise NotImplementedError
 

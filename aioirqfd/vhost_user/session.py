@@ -99,7 +99,8 @@ class Session:
         finally:
             self._connection.close()
             self._tracer.emit("frontend_disconnected", reason=reason)
-            await self._reset(abandon=True)
+            self._abandon()
+            await self._reset()
             if self._inflight is not None:
                 self._inflight.close()
 
@@ -138,7 +139,8 @@ class Session:
             case Request.SET_OWNER, None:
                 pass
             case ((Request.RESET_OWNER | Request.RESET_DEVICE), None):
-                await self._reset(abandon=False)
+                with self._connection.watch(self._abandon):
+                    await self._reset()
             case Request.SET_MEM_TABLE, MemoryTable(regions):
                 self._set_memory(lambda: GuestMemory.map(regions, _all(fds), require_seal=self._require_seal))
             case Request.ADD_MEM_REG, SingleRegion(region):
@@ -159,7 +161,9 @@ class Session:
             case Request.GET_VRING_BASE, VringState(index, _):
                 if index >= len(self._vrings):
                     raise VhostUserProtocolError(f"GET_VRING_BASE of queue {index} of {len(self._vrings)}")
-                return _reply(message, VringState(index, await self._vrings[index].stop()))
+                with self._connection.watch(self._abandon):
+                    base = await self._vrings[index].stop()
+                return _reply(message, VringState(index, base))
             case _, (VringState() | VringAddr() | VringFd()):
                 self._set_vring(message, fds)
             case _:
@@ -191,12 +195,13 @@ class Session:
         except ValueError as error:
             raise RefusedError(str(error)) from error
 
-    async def _reset(self, *, abandon: bool) -> None:
-        if abandon:
-            # None of them is to answer any more, before the first is waited for.
-            for index, vring in enumerate(self._vrings):
-                vring.abandon()
-                self._calls.bind(index, None)
+    def _abandon(self) -> None:
+        """The front-end has gone. None of the queues is to answer any more, before the first is waited for."""
+        for index, vring in enumerate(self._vrings):
+            vring.abandon()
+            self._calls.bind(index, None)
+
+    async def _reset(self) -> None:
         for vring in self._vrings:
             await vring.reset()
         self._features = self._device.driver_features = 0

@@ -84,6 +84,7 @@ class Vring:
         self._tracer = tracer
         self._loop = asyncio.get_running_loop()
         self._running: dict[asyncio.Task[int | None], Chain] = {}
+        self._cancelled: set[asyncio.Task[int | None]] = set()
         self._done: list[tuple[Chain, int]] = []
         # Of a receive queue: the chains it has, oldest first, and the answers that an older one holds up.
         self._receives = index in device.receive_queues
@@ -131,20 +132,26 @@ class Vring:
         if address == self._address and self.queue is not None:
             return
         self._must_rest("address")
+        self._mend()
         self._address = address
-        self._broken = False
 
     def set_kick(self, eventfd: EventFd) -> None:
         """``SET_VRING_KICK``: owned from here on. Another one while the ring runs takes the first one's place."""
-        self._drop_kick()
         try:
+            self._mend()
             irqfd = self._kicks.assign(eventfd, gsi=self.index, masked=self.queue is None)
-        except OSError as error:
+        except (OSError, RefusedError) as error:
+            known = self._kick is not None and self._kick.id == eventfd.id
             eventfd.close()
+            if known and isinstance(error, OSError):
+                return  # the one that it has, once more
             raise RefusedError(f"the kick of queue {self.index} cannot be used: {error}") from error
+        self._drop_kick()
         self._kick = eventfd
         self._kick_irqfd = irqfd
-        self._broken = False
+        if self.queue is not None:
+            # What the old one was signalled for may not have been seen yet.
+            self._serve_soon()
 
     def set_err(self, eventfd: EventFd | None) -> None:
         """``SET_VRING_ERR``: owned from here on."""
@@ -165,6 +172,12 @@ class Vring:
                 self.queue.set_memory(memory)
             except VirtqueueError as error:
                 self._break(error)
+
+    def _mend(self) -> None:
+        """What was broken is being set up anew."""
+        if self._broken and self._running:
+            raise RefusedError(f"requests of queue {self.index}, which was broken, are still under way: stop it first")
+        self._broken = False
 
     def _must_rest(self, what: str) -> None:
         if self.queue is not None:
@@ -209,8 +222,9 @@ class Vring:
         try:
             self._drop_kick()
             queue = self.queue
-            if queue is not None:
-                await self._settle(cancel=self.index in self._device.receive_queues)
+            # Of a ring that is broken or abandoned, too: once this is answered, the guest's memory is the guest's again.
+            await self._settle(cancel=self._receives)
+            if queue is not None and queue is self.queue:
                 # They are the last ones taken, because a receive queue's answers go back in order.
                 self.base = (queue.stop() - queue.in_flight) & _WORD
                 self._retire(queue)
@@ -220,17 +234,16 @@ class Vring:
         return self.base
 
     def abandon(self) -> None:
-        """The front-end has gone: answer nothing any more. It counts what was not answered as still to do."""
+        """The front-end has gone: answer nothing any more, and cancel what is under way, which it counts as still to do."""
         if self.queue is not None:
             self.base = self.queue.stop()
             self._retire(self.queue)
             self._tracer.emit("vring_stopped", queue=self.index, base=self.base, reason="the front-end has gone")
+        self._cancel()
 
     async def reset(self) -> None:
         """Stop the ring and forget all that was said about it. Requests under way are ended first."""
         await self.stop()
-        # Of an abandoned ring, too: the next front-end is not to meet the late writes of this one's requests.
-        await self._settle(cancel=self.index in self._device.receive_queues)
         self.set_err(None)
         self._forget()
 
@@ -240,7 +253,9 @@ class Vring:
         self._cancel()
 
     def _cancel(self) -> None:
-        for task in self._running:
+        # Each one once: a handler that is cancelled may have something to wait for yet, such as a thread.
+        for task in self._running.keys() - self._cancelled:
+            self._cancelled.add(task)
             # Not now: it may have been begun in this very turn (Eager.run).
             self._loop.call_soon(task.cancel)
 
@@ -455,6 +470,8 @@ class Vring:
     def _ended(self, queue: VirtQueue, task: asyncio.Task[int | None]) -> None:
         """A request that waited has ended."""
         chain = self._running.pop(task)
+        cancelled_here = task in self._cancelled
+        self._cancelled.discard(task)
         if self._idle is not None and not self._running and not self._idle.done():
             self._idle.set_result(None)
         if self.queue is not queue:
@@ -465,8 +482,8 @@ class Vring:
         try:
             written = _written(chain, task.result())
         except asyncio.CancelledError as cancelled:
-            if self._stopping:
-                return
+            if cancelled_here:
+                return  # it stays with the driver
             written = self._fail(chain, cancelled)
         except Exception as raised:
             written = self._fail(chain, raised)

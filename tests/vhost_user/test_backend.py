@@ -371,8 +371,20 @@ async def test_front_ends_come_one_after_the_other(path):
         assert backend.statistics().queues[0].starts == 3
 
 
+class Threaded(Gated):
+    """Has something to wait for when it is cancelled, as if a thread used the request's buffers."""
+
+    async def handle(self, request: Chain) -> int:
+        try:
+            return await super().handle(request)
+        except asyncio.CancelledError:
+            gate = self.gates[b"thread"] = asyncio.get_running_loop().create_future()
+            await gate
+            raise
+
+
 async def test_the_next_front_end_waits_for_the_last_ones_requests(path):
-    device = Gated()
+    device = Threaded()
     async with Backend(device, path) as backend:
         async with FrontEnd(path) as front:
             queue = await front.start()
@@ -381,11 +393,55 @@ async def test_the_next_front_end_waits_for_the_last_ones_requests(path):
                 await asyncio.sleep(0)
         async with FrontEnd(path) as front:
             asking = asyncio.ensure_future(front.number(Request.GET_QUEUE_NUM))
+            while not device.cancelled:
+                await asyncio.sleep(0)
             await turns(20)
             assert not asking.done()
-            device.open(b"slow")
+            device.open(b"thread")
             assert await asking == 1
         assert backend.statistics().queues[0].answers == 0  # there was nobody to be answered
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["at once", "with a message behind it"])
+@pytest.mark.parametrize("request_", [Request.GET_VRING_BASE, Request.RESET_DEVICE], ids=lambda value: value.name)
+async def test_a_front_end_that_dies_while_its_queues_stop_ends_what_they_wait_for(path, request_, more):
+    device = Gated(num_queues=2)
+    async with Backend(device, path) as backend:
+        async with FrontEnd(path) as front:
+            for index in range(2):
+                queue = await front.start(index)
+                queue.put([b"never %d" % index], [8])
+            while len(device.gates) < 2:
+                await asyncio.sleep(0)
+            await front.send(request_, VringState(0, 0) if request_ is Request.GET_VRING_BASE else None)
+            if more:
+                await front.send(Request.SET_OWNER)
+            await turns(20)
+            assert device.cancelled == []
+        async with FrontEnd(path) as front:
+            assert await front.number(Request.GET_QUEUE_NUM) == 2
+            assert sorted(device.cancelled) == [b"never 0", b"never 1"]
+            assert [queue.answers for queue in backend.statistics().queues] == [0, 0]
+
+
+async def test_a_request_is_cancelled_once(path):
+    """By a queue that stops, then by a back-end that closes meanwhile: what it waits for since is not given up."""
+    device = Threaded()
+    device.receive_queues = (0,)
+    backend = await Backend(device, path).__aenter__()
+    async with FrontEnd(path) as front:
+        queue = await front.start()
+        queue.put([b"slow"], [8])
+        while not device.gates:
+            await asyncio.sleep(0)
+        await front.send(Request.GET_VRING_BASE, VringState(0, 0))
+        while b"thread" not in device.gates:
+            await asyncio.sleep(0)
+        closing = asyncio.ensure_future(backend.__aexit__(None, None, None))
+        await turns(20)
+        assert not closing.done()
+        device.open(b"thread")
+        await closing
 
 
 async def test_closing_cancels_what_is_under_way(path):
@@ -463,6 +519,16 @@ async def test_swapping_the_kick_eventfd_loses_no_kick(path):
             await front.tell(Request.SET_VRING_KICK, VringFd(0), [queue.kick.fileno()])
             old.close()
             assert await queue.ask([b"a"], [1]) == b"A"
+
+
+async def test_a_request_that_came_before_the_kick_eventfd_was_swapped_needs_no_other_kick(path):
+    """The kick was written to the old one, at a moment when nobody looks at it any more."""
+    async with Backend(Upper(), path), FrontEnd(path) as front:
+        queue = await front.start()
+        queue.driver.request([b"a"], [1])
+        with EventFd() as fresh:
+            await front.tell(Request.SET_VRING_KICK, VringFd(0), [fresh.fileno()])
+            assert (await queue.answers())[0].data == b"A"
 
 
 # -- order ---------------------------------------------------------------------------------------------------------------

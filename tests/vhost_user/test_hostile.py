@@ -191,9 +191,19 @@ async def test_ring_sizes_that_are_none_are_refused(path):
 
 async def test_one_eventfd_for_two_kicks_is_refused(path):
     async with Backend(Upper(num_queues=2), path), FrontEnd(path) as front:
-        queue = await front.start()
+        queue = await front.start(0)
+        other = await front.start(1)
         assert await refused(front, Request.SET_VRING_KICK, VringFd(1), [queue.kick.fileno()])
         assert await queue.ask([b"a"], [1]) == b"A"
+        assert await other.ask([b"b"], [1]) == b"B"  # its own is still heard
+
+
+async def test_the_kick_that_a_queue_has_may_be_given_again(path):
+    async with Backend(Upper(), path), FrontEnd(path) as front:
+        queue = await front.start()
+        for _ in range(5):
+            await front.tell(Request.SET_VRING_KICK, VringFd(0), [queue.kick.fileno()])
+            assert await queue.ask([b"a"], [1]) == b"A"
 
 
 async def test_inflight_buffers_of_impossible_shapes(path):
@@ -315,6 +325,36 @@ async def test_a_guest_that_breaks_its_ring_under_load_voids_what_is_under_way(p
         await queue.stop()
         assert queue.driver.collect() == []
         assert backend.statistics().queues[0].answers == 0
+
+
+async def test_a_broken_ring_has_stopped_only_when_its_requests_have_ended(path):
+    device = Gated()
+    async with Backend(device, path), FrontEnd(path) as front:
+        queue = await front.start(0, 8)
+        queue.put([b"slow"], [8])
+        while not device.gates:
+            await asyncio.sleep(0)
+        queue.driver.publish(4000)
+        queue.kick.signal()
+        assert await queue.err.read() == 1
+        # Nor is it set up anew before.
+        with EventFd() as fresh:
+            assert await refused(front, Request.SET_VRING_KICK, VringFd(0), [fresh.fileno()])
+        assert await refused(front, Request.SET_VRING_ADDR, queue.driver.address(0))
+        stopping = asyncio.ensure_future(queue.stop())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not stopping.done()
+        device.open(b"slow")
+        await stopping
+        again = front.queue(0, 8)
+        await again.start()
+        again.put([b"new"], [8])
+        while not device.gates:
+            await asyncio.sleep(0)
+        device.open(b"new")
+        assert [used.data for used in await again.answers()] == [b"NEW"]
+        queue.close()
 
 
 async def test_memory_that_goes_away_stops_the_rings_in_it(path):
