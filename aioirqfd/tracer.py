@@ -10,7 +10,7 @@ from typing import Protocol, final
 
 
 class Tracer(Protocol):
-    """Hears of state changes. Called on the loop's thread; must not block and must not raise.
+    """Hears of state changes. Called on the loop's thread; must not block and should not raise.
 
     Attributes:
         per_interrupt: Ask for an event for every single interrupt too. This takes the C fast path out of use for the

@@ -25,6 +25,7 @@ from aioirqfd.eventfd import EventFd, Poller
 from aioirqfd.irqfd import snapshot
 from aioirqfd.irqfd.backpressure import Backpressure
 from aioirqfd.irqfd.gsi import GsiAllocator
+from aioirqfd.irqfd.guard import guarded, report
 from aioirqfd.irqfd.interrupt import Action, Interrupt
 from aioirqfd.irqfd.irqfd import IrqFd
 from aioirqfd.irqfd.resampler import Resampler, is_level
@@ -89,7 +90,8 @@ class IrqManager:
         unrouted: What becomes of a signal whose gsi has no route: ``"drop"`` it, counted and traced, as the kernel does
             (rows W08, G11), or ``"hold"`` it until a route appears.
         tracer: Hears what happens.
-        on_error: Called with each :class:`InjectionError` when an irqfd is given up; must not raise.
+        on_error: Called with each :class:`InjectionError` when an irqfd is given up; should not raise. What it raises, or the
+            tracer, goes to the loop's exception handler.
         retry: The back-off after a failed injection.
 
     Used as ``async with``. Leaving it normally injects what was signalled and deassigns everything; the first
@@ -118,10 +120,10 @@ class IrqManager:
         self.retry: Final = retry if retry is not None else Retry()
         self._routing = RoutingTable.default() if routing is None else _table(routing)
         self._hold = unrouted == "hold"
-        self._tracer = tracer
+        self._tracer = guarded(tracer)
         self._per_interrupt = bool(tracer.per_interrupt)
         self._on_error = on_error
-        self.backpressure: Final = Backpressure(self.queue, tracer)
+        self.backpressure: Final = Backpressure(self.queue, self._tracer)
         self._top_half = TopHalf(
             self.tiers.try_inject,
             self.tiers.try_inject_batch,
@@ -846,7 +848,7 @@ class IrqManager:
             irqfd._dropped_under = self.generation
             self.trace("interrupt_dropped", irqfd)
 
-    def fast_path_failed(self, error: Exception) -> None:
+    def fast_path_failed(self, error: BaseException) -> None:
         """``try_inject`` raised; the work queue tries again."""
         self._tracer.emit("fast_path_failed", error=repr(error))
 
@@ -856,7 +858,10 @@ class IrqManager:
         if self._first_error is None:
             self._first_error = error
         if self._on_error is not None:
-            self._on_error(error)
+            try:
+                self._on_error(error)
+            except Exception as another:
+                report(f"aioirqfd: on_error raised: {self._on_error!r}", another)
 
 
 def _table(routing: RoutingTable | Mapping[int, Route | Sequence[Route]]) -> RoutingTable:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self, final
 
 from aioirqfd.errors import ClosedError, QueueFullError
+from aioirqfd.irqfd.guard import report
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -481,12 +482,14 @@ class WorkQueue:
         if self._was_full and self.waiting <= self.maxsize // 2:
             self._was_full = False
             if self.on_room is not None:
-                self.on_room()
+                try:
+                    self.on_room()
+                except Exception as error:
+                    # Not the item's failure, which is about to run.
+                    report(f"aioirqfd: on_room raised: {self.on_room!r}", error)
 
     def _report(self, work: Work, error: BaseException) -> None:
-        asyncio.get_running_loop().call_exception_handler(
-            {"message": f"aioirqfd: a work item raised: {work.func!r}", "exception": error}
-        )
+        report(f"aioirqfd: a work item raised: {work.func!r}", error)
 
     def _wake_worker(self) -> None:
         while self._idle:

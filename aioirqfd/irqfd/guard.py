@@ -1,0 +1,44 @@
+"""Between the irqfds and what a user has given that must not raise: whatever it raises is reported, and no interrupt is lost for it."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio.log import logger
+from typing import TYPE_CHECKING, final
+
+from aioirqfd.tracer import NULL_TRACER
+
+if TYPE_CHECKING:
+    from aioirqfd.tracer import Tracer
+
+
+def report(message: str, error: BaseException) -> None:
+    """Tell the running loop's exception handler; where none is running, asyncio's log."""
+    loop = asyncio._get_running_loop()
+    if loop is None:
+        logger.error(message, exc_info=error)
+    else:
+        loop.call_exception_handler({"message": message, "exception": error})
+
+
+@final
+class GuardedTracer:
+    """A tracer that does not raise: one that writes to a log may meet a full disk."""
+
+    __slots__ = ("_tracer", "per_interrupt")
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+        self.per_interrupt = bool(tracer.per_interrupt)
+
+    def emit(self, event: str, /, **fields: object) -> None:
+        """Hand it on."""
+        try:
+            self._tracer.emit(event, **fields)
+        except Exception as error:
+            report(f"aioirqfd: the tracer raised: {self._tracer!r}", error)
+
+
+def guarded(tracer: Tracer) -> Tracer:
+    """The tracer, such that its emit() does not raise."""
+    return tracer if tracer is NULL_TRACER else GuardedTracer(tracer)
