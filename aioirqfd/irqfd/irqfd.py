@@ -344,7 +344,8 @@ class IrqFd:
                 return False  # several chips: always by the work queue (row M05)
             else:
                 taken = manager.tiers.try_inject(Interrupt(self.gsi, route))
-        except Exception as error:
+        except BaseException as error:
+            # Whatever it is, the interrupt was not taken, and its count is out of the eventfd already.
             manager.fast_path_failed(error)
             return False
         if taken:
