@@ -11,6 +11,7 @@ from aioirqfd.irqchip.ioapic_entry import IoApicEntry
 from aioirqfd.irqchip.pins import InputPins
 from aioirqfd.irqfd.interrupt import IOAPIC_PINS, Action, Interrupt, Msi
 from aioirqfd.irqfd.plain import check_integers
+from aioirqfd.irqfd.sink import EoiSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -70,17 +71,21 @@ class IoApic:
     or by :meth:`flush`.
 
     With a :class:`~aioirqfd.sinks.KvmSink` as ``out`` this is the kernel's split irqchip, whose local APICs take messages
-    only; unlike there (row I04), resample irqfds work.
+    only; unlike there (row I04), resample irqfds work. The guest's end of interrupt is a ``KVM_EXIT_IOAPIC_EOI`` of its vCPU:
+    hand :meth:`aioirqfd.kvm.Vcpu.eoi_exit` to :meth:`eoi`. The kernel gives it for the pins that are level-triggered or have
+    had an ASSERT; the sink is told which messages these are (:class:`aioirqfd.EoiSink`).
 
     Threads: every method may be called from any thread, :meth:`inject` and :meth:`flush` from the loop that ``out``
-    belongs to. All callables, and ``out``, are called without the lock, on the thread that caused them.
+    belongs to. All callables, and ``out``, are called without the lock, on the thread that caused them; ``set_eoi_message``
+    alone under a lock of its own, so that it hears of the pins' messages in their order.
 
     Args:
         out: Takes the messages. An exception from its ``try_inject`` counts as a refusal.
         on_blocked: Told when ``out`` has refused a request that waits here now; arrange for a :meth:`flush`.
         resample: Asked with a gsi when the guest unmasks its level pin while a request waits there (row R21). It signals
             the gsi's resamplefds and returns True, or returns False if the gsi has none. After True the request is dropped
-            without a message and without lowering the line: it may be stale, and the devices assert again if it is not.
+            without a message and without lowering the line: it may be stale, and the devices assert again if it is not. That
+            of a device that holds the pin up itself (:meth:`set_irq`) is not dropped: it is never stale.
         version: What the version register says: 0x20, with an EOI register, or 0x11, without.
 
     Raises:
@@ -90,6 +95,8 @@ class IoApic:
     """
 
     __slots__ = (
+        "_ending",
+        "_endings",
         "_entries",
         "_held",
         "_id",
@@ -99,8 +106,10 @@ class IoApic:
         "_out",
         "_pins",
         "_resample",
+        "_resampled",
         "_select",
         "_serials",
+        "_set_eoi_message",
         "_version",
     )
 
@@ -125,10 +134,18 @@ class IoApic:
         self._select = 0
         # Requests: of a level pin, high and not dropped by a resample; of an edge pin, risen and not sent.
         self._irr = 0
-        # How many acknowledgements of each pin are under way; its request waits for their end.
+        # How many acknowledgements and changes of each pin are under way; its request waits for their end.
         self._held = [0] * IOAPIC_PINS
         # Which of a pin's messages is the latest: a refusal of an older one must not undo what came after it.
         self._serials = [0] * IOAPIC_PINS
+        # The pins whose end of interrupt somebody waits for, level or edge; and what ``out`` knows of each pin's.
+        self._resampled = 0
+        self._ending = threading.Lock()
+        self._endings: list[Msi | None] = [None] * IOAPIC_PINS
+        self._set_eoi_message = out.set_eoi_message if isinstance(out, EoiSink) else None
+        if self._set_eoi_message is not None:
+            for pin in range(IOAPIC_PINS):
+                self._set_eoi_message(pin, None)
 
     def __repr__(self) -> str:
         return f"<IoApic lines={self._pins.levels:#08x} waiting={sorted(self.waiting)}>"
@@ -148,6 +165,7 @@ class IoApic:
             self.try_inject(interrupt)
             return
         pin = self._pins.require(interrupt)
+        self._note_resampled(pin, interrupt)
         with self._lock:
             request = self._apply(pin, interrupt)
         if request is not None:
@@ -164,6 +182,7 @@ class IoApic:
             RoutingError: The route is no pin of the IOAPIC.
         """
         pin = self._pins.require(interrupt)
+        self._note_resampled(pin, interrupt)
         with self._lock:
             request = self._apply(pin, interrupt)
         return request is None or self._send(request) or interrupt.action is Action.DEASSERT
@@ -348,7 +367,14 @@ class IoApic:
             self._irr = irr
             self._entries = entries
             self._serials = [serial + 1 for serial in self._serials]
-        self._service(_ALL_PINS)
+            self._resampled |= asserted
+            for pin in range(IOAPIC_PINS):
+                self._held[pin] += 1
+        try:
+            for pin in range(IOAPIC_PINS):
+                self._tell_ending(pin)
+        finally:
+            self._release(_ALL_PINS)
 
     # ------------------------------------------------------------------ registers
 
@@ -379,11 +405,13 @@ class IoApic:
             if self._resample is not None and was_masked and entry.level and self._ready(pin):
                 stale = bit
                 self._irr &= ~bit
-                self._held[pin] += 1
-        if stale:
-            self._ask_to_resample(pin)
-        else:
-            self._service(bit)
+            self._held[pin] += 1
+        try:
+            self._tell_ending(pin)
+            if stale:
+                self._ask_to_resample(pin)
+        finally:
+            self._release(bit)
 
     def _ask_to_resample(self, pin: int) -> None:
         # The request is dropped before the devices hear of it: what one of them asserts from then on is a new one.
@@ -392,10 +420,29 @@ class IoApic:
         try:
             handled = self._resample is not None and gsi is not None and self._resample(gsi)
         finally:
-            if not handled:
-                with self._lock:
-                    self._irr |= self._pins.levels & 1 << pin
-            self._release(1 << pin)
+            with self._lock:
+                holds = self._pins.raised if handled else self._pins.levels
+                self._irr |= holds & 1 << pin
+
+    # ------------------------------------------------------------------ ends of interrupt
+
+    def _note_resampled(self, pin: int, interrupt: Interrupt) -> None:
+        """The first ASSERT: from now on the end of this pin's interrupt is waited for, though it be an edge (row R20)."""
+        if interrupt.action is Action.ASSERT and not self._resampled >> pin & 1:
+            with self._lock:
+                self._resampled |= 1 << pin
+            self._tell_ending(pin)
+
+    def _tell_ending(self, pin: int) -> None:
+        tell = self._set_eoi_message
+        if tell is None:
+            return
+        with self._ending:
+            with self._lock:
+                message = self._entries[pin].ended_by(resampled=bool(self._resampled >> pin & 1))
+            if message != self._endings[pin]:
+                tell(pin, message)
+                self._endings[pin] = message
 
     # ------------------------------------------------------------------ requests
 

@@ -88,6 +88,19 @@ class IoApicEntry:
         if not self.level:
             self.remote_irr = False
 
+    def ended_by(self, *, resampled: bool) -> Msi | None:
+        """The message whose end of interrupt is this pin's, as a level-triggered one; None if nobody waits for an end.
+
+        Masked or not: what was sent before the mask is ended after it.
+
+        Args:
+            resampled: An edge's end is waited for too (row R20).
+        """
+        if not (self.level or (resampled and self._delivery_mode in _FIXED_AND_LOWEST_PRIORITY)):
+            return None
+        message = self.message()
+        return Msi(message.address, message.data | _MSI_LEVEL_TRIGGERED | _MSI_ASSERT)
+
     def message(self) -> Msi:
         """What goes out: one write to a CPU's interrupt window."""
         address = _MSI_ADDRESS | self.bits >> _DESTINATION_SHIFT << _MSI_DESTINATION_SHIFT

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from aioirqfd.eventfd import EventFd
-    from aioirqfd.irqfd.interrupt import Interrupt
+    from aioirqfd.irqfd.interrupt import Interrupt, Msi
     from aioirqfd.irqfd.routing import RoutingTable
 
 
@@ -89,6 +89,21 @@ class RoutedSink(InterruptSink, Protocol):
 
     def set_routing(self, table: RoutingTable) -> None:
         """Take the new table. Raising refuses it: the manager keeps the old one (row G09)."""
+
+
+@runtime_checkable
+class EoiSink(FastSink, Protocol):
+    """A sink of messages that tells of an end of interrupt only where it was asked to (the kernel's split irqchip)."""
+
+    def set_eoi_message(self, pin: int, message: Msi | None) -> None:
+        """From now on, tell of the end of this message, for an IOAPIC's pin in front of the sink; None: of none.
+
+        Called before such a message is sent, and each time that the guest has programmed the pin anew.
+
+        Args:
+            pin: 0..23.
+            message: Where it goes, and its vector; the trigger mode is level.
+        """
 
 
 @final

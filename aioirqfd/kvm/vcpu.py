@@ -213,6 +213,13 @@ class Vcpu(Descriptor):
         mmio = self.kvm_run.mmio
         return MmioExit(mmio.phys_addr, self._view[_MMIO_DATA : _MMIO_DATA + mmio.len], bool(mmio.is_write))
 
+    def eoi_exit(self) -> int:
+        """The vector, 0..255, whose end of interrupt :meth:`run` returned ``KVM_EXIT_IOAPIC_EOI`` for.
+
+        Given with a split irqchip, for the messages that :class:`~aioirqfd.sinks.KvmSink` was told of: a user-space IOAPIC's.
+        """
+        return self.kvm_run.eoi.vector
+
     def get_regs(self) -> KvmRegs:
         """The general registers."""
         regs = KvmRegs()

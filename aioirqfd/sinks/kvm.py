@@ -9,6 +9,10 @@ every chip gets a gsi of its own, beside the kernel's default entries, and messa
 A level-triggered line is always driven through a kernel irqfd with resample, even when the trigger is written by this process:
 only then does the kernel lower the line inside the guest's end of interrupt. A line raised by ``KVM_IRQ_LINE`` would stay up
 until user space heard of it, and the guest would take the same interrupt again and again (row R09).
+
+With a split irqchip the pins are user space's, and their gsis, 0 to 23, have another use: the kernel leaves the vCPU with
+``KVM_EXIT_IOAPIC_EOI`` for exactly the vectors of the level-triggered messages that are routed there. So the messages of the
+IOAPIC in front of the sink are, though no irqfd is ever bound to these gsis.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import threading
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Final, Self, final
@@ -90,14 +95,26 @@ class KvmSink:
 
     Args:
         vm: A :class:`aioirqfd.kvm.Vm` with an in-kernel irqchip, whole or split. Stays the caller's; its routing table becomes
-            the sink's. With a split irqchip it takes messages alone: put an :class:`aioirqfd.irqchip.IoApic` before it.
+            the sink's. With a split irqchip it takes messages alone: put an :class:`aioirqfd.irqchip.IoApic` before it, and
+            give that one's ``eoi`` the vector of each ``KVM_EXIT_IOAPIC_EOI`` (:meth:`aioirqfd.kvm.Vcpu.eoi_exit`).
         offload: Whether the kernel may watch eventfds by itself.
         fast: Whether the top half may make the ioctl, a microsecond or two; otherwise it is left to the work queue.
 
     A context manager; :meth:`close` is needed where level-triggered lines were driven without offload.
     """
 
-    __slots__ = ("__weakref__", "_ack", "_fast", "_fixed", "_lines", "_messages", "_offload", "_vm")
+    __slots__ = (
+        "__weakref__",
+        "_ack",
+        "_endings",
+        "_fast",
+        "_fixed",
+        "_lines",
+        "_messages",
+        "_offload",
+        "_routing",
+        "_vm",
+    )
 
     def __init__(self, vm: Vm, *, offload: bool = True, fast: bool = True) -> None:
         self._vm = vm
@@ -106,6 +123,9 @@ class KvmSink:
         self._ack: Callable[[int], None] | None = None
         self._lines: dict[Route, _Line] = {}
         self._messages: dict[Msi, list[int]] = {}  # [gsi, users]
+        self._endings: dict[int, Msi] = {}  # of a user-space IOAPIC's pins
+        # The table is changed by the loop, and by vCPU threads whose guest programs such an IOAPIC.
+        self._routing = threading.Lock()
         self._fixed = _fixed_entries()
         try:
             self._route()
@@ -260,7 +280,8 @@ class KvmSink:
             free = next((gsi for gsi in range(_MSI_GSI, _MAX_GSI) if gsi not in taken), None)
             if free is None:
                 return False
-            self._messages[message] = [free, 1]
+            with self._routing:
+                self._messages[message] = [free, 1]
             self._route()
         else:
             held[1] += 1
@@ -271,15 +292,45 @@ class KvmSink:
             held = self._messages[route]
             held[1] -= 1
             if not held[1]:
-                del self._messages[route]
+                with self._routing:
+                    del self._messages[route]
                 self._route()
 
     def _route(self) -> None:
-        messages = [
-            RoutingEntry.msi(gsi, message.address, message.data, devid=message.devid)
-            for message, (gsi, _) in self._messages.items()
-        ]
-        self._vm.set_gsi_routing([*self._fixed, *messages])
+        with self._routing:
+            messages = [
+                RoutingEntry.msi(gsi, message.address, message.data, devid=message.devid)
+                for message, (gsi, _) in self._messages.items()
+            ]
+            endings = [
+                RoutingEntry.msi(pin, message.address, message.data, devid=message.devid)
+                for pin, message in self._endings.items()
+            ]
+            self._vm.set_gsi_routing([*self._fixed, *endings, *messages])
+
+    # -- a user-space IOAPIC's ends of interrupt -----------------------------------------------------------------------
+
+    def set_eoi_message(self, pin: int, message: Msi | None) -> None:
+        """Have the kernel give a ``KVM_EXIT_IOAPIC_EOI`` for a pin's message. With a whole irqchip nothing happens.
+
+        Threads:
+            Any.
+
+        Raises:
+            OSError: As the kernel says.
+        """
+        if self._fixed or self._endings.get(pin) == message:
+            return
+        with self._routing:
+            endings = {other: kept for other, kept in self._endings.items() if other != pin}
+            if message is not None:
+                endings[pin] = message
+            before, self._endings = self._endings, endings
+        try:
+            self._route()
+        except OSError:
+            self._endings = before
+            raise
 
     # -- closing -----------------------------------------------------------------------------------------------------
 
