@@ -75,18 +75,27 @@ def _fixed_entries() -> list[RoutingEntry]:
 
 @final
 class _Line:
-    """A level-triggered line: the trigger of a kernel irqfd, and what the kernel signals at the end of interrupt."""
+    """A level-triggered line: the trigger of a kernel irqfd, and what the kernel signals at the end of interrupt.
 
-    __slots__ = ("gsi", "kernel_gsi", "loop", "raised", "resample", "trigger")
+    Attributes:
+        gsi: The last that asserted it: hears of an end of interrupt that none of them waits for (row R05).
+        holders: The gsis that hold it up.
+    """
+
+    __slots__ = ("gsi", "holders", "kernel_gsi", "loop", "resample", "trigger")
 
     def __init__(self, gsi: int, kernel_gsi: int) -> None:
         self.gsi = gsi
         self.kernel_gsi = kernel_gsi
-        self.raised = False
+        self.holders: set[int] = set()
         self.loop = asyncio.get_running_loop()
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
         self.trigger = os.eventfd(0, flags)
         self.resample = os.eventfd(0, flags)
+
+    def hold(self, gsi: int) -> None:
+        self.gsi = gsi
+        self.holders.add(gsi)
 
 
 @final
@@ -173,13 +182,15 @@ class KvmSink:
             line = self._lines.get(route)
             if line is None:
                 line = self._open_line(interrupt.gsi, route)
-            line.raised = True
+            line.hold(interrupt.gsi)
             os.eventfd_write(line.trigger, 1)
         else:
             line = self._lines.get(route)
-            if line is not None and line.raised:
+            if line is not None and interrupt.gsi in line.holders:
                 # Not by an end of interrupt, which lowers it in the kernel: the last one out lowers it (row R14).
-                self._close_line(route)
+                line.holders.discard(interrupt.gsi)
+                if not line.holders:
+                    self._close_line(route)
 
     # -- level-triggered lines ---------------------------------------------------------------------------------------
 
@@ -197,11 +208,15 @@ class KvmSink:
         return line
 
     def _resampled(self, line: _Line) -> None:
-        with contextlib.suppress(BlockingIOError):
+        """Pass on an end of interrupt, if there was one: to whoever held the line up, several gsis perhaps."""
+        try:
             os.eventfd_read(line.resample)
-            line.raised = False
-            if self._ack is not None:
-                self._ack(line.gsi)
+        except BlockingIOError:
+            return
+        gsis, line.holders = line.holders or {line.gsi}, set()
+        if self._ack is not None:
+            for gsi in sorted(gsis):
+                self._ack(gsi)
 
     def _close_line(self, route: Route) -> None:
         line = self._lines.pop(route)
@@ -210,8 +225,12 @@ class KvmSink:
         with contextlib.suppress(OSError):
             # Before the close, or the kernel would hold on to the line until it noticed (row R15).
             self._vm.irqfd(line.trigger, line.kernel_gsi, flags=KVM_IRQFD_FLAG_DEASSIGN)
-        os.close(line.trigger)
-        os.close(line.resample)
+        try:
+            # The guest may have ended the interrupt, and the loop not have had its turn since; from here on it cannot.
+            self._resampled(line)
+        finally:
+            os.close(line.trigger)
+            os.close(line.resample)
 
     # -- the kernel's own irqfd --------------------------------------------------------------------------------------
 
@@ -229,6 +248,9 @@ class KvmSink:
                 return False
         elif not self._fixed:
             return False
+        elif resamplefd is not None and route in self._lines:
+            # What the guest has ended by now, the kernel will not tell this one of.
+            self._resampled(self._lines[route])
         flags = 0 if resamplefd is None else KVM_IRQFD_FLAG_RESAMPLE
         try:
             self._vm.irqfd(
@@ -254,11 +276,12 @@ class KvmSink:
                 line = self._open_line(interrupt.gsi, route)
             try:
                 self._vm.irqfd(eventfd, line.kernel_gsi, flags=KVM_IRQFD_FLAG_DEASSIGN)
-                line.raised = line.raised or self._is_up(route)
+                if self._is_up(route):
+                    line.hold(interrupt.gsi)
             finally:
-                if not line.raised:
+                if not line.holders:
                     self._close_line(route)
-            return line.raised
+            return interrupt.gsi in line.holders
         self._vm.irqfd(eventfd, self._gsi_of(route), flags=KVM_IRQFD_FLAG_DEASSIGN)
         self._release_message(route)
         return False

@@ -420,6 +420,18 @@ def test_unmask_with_a_resampler_signals_it_and_sends_nothing():
     assert out.vectors == [0x49]
 
 
+def test_unmask_with_a_resampler_keeps_the_request_of_a_device_that_holds_the_pin_itself():
+    asked = []
+    ioapic, out, _ = make({9: LEVEL_49 | MASKED}, resample=lambda gsi: asked.append(gsi) or True)
+    ioapic.set_irq(9, 1)
+    ioapic.try_inject(irq(9, Action.ASSERT))
+    program(ioapic, 9, LEVEL_49)
+    assert (asked, out.vectors) == ([9], [0x49])
+    ioapic.try_inject(irq(9, Action.DEASSERT))
+    ioapic.eoi(0x49)
+    assert out.vectors == [0x49] * 2
+
+
 def test_unmask_with_a_resampler_that_asserts_at_once():
     def resample(gsi):
         ioapic.try_inject(irq(9, Action.ASSERT, gsi=gsi))

@@ -212,6 +212,79 @@ async def test_every_edge_interrupt_reaches_the_guests_handler(way):
                     assert [guest.next_port().port for _ in range(2)] == [IN_HANDLER, AFTER_EOI]
 
 
+@pytest.mark.parametrize("how", ["mask", "pause", "lowered"])
+async def test_an_end_of_interrupt_that_the_loop_has_not_heard_of_is_not_lost_with_the_line(how):
+    with Guest() as guest, KvmSink(guest.vm) as sink:
+        assert guest.next_port().port == READY
+        async with IrqManager(sink, routing=PIC) as irqs:
+            with EventFd() as kick, EventFd() as unmask:
+                irqfd = irqs.assign(kick, gsi=GSI, resamplefd=unmask)
+                kick.signal()
+                assert guest.next_port().port == IN_HANDLER
+                if how == "pause":
+                    await irqs.pause()
+                else:
+                    irqfd.mask()
+                assert irqs.statistics().asserted == 1
+                assert guest.next_port().port == AFTER_EOI  # and the loop has no turn from here on
+                if how == "pause":
+                    irqs.resume()
+                elif how == "mask":
+                    irqfd.unmask()
+                else:
+                    sink.try_inject(Interrupt(GSI, PIC[GSI], Action.DEASSERT))
+                assert count(unmask) == 1
+                await turns()
+                assert (count(unmask), irqs.statistics().asserted) == (0, 0)
+
+
+@pytest.mark.parametrize("way", [{"offload": True}, {"offload": False}], ids=str)
+async def test_a_pin_that_another_gsi_leads_to_now_is_ended_for_that_one(way):
+    with Guest() as guest, KvmSink(guest.vm, **way) as sink:
+        assert guest.next_port().port == READY
+        async with IrqManager(sink, routing={5: PIC[GSI]}) as irqs:
+            kicks, unmasks = [EventFd() for _ in range(2)], [EventFd() for _ in range(2)]
+            for gsi, kick, unmask in zip((5, 40), kicks, unmasks, strict=True):
+                irqs.assign(kick, gsi=gsi, resamplefd=unmask)
+            for number, gsi in enumerate((5, 40, 5)):
+                irqs.set_routing({gsi: PIC[GSI]})
+                which = number % 2
+                kicks[which].signal()
+                await irqs.flush()
+                assert [guest.next_port().port for _ in range(2)] == [IN_HANDLER, AFTER_EOI]
+                assert await unmasks[which].read() == 1
+                assert [count(unmask) for unmask in unmasks] == [0, 0]
+                assert irqs.statistics().asserted == 0
+            for eventfd in (*kicks, *unmasks):
+                eventfd.close()
+
+
+async def test_two_gsis_that_hold_one_pin_up_are_both_told_and_neither_lowers_it_alone():
+    with Guest() as guest, KvmSink(guest.vm, offload=False) as sink:
+        assert guest.next_port().port == READY
+        async with IrqManager(sink, routing={5: PIC[GSI], 40: PIC[GSI]}) as irqs:
+            kicks, unmasks = [EventFd() for _ in range(2)], [EventFd() for _ in range(2)]
+            irqfds = [
+                irqs.assign(kick, gsi=gsi, resamplefd=unmask)
+                for gsi, kick, unmask in zip((5, 40), kicks, unmasks, strict=True)
+            ]
+            for kick in kicks:
+                kick.signal()
+            await irqs.flush()
+            assert [guest.next_port().port for _ in range(2)] == [IN_HANDLER, AFTER_EOI]
+            assert [await unmask.read() for unmask in unmasks] == [1, 1]
+            for kick in kicks:
+                kick.signal()
+            await irqs.flush()
+            assert guest.next_port().port == IN_HANDLER
+            await irqs.deassign(irqfds[0])
+            assert lines(guest.vm) == {GSI}
+            assert guest.next_port().port == AFTER_EOI
+            assert await unmasks[1].read() == 1
+            for eventfd in (*kicks, *unmasks):
+                eventfd.close()
+
+
 # ---------------------------------------------------------------------------------------------------------- offloading
 
 
