@@ -254,7 +254,9 @@ class Vring:
 
     def _cancel(self) -> None:
         # Each one once: a handler that is cancelled may have something to wait for yet, such as a thread.
-        for task in self._running.keys() - self._cancelled:
+        for task in self._running:
+            if task in self._cancelled:
+                continue
             self._cancelled.add(task)
             # Not now: it may have been begun in this very turn (Eager.run).
             self._loop.call_soon(task.cancel)
