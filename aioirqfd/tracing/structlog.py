@@ -16,6 +16,7 @@ _WARNING: Final = frozenset(
         "lowering_failed",
         "interrupt_dropped",
         "queue_full",
+        "accept_failed",
         "request_failed",
         "message_refused",
         "session_failed",

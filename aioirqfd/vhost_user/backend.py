@@ -11,7 +11,7 @@ import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, final
+from typing import TYPE_CHECKING, Final, Self, final
 
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.manager import IrqManager
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from aioirqfd.vhost_user.chain import Chain
     from aioirqfd.vhost_user.device import Device
     from aioirqfd.vhost_user.vring import VringStatistics
+
+
+ACCEPT_AGAIN: Final = 1.0
+"""Seconds until a connection that could not be accepted is tried again."""
 
 
 @final
@@ -71,7 +75,8 @@ class Backend:
         path: Where the socket is made. A socket that a dead process has left there is taken away first.
         tracer: Hears what happens: ``frontend_connected``, ``frontend_disconnected``, ``memory_table``,
             ``vring_started``, ``vring_stopped`` (with a reason if the driver broke its ring), ``message_refused``,
-            ``request_failed``, ``interrupt_failed``, ``session_failed``, and what the irqfds have to say.
+            ``request_failed``, ``interrupt_failed``, ``session_failed``, ``accept_failed``, and what the irqfds have
+            to say.
         require_seal: Take only memory that the front-end can no longer shrink.
 
     Used as ``async with``. Leaving it cancels the requests under way, closes the connection, and takes the socket away.
@@ -139,7 +144,13 @@ class Backend:
     async def _accept(self, listener: socket.socket, calls: Calls) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            sock, _ = await loop.sock_accept(listener)
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                # EMFILE and the like pass; whoever wants to connect waits in the socket's own queue.
+                self._tracer.emit("accept_failed", error=str(error))
+                await asyncio.sleep(ACCEPT_AGAIN)
+                continue
             self._sessions += 1
             session = Session(
                 Connection(sock),

@@ -25,9 +25,9 @@ class Device:
             With 1, requests are handled strictly one after the other.
         receive_queues: The queues whose requests wait for something that may never come, such as a network's receive
             queue. When such a queue stops, its waiting requests are cancelled and stay with the driver, where other
-            queues wait for what is under way, for as long as the front-end is there. Its answers go back in the order that the requests came in: one that is
-            ready before an older one's waits for it, and is void if the queue stops first. So with a ``concurrency``
-            above 1, give what is received to the oldest request.
+            queues wait for what is under way, for as long as the front-end is there. Its answers go back in the order
+            that the requests came in: one that is ready before an older one's waits for it, and is void if the queue
+            stops first. So with a ``concurrency`` above 1, give what is received to the oldest request.
         file: For block devices: the file that the queues read and write by themselves, without a call of :meth:`handle`
             for each request. Leave it None where :meth:`handle` does anything else with a read or a write.
         driver_features: The features that the driver has agreed on; 0 before.

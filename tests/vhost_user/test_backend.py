@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -472,6 +473,24 @@ async def test_a_dead_sockets_file_is_taken_over_and_a_live_ones_is_not(path):
     with Path(path).open("w"), pytest.raises(OSError, match="in use"):
         async with Backend(Upper(), path):
             pass
+
+
+async def test_a_back_end_without_a_free_fd_accepts_when_there_is_one(path, monkeypatch):
+    monkeypatch.setattr("aioirqfd.vhost_user.backend.ACCEPT_AGAIN", 0)
+    tracer = RecordingTracer()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with Backend(Upper(), path, tracer=tracer) as backend:
+        with socket.socket(socket.AF_UNIX) as sock, socket.socket() as lowest:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno(), hard))
+            try:
+                sock.connect(path)
+                while len(tracer.of("accept_failed")) < 3:
+                    await asyncio.sleep(0)
+                assert backend.statistics().sessions == 0
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            while not backend.statistics().sessions:
+                await asyncio.sleep(0)
 
 
 # -- the call eventfd ----------------------------------------------------------------------------------------------------
