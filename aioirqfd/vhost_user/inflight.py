@@ -179,19 +179,20 @@ class InflightBuffer:
         return cls(fd, view, Inflight(size, 0, num_queues, queue_size))
 
     @classmethod
-    def map(cls, description: Inflight, fd: int) -> Self:
+    def map(cls, description: Inflight, fd: int, *, require_seal: bool = False) -> Self:
         """Map a buffer that the front-end has kept.
 
         Args:
             description: Its shape.
             fd: Owned from here on, and closed if this fails.
+            require_seal: Refuse a buffer that the front-end may still shrink.
 
         Raises:
             InflightError: It is too small for its shape, or cannot be mapped.
         """
         try:
             need = _needed(description)
-            view, _ = map_shared(fd, need, description.mmap_offset)
+            view, _ = map_shared(fd, need, description.mmap_offset, require_seal=require_seal)
         except GuestMemoryError as error:
             os.close(fd)
             raise InflightError(f"the inflight buffer cannot be mapped: {error}") from error
@@ -214,6 +215,12 @@ class InflightBuffer:
             raise InflightError(f"no queue {index} in an inflight buffer of {self.description.num_queues}")
         stride = queue_stride(self.description.queue_size)
         return InflightQueue(self._view[index * stride : (index + 1) * stride], self.description.queue_size)
+
+    def clear(self, count: int) -> None:
+        """Make the first ``count`` queues' parts new: nothing is in flight there, and no ring is to be gone on with."""
+        stride = queue_stride(self.description.queue_size)
+        for start in range(0, stride * min(count, self.description.num_queues), stride):
+            self._view[start : start + stride] = bytes(stride)
 
     def close(self) -> None:
         """Close the fd. Idempotent; the memory lives as long as a view of it."""

@@ -141,6 +141,9 @@ class Session:
             case ((Request.RESET_OWNER | Request.RESET_DEVICE), None):
                 with self._connection.watch(self._abandon):
                     await self._reset()
+                if self._inflight is not None:
+                    # The next rings are none of those that it remembers requests of.
+                    self._inflight.clear(len(self._vrings))
             case Request.SET_MEM_TABLE, MemoryTable(regions):
                 self._set_memory(lambda: GuestMemory.map(regions, _all(fds), require_seal=self._require_seal))
             case Request.ADD_MEM_REG, SingleRegion(region):
@@ -231,7 +234,7 @@ class Session:
         if any(vring.queue is not None for vring in self._vrings):
             raise RefusedError("the inflight buffer cannot change while a queue runs")
         try:
-            self._keep_inflight(InflightBuffer.map(description, fds.pop()))
+            self._keep_inflight(InflightBuffer.map(description, fds.pop(), require_seal=self._require_seal))
         except InflightError as error:
             raise RefusedError(str(error)) from error
 

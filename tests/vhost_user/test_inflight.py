@@ -71,6 +71,30 @@ def test_a_description_that_does_not_fit_is_refused_and_its_fd_closed(buffer, de
         os.fstat(fd)
 
 
+def test_a_buffer_that_may_shrink_is_refused_where_a_seal_is_required(buffer):
+    fd = os.memfd_create("kept")
+    os.ftruncate(fd, 384)
+    with pytest.raises(InflightError, match="not sealed"):
+        InflightBuffer.map(buffer.description, fd, require_seal=True)
+    with InflightBuffer.map(buffer.description, os.dup(buffer.fileno()), require_seal=True) as again:
+        assert again.queue(0).recover(0) == []
+
+
+def test_what_is_cleared_is_as_new(buffer):
+    for index in range(2):
+        buffer.queue(index).begin(3)
+    queue = buffer.queue(0)
+    queue.begin(4)
+    queue.link(4)
+    queue.commit((4,), 1)
+    buffer.clear(1)
+    assert buffer.queue(0).recover(0) == []
+    assert buffer.queue(0).recover(7) == []
+    assert buffer.queue(1).recover(0) == [3]
+    buffer.clear(256)
+    assert bytes(buffer._view) == bytes(384)
+
+
 @pytest.mark.parametrize(("queues", "size"), [(0, 8), (1025, 8), (1, 0), (1, 32769)])
 def test_a_shape_that_cannot_be_made(queues, size):
     with pytest.raises(InflightError):

@@ -16,7 +16,7 @@ from aioirqfd.vhost_user import Backend
 from aioirqfd.vhost_user.driver import DriverMemory, DriverQueue
 from aioirqfd.vhost_user.features import ProtocolFeature
 from aioirqfd.vhost_user.messages import Inflight, Request
-from tests.vhost_user.devices import Gated, Upper
+from tests.vhost_user.devices import Gated, Receiver, Upper
 from tests.vhost_user.frontend import PROTOCOL_FEATURES, FrontEnd
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +151,36 @@ async def test_a_clean_stop_leaves_nothing_in_flight(tmp_path, monkeypatch):
         await queue.start(base=base)
         assert await queue.ask([b"a"], [1]) == b"A"
         assert backend.statistics().queues[0].resubmitted == 0
+
+
+async def test_a_reset_leaves_nothing_in_flight(tmp_path, monkeypatch):
+    """The next ring is another one, in which the requests that were cancelled mean nothing."""
+    monkeypatch.chdir(tmp_path)
+    device = Receiver()
+    async with Backend(device, "socket") as backend, FrontEnd("socket") as front:
+        _, fd = await with_inflight(front)
+        os.close(fd)
+        queue = front.queue(0, 32)
+        await queue.start()
+        for name in (b"a", b"b", b"c"):
+            queue.put([name], [4])
+        while len(device.gates) < 3:
+            await asyncio.sleep(0)
+        protocol_features = PROTOCOL_FEATURES | ProtocolFeature.RESET_DEVICE | ProtocolFeature.INFLIGHT_SHMFD
+        await front.negotiate(protocol_features=protocol_features)
+        await front.tell(Request.RESET_DEVICE)
+        assert device.cancelled == [b"a", b"b", b"c"]
+        device.gates.clear()
+        await front.negotiate(protocol_features=protocol_features)
+        again = front.queue(0, 32)
+        await again.start()
+        again.put([b"new"], [4])
+        while not device.gates:
+            await asyncio.sleep(0)
+        device.open(b"new")
+        assert [used.data for used in await again.answers()] == [b"NEW"]
+        assert backend.statistics().queues[0].resubmitted == 0
+        queue.close()
 
 
 async def test_a_terminated_back_end_takes_its_socket_away(tmp_path):
