@@ -417,6 +417,10 @@ class WorkQueue:
         while True:
             lane = self._lane
             if lane is not None and lane.ready:
+                if lane.ready > 1:
+                    # Told once of all that became ready in one pass: one worker wakes the next, lest the handler of the first
+                    # one wait for another's.
+                    self._wake_worker()
                 await self._run_lane(lane, task)
             if not ready:
                 if lane is not None and lane.ready:
@@ -434,6 +438,8 @@ class WorkQueue:
                     raise
                 turn_ends = monotonic() + _SLICE
                 continue
+            if lane is not None and lane.ready:
+                self._wake_worker()  # the same: its time was up before the lane was empty
             await self._run(ready.popleft(), task)
             if monotonic() >= turn_ends:
                 await asyncio.sleep(0)

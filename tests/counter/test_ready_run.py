@@ -10,6 +10,7 @@ import pytest
 
 from aioirqfd import EventFd, InjectionError, IrqManager, Retry, State, WorkQueue
 from aioirqfd.sinks import RecordingSink
+from tests.irqfd.helpers import turns
 
 AT_ONCE = Retry(attempts=2, initial=0, maximum=0)
 
@@ -56,6 +57,59 @@ async def test_a_handler_that_waits_holds_up_the_one_worker_only():
                 gate.set()
                 await irqs.flush()
         assert order == expected
+
+
+async def test_several_that_are_ready_at_once_have_as_many_workers():
+    order: list[str] = []
+    gate = asyncio.Event()
+
+    async def waits(irqfd, count) -> None:
+        order.append("waits")
+        await gate.wait()
+        order.append("waited")
+
+    async def opens(irqfd, count) -> None:
+        order.append("opens")
+        gate.set()
+
+    async with IrqManager(RecordingSink(), queue=WorkQueue(workers=4)) as irqs:
+        with contextlib.ExitStack() as stack:
+            kicks = [stack.enter_context(EventFd()) for _ in range(4)]
+            for gsi, kick in enumerate(kicks):
+                irqs.assign(kick, gsi=gsi, wakeup=waits if gsi < 3 else opens)
+            await turns()
+            for kick in kicks:
+                os.eventfd_write(kick.fileno(), 1)
+            await turns()
+            assert order == ["waits"] * 3 + ["opens"] + ["waited"] * 3
+            await irqs.flush()
+
+
+async def test_one_that_is_ready_again_after_its_handler_has_another_worker_if_its_own_waits():
+    order: list[str] = []
+    gate = asyncio.Event()
+
+    async def again(irqfd, count) -> None:
+        order.append(f"again {count}")
+        if count == 1:
+            irqfd.eventfd.signal(2)
+            other.signal()
+        else:
+            gate.set()
+
+    async def waits(irqfd, count) -> None:
+        order.append("waits")
+        await gate.wait()
+        order.append("waited")
+
+    async with IrqManager(RecordingSink(), queue=WorkQueue(workers=2)) as irqs:
+        with EventFd() as kick, EventFd() as other:
+            irqs.assign(kick, gsi=1, wakeup=again)
+            irqs.assign(other, gsi=2, wakeup=waits)
+            kick.signal()
+            await turns()
+            assert order == ["again 1", "waits", "again 2", "waited"]
+            await irqs.flush()
 
 
 async def test_a_signal_during_the_handler_runs_it_once_more_with_just_the_new_count():
