@@ -599,14 +599,14 @@ class TopHalf:
         ends = time.monotonic() + _SLICE
         while self._ready:
             ctx = self._ready.popleft()
-            if not ctx._queued_here:
-                continue  # taken back in the meantime
+            if not ctx._queued_here or ctx._top_half is not self:
+                continue  # taken back in the meantime; perhaps it waits in another manager's, on another loop, by now
             ctx._queued_here = False
             count, ctx._taken = ctx._taken, 0
             irqfd, handler = ctx._irqfd, ctx._handler
             if irqfd is None:
                 continue
-            if ctx._top_half is not self or handler is None or not ctx._is_fast():
+            if handler is None or not ctx._is_fast():
                 irqfd.defer(count)
                 self._tell_progress()
                 continue

@@ -172,7 +172,7 @@ begin(native_state *state, ReadyRunObject *self)
     while ((ctx = top_half_next_ready(top_half)) != NULL) {
         uint64_t count = ctx->taken;
         ctx->taken = 0;
-        if (ctx->top_half == top_half && ctx->handler != NULL && top_half_is_fast(ctx)) {
+        if (ctx->handler != NULL && top_half_is_fast(ctx)) {
             self->ctx = ctx;
             self->irqfd = Py_NewRef(ctx->irqfd);
             self->count = count;

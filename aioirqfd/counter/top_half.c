@@ -106,11 +106,11 @@ top_half_next_ready(TopHalfObject *top_half)
         EventFdCtxObject *ctx = top_half->ready[top_half->ready_head];
         top_half->ready_head = (top_half->ready_head + 1) % top_half->ready_cap;
         top_half->ready_len--;
-        if (ctx->queued) {
+        if (ctx->queued && ctx->top_half == top_half) {
             ctx->queued = false;
             return ctx;
         }
-        Py_DECREF(ctx); /* taken back in the meantime */
+        Py_DECREF(ctx); /* taken back in the meantime; perhaps it waits in another manager's, on another loop, by now */
     }
     return NULL;
 }

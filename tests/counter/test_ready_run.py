@@ -323,6 +323,42 @@ async def test_the_bound_holds_for_handlers_too():
             kick.close()
 
 
+async def test_what_waits_for_the_handler_of_one_manager_is_not_taken_by_another_that_it_has_left():
+    gate, other_gate = asyncio.Event(), asyncio.Event()
+    told: list[int] = []
+
+    async def busy(irqfd, count) -> None:
+        await gate.wait()
+
+    async def other_busy(irqfd, count) -> None:
+        await other_gate.wait()
+
+    async def on_wakeup(irqfd, count) -> None:
+        told.append(count)
+
+    async with IrqManager(RecordingSink()) as irqs, IrqManager(RecordingSink()) as other_irqs:
+        with EventFd() as kick, EventFd() as first, EventFd() as other_first:
+            irqs.assign(first, gsi=1, wakeup=busy)
+            irqfd = irqs.assign(kick, gsi=2, wakeup=on_wakeup)
+            other_irqs.assign(other_first, gsi=1, wakeup=other_busy)
+            first.signal()
+            other_first.signal()
+            await turns()
+            kick.signal(3)
+            irqfd.mask()
+            await irqs.deassign(irqfd)
+            irqfd = other_irqs.assign(kick, gsi=3, wakeup=on_wakeup)
+            await turns()
+            assert (irqfd.pending, irqfd.state, kick._queued) == (True, State.IDLE, True)
+            gate.set()
+            await irqs.flush()
+            assert (irqfd.pending, irqfd.state, kick._queued) == (True, State.IDLE, True)
+            other_gate.set()
+            await other_irqs.flush()
+            assert told == [3]
+            assert irqfd.statistics().wakeups == irqfd.statistics().fast == 1
+
+
 async def test_deassigned_while_queued_its_handler_still_runs_and_the_barrier_waits_for_it():
     order: list[str] = []
     sink = RecordingSink()
