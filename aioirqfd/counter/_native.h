@@ -169,6 +169,8 @@ PyObject *native_begin(PyObject *module, PyObject *coroutine);
 extern PyType_Spec eventfd_ctx_spec;
 int eventfd_read_now(int fd, bool blocking, uint64_t *value);
 int eventfd_peek(int fd, uint64_t *count, long *id, int *semaphore);
+bool eventfd_ctx_by_ones(const EventFdCtxObject *ctx);
+bool eventfd_ctx_read(EventFdCtxObject *ctx, uint64_t *value);
 bool eventfd_ctx_consume(EventFdCtxObject *ctx, bool exact, uint64_t *count);
 void eventfd_ctx_put_back(EventFdCtxObject *ctx, uint64_t n);
 

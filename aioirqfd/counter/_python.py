@@ -43,6 +43,7 @@ _MASK: Final = 2**64 - 1
 _WORD: Final = 8
 _BATCH: Final = 1024
 _SLICE: Final = 0.001
+_SEMAPHORE_AT_ONCE: Final = 256
 _RECORD: Final = Struct("=QQIiBxxxI")
 _INJECTED, _DEFERRED, _HELD, _WAKEUP = 1, 2, 3, 4
 
@@ -416,10 +417,15 @@ class EventFdCtx:
             owed, self._owed = self._owed, True
         return not owed
 
-    def _take_counted(self) -> int:
+    @property
+    def _by_ones(self) -> bool:
+        """Whether a dispatch takes 1: of a semaphore (row P06), but not if somebody has to be told of every signal."""
+        return self._semaphore and not self._want_count
+
+    def _take_counted(self, *, by_ones: bool) -> int:
         with _lock:
             count = self._count
-            if self._semaphore and count:
+            if by_ones and count:
                 self._count = count - 1
                 return 1
             self._count = 0
@@ -436,7 +442,8 @@ class EventFdCtx:
 
     def _consume(self) -> int | None:
         """What this dispatch stands for; 0: what was left unread; None: nothing is there, because somebody else read it."""
-        total = self._take_counted()
+        by_ones = self._by_ones
+        total = self._take_counted(by_ones=by_ones)
         known = total > 0
         # What was there at assign time goes with the next signal, wherever that comes from (row P04).
         if self._event or (self._leftover and total):
@@ -447,7 +454,7 @@ class EventFdCtx:
                 self._leftover = known = True
             else:
                 # Of a semaphore one in all, wherever it is.
-                value = 0 if self._semaphore and total else self._read_kernel()
+                value = 0 if by_ones and total else self._read_kernel()
                 self._leftover = False
                 known = known or value > 0
                 if injected:
@@ -464,13 +471,22 @@ class EventFdCtx:
         return total if known else None
 
     def _read_kernel(self) -> int:
-        try:
-            return _read_now(self._fd, blocking=self._blocking) if self._fd >= 0 else 0
-        except OSError:
-            return 0
+        """A dispatch's part of the kernel's counter."""
+        value = 0
+        with contextlib.suppress(OSError):
+            value = _read_now(self._fd, blocking=self._blocking) if self._fd >= 0 else 0
+            if value and self._semaphore and self._want_count:
+                while value < _SEMAPHORE_AT_ONCE and _read_now(self._fd, blocking=self._blocking):
+                    value += 1
+                if value == _SEMAPHORE_AT_ONCE:
+                    # No event comes for the rest.
+                    self._event = True
+                    if self._owe() and self._drain is not None:
+                        self._drain.post(self)
+        return value
 
     def _take(self) -> int:
-        total = self._take_counted()
+        total = self._take_counted(by_ones=self._semaphore)
         if self._fd < 0 or (self._semaphore and total):
             return total
         try:
@@ -970,12 +986,11 @@ class Drain:
         due = ctx._settle()
         was_leftover, ctx._leftover = ctx._leftover, False
         ctx._event = ctx._fresh = False
-        total = ctx._take_counted()
-        value = 0
-        if not (ctx._semaphore and total):
-            value = ctx._read_kernel()
+        by_ones = ctx._by_ones
+        total = ctx._take_counted(by_ones=by_ones)
+        value = 0 if by_ones and total else ctx._read_kernel()
         ctx._signals = (ctx._signals + total + value) & _MASK
-        if not due and ctx._semaphore:
+        if not due and by_ones:
             # One of its rest, which is owed no injection (row P05); unless it was written since the first look.
             self.collect()
             if not ctx._settle():

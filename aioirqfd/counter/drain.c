@@ -392,15 +392,13 @@ settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
     }
     bool due = mailbox_settle(&ctx->node);
     ctx->event = ctx->fresh = ctx->full = false;
-    uint64_t total = ctx->semaphore ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
+    bool by_ones = eventfd_ctx_by_ones(ctx);
+    uint64_t total = by_ones ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
     ctx->signals += total;
-    if (!(ctx->semaphore && total > 0)) {
-        if (eventfd_read_now(ctx->fd, ctx->blocking, &value) < 0) {
-            value = 0;
-        }
+    if (!(by_ones && total > 0) && eventfd_ctx_read(ctx, &value)) {
         ctx->signals += value;
     }
-    if (!due && ctx->semaphore) {
+    if (!due && by_ones) {
         /* One of its rest, which is owed no injection (P05); unless it was written since the first look. */
         if (collect(self) < 0) {
             return -1;

@@ -12,6 +12,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+/* So much is read from a semaphore in one dispatch, one at a time. */
+#define SEMAPHORE_AT_ONCE 256
+
 /* 1 and the value; 0 when it would block; -1 with errno. Never waits, even on a blocking fd (E14). */
 int
 eventfd_read_now(int fd, bool blocking, uint64_t *value)
@@ -131,13 +134,46 @@ eventfd_write_saturating(int fd, bool blocking, uint64_t n, uint64_t *added)
     }
 }
 
+/* Whether a dispatch takes 1: of a semaphore (P06), but not if somebody has to be told of every signal. */
+bool
+eventfd_ctx_by_ones(const EventFdCtxObject *ctx)
+{
+    return ctx->semaphore && !ctx->want_count;
+}
+
+/* Take a dispatch's part of the kernel's counter; false: nothing is there. */
+bool
+eventfd_ctx_read(EventFdCtxObject *ctx, uint64_t *value)
+{
+    *value = 0;
+    if (ctx->fd < 0 || eventfd_read_now(ctx->fd, ctx->blocking, value) != 1) {
+        *value = 0;
+        return false;
+    }
+    if (ctx->semaphore && ctx->want_count) {
+        uint64_t one;
+        while (*value < SEMAPHORE_AT_ONCE && eventfd_read_now(ctx->fd, ctx->blocking, &one) == 1) {
+            (*value)++;
+        }
+        if (*value == SEMAPHORE_AT_ONCE) {
+            /* No event comes for the rest. */
+            ctx->event = true;
+            if (mailbox_owe(&ctx->node)) {
+                drain_post(ctx->drain, ctx);
+            }
+        }
+    }
+    return true;
+}
+
 /* Take what this dispatch stands for. False: nothing is there (somebody else read it), so there is nothing to inject.
    Where nobody asks for the count, the kernel's counter stays unread for the time being; not so with `exact`.
    count: what was taken; 0 where it was left unread. */
 bool
 eventfd_ctx_consume(EventFdCtxObject *ctx, bool exact, uint64_t *count)
 {
-    uint64_t total = ctx->semaphore ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
+    bool by_ones = eventfd_ctx_by_ones(ctx);
+    uint64_t total = by_ones ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
     bool known = total > 0;
     ctx->signals += total;
     bool takes_along =
@@ -160,8 +196,7 @@ eventfd_ctx_consume(EventFdCtxObject *ctx, bool exact, uint64_t *count)
             uint64_t value = 0;
             ctx->seen = SEEN_NOTHING;
             /* Of a semaphore one in all, wherever it is. */
-            if (ctx->fd >= 0 && !(ctx->semaphore && total > 0) &&
-                eventfd_read_now(ctx->fd, ctx->blocking, &value) == 1) {
+            if (!(by_ones && total > 0) && eventfd_ctx_read(ctx, &value)) {
                 known = true;
                 ctx->signals += value;
                 if (injected) {

@@ -157,7 +157,7 @@ class EventFd(EventFdCtx):
         """Take the count (1 of it, with ``semaphore=True``).
 
         While an irqfd is bound, signals are the irqfd's: what is left to read is only what was there when it was bound
-        (rows P03, P09), and a semaphore's rest (row P06).
+        (rows P03, P09), and a semaphore's rest (row P06); nothing where a wakeup handler is told of every signal.
 
         Raises:
             WouldBlock: The count is 0.

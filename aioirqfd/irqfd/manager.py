@@ -294,7 +294,7 @@ class IrqManager:
             resamplefd: Makes the gsi level-triggered for this irqfd: a signal raises the line, :meth:`ack` lowers it and
                 signals the resamplefd. An int stays the caller's too, and may be closed.
             wakeup: A coroutine function, or several, run by the work queue before each injection with the irqfd and the
-                count; the counts they get add up to exactly the signals.
+                count; the counts they get add up to exactly the signals, of a semaphore too.
             masked: Begin masked.
 
         Returns:

@@ -116,6 +116,42 @@ def test_a_semaphore_signalled_in_this_process_piles_up_likewise(rig):
     assert (ctx._count, rig.count(ctx)) == (0, 3), "and one of it is gone (row P05)"
 
 
+@pytest.mark.parametrize("how", ["write", "signal", "elsewhere"])
+def test_who_asks_for_counts_is_told_of_every_signal_of_a_semaphore(rig, how):
+    ctx = rig.eventfd(2, semaphore=True)
+    irqfd = rig.bind(ctx, want_count=True)
+    rig.run()
+    assert irqfd.wakeups == [2]
+    for value in (1, 5):
+        if how == "write":
+            for _ in range(value):
+                write(ctx)
+        elif how == "signal":
+            ctx.signal(value)
+        else:
+            thread = threading.Thread(target=ctx.signal, args=(value,))
+            thread.start()
+            thread.join()
+        rig.run()
+    assert irqfd.wakeups == [2, 1, 5]
+    write(ctx, 3)
+    assert rig.unbind(ctx) == 3
+    assert (rig.count(ctx), ctx._count, ctx._signals) == (0, 0, 11)
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_semaphore_that_is_very_full_is_told_by_and_by(rig, settled):
+    ctx = rig.eventfd(semaphore=True)
+    irqfd = rig.bind(ctx, want_count=True)
+    write(ctx, 600)
+    told = [rig.drain.settle(ctx)] if settled else []
+    assert rig.drain.run() == 1
+    assert rig.count(ctx) == (88 if settled else 344)
+    rig.run()
+    assert told + irqfd.wakeups == [256, 256, 88]
+    assert (rig.count(ctx), ctx._signals) == (0, 600)
+
+
 def test_settle_says_what_was_not_injected_yet(rig):
     ctx = rig.eventfd()
     sink = rig.bind_fast(ctx)

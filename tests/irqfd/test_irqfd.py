@@ -62,7 +62,7 @@ async def test_the_counts_a_handler_gets_add_up_to_the_signals():
             assert irqfd.statistics().coalesced == sum(seen) - len(seen)
 
 
-async def test_a_semaphores_handler_gets_one_at_a_time():
+async def test_a_semaphores_handler_is_told_of_every_signal():
     seen = []
 
     async def handler(irqfd, count):
@@ -73,9 +73,14 @@ async def test_a_semaphores_handler_gets_one_at_a_time():
             irqs.assign(kick, gsi=5, wakeup=handler)
             kick.signal()
             await irqs.flush()
-            kick.signal()
+            for _ in range(3):
+                write(kick)
             await irqs.flush()
-    assert seen == [1, 1]
+            kick.signal(2)
+            await irqs.flush()
+            with pytest.raises(WouldBlock):
+                kick.read_nowait()
+    assert seen == [1, 3, 2]
 
 
 async def test_several_handlers_run_one_after_the_other_with_the_same_count():
