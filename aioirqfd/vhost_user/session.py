@@ -40,7 +40,11 @@ RING_FEATURES: Final = (
 )
 """What is offered for every device, beside its own features."""
 PROTOCOL_FEATURES: Final = (
-    ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | ProtocolFeature.RESET_DEVICE | ProtocolFeature.INFLIGHT_SHMFD
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.INFLIGHT_SHMFD
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
 )
 """What is offered for every device; ``CONFIG`` comes on top where it has a configuration space."""
 
@@ -148,9 +152,9 @@ class Session:
                 self._set_memory(lambda: GuestMemory.map(regions, _all(fds), require_seal=self._require_seal))
             case Request.ADD_MEM_REG, SingleRegion(region):
                 memory, seal = self._memory, self._require_seal
-                self._set_memory(lambda: memory.with_region(region, fds.pop(), require_seal=seal))
+                self._set_memory(lambda: memory.with_region(region, fds.pop(), require_seal=seal), piecewise=True)
             case Request.REM_MEM_REG, SingleRegion(region):
-                self._set_memory(lambda: self._memory.without_region(region))
+                self._set_memory(lambda: self._memory.without_region(region), piecewise=True)
             case Request.GET_MAX_MEM_SLOTS, None:
                 return _reply(message, U64(MAX_MEM_SLOTS))
             case Request.GET_CONFIG, ConfigSpace() as piece:
@@ -212,14 +216,14 @@ class Session:
 
     # -- its memory --------------------------------------------------------------------------------------------------
 
-    def _set_memory(self, make: Callable[[], GuestMemory]) -> None:
+    def _set_memory(self, make: Callable[[], GuestMemory], *, piecewise: bool = False) -> None:
         try:
             self._memory = make()
         except GuestMemoryError as error:
             raise RefusedError(str(error)) from error
         self._tracer.emit("memory_table", regions=len(self._memory.regions))
         for vring in self._vrings:
-            vring.set_memory(self._memory)
+            vring.set_memory(self._memory, piecewise=piecewise)
 
     def _get_inflight(self, message: Message, asked: Inflight) -> Message:
         try:

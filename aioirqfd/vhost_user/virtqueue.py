@@ -609,8 +609,13 @@ class VirtQueue:
 
     # Changes and the end.
 
-    def set_memory(self, memory: GuestMemory) -> None:
+    def set_memory(self, memory: GuestMemory, *, piecewise: bool = False) -> None:
         """Go on with another memory table. Chains out already keep the old memory.
+
+        Args:
+            memory: The table.
+            piecewise: It is on its way from one state to another. To move or resize a region a front-end takes it away
+                first, under a running ring. Such a ring stays with the table that it has until it is in one again.
 
         Raises:
             VirtqueueError: The ring is not in the new table; the queue is stopped.
@@ -621,6 +626,8 @@ class VirtQueue:
         try:
             self._map(memory)
         except VirtqueueError as error:
+            if piecewise:
+                return
             self._stop(str(error))
             raise
         self._set_transfer()

@@ -165,11 +165,11 @@ class Vring:
         if enabled and self.queue is not None:
             self._serve_soon()
 
-    def set_memory(self, memory: GuestMemory) -> None:
-        """A new memory table. Requests under way keep the old memory."""
+    def set_memory(self, memory: GuestMemory, *, piecewise: bool = False) -> None:
+        """A new memory table; ``piecewise``, the next step to one. Requests under way keep the old memory."""
         if self.queue is not None:
             try:
-                self.queue.set_memory(memory)
+                self.queue.set_memory(memory, piecewise=piecewise)
             except VirtqueueError as error:
                 self._break(error)
 

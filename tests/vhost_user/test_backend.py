@@ -49,6 +49,7 @@ async def test_a_session_in_qemus_order(path):
             | ProtocolFeature.REPLY_ACK
             | ProtocolFeature.RESET_DEVICE
             | ProtocolFeature.INFLIGHT_SHMFD
+            | ProtocolFeature.CONFIGURE_MEM_SLOTS
         )
         await front.send(Request.SET_PROTOCOL_FEATURES, U64(0x9))
         assert await front.number(Request.GET_QUEUE_NUM) == 1
@@ -324,6 +325,24 @@ async def test_regions_are_added_and_removed(path):
         await queue.stop()
         await front.tell(Request.REM_MEM_REG, SingleRegion(front.ram.region))
         assert await front.status(Request.REM_MEM_REG, SingleRegion(front.ram.region)) == 1
+
+
+async def test_a_region_may_be_changed_under_a_running_ring_piece_by_piece(path):
+    """As a front-end with CONFIGURE_MEM_SLOTS does it: there is a moment in which the ring is nowhere."""
+    async with Backend(Upper(), path) as backend, FrontEnd(path) as front:
+        assert await front.number(Request.GET_MAX_MEM_SLOTS) == 64
+        queue = await front.start()
+        for _ in range(3):
+            await front.tell(Request.REM_MEM_REG, SingleRegion(front.ram.region))
+            assert await queue.ask([b"a"], [1]) == b"A"
+            with DriverMemory(4096, guest_address=0, user_address=0x1000) as other:
+                await front.tell(Request.ADD_MEM_REG, SingleRegion(other.region), [other.fileno()])
+                assert await queue.ask([b"b"], [1]) == b"B"
+                await front.tell(Request.ADD_MEM_REG, SingleRegion(front.ram.region), [front.ram.fileno()])
+                assert await queue.ask([b"c"], [1]) == b"C"
+                await front.tell(Request.REM_MEM_REG, SingleRegion(other.region))
+            assert await queue.ask([b"d"], [1]) == b"D"
+        assert backend.statistics().queues[0].starts == 1
 
 
 async def test_configuration_space(path):
