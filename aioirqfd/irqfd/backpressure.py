@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.errors import ClosedError, QueueFullError
@@ -38,7 +38,7 @@ class Backpressure:
         self._queue: Final = queue
         self._tracer: Final = tracer
         self._top_half: TopHalf | None = None
-        self._waiting: deque[Work] = deque()
+        self._waiting: OrderedDict[Work, None] = OrderedDict()
         self._waiters: list[asyncio.Future[None]] = []
         self._full_since = 0.0
         self.accepting = False
@@ -66,7 +66,7 @@ class Backpressure:
         try:
             self._queue.schedule(work)
         except QueueFullError:
-            self._waiting.append(work)
+            self._waiting[work] = None  # once, however often it comes
         except ClosedError:
             return  # somebody else has cancelled its workers: what is owed goes back into its eventfd in the end
         self._check_full()
@@ -86,7 +86,7 @@ class Backpressure:
 
     def _room(self) -> None:
         while self._waiting and not self._queue.full:
-            self._queue.schedule(self._waiting.popleft())
+            self._queue.schedule(self._waiting.popitem(last=False)[0])
         if self._queue.full:
             self._queue.watch_room()
             return
@@ -112,7 +112,7 @@ class Backpressure:
         """Wait for what is queued or running of an item, wherever it waits; False if it waits for the caller."""
         while work in self._waiting:
             if self._queue.inside:
-                self._waiting.remove(work)
+                del self._waiting[work]
                 await self._queue.expedite(work)
             else:
                 self.check_alive()
@@ -135,4 +135,8 @@ class Backpressure:
             self._top_half.watched = True
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        await waiter
+        try:
+            await waiter
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)  # given up

@@ -143,6 +143,11 @@ class WorkQueue:
         return self.waiting >= self.maxsize
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing is queued and nothing runs."""
+        return not (self.waiting or self._running)
+
+    @property
     def waiting(self) -> int:
         """How many items wait."""
         return self._size if self._lane is None else self._size + self._lane.ready
@@ -268,11 +273,16 @@ class WorkQueue:
 
     async def _wait_for(self, work: Work) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if work._waiters is None:
-            work._waiters = []
-        work._waiters.append(waiter)
-        with self.waiting_for(work):
-            await waiter
+        waiters = work._waiters
+        if waiters is None:
+            waiters = work._waiters = []
+        waiters.append(waiter)
+        try:
+            with self.waiting_for(work):
+                await waiter
+        finally:
+            if not waiter.done() or waiter.cancelled():
+                waiters.remove(waiter)  # given up
 
     @contextlib.contextmanager
     def waiting_for(self, runs: Runs) -> Generator[None]:
@@ -296,11 +306,15 @@ class WorkQueue:
             ClosedError: The workers were cancelled by somebody else, with items still queued.
         """
         self.check_outside()
-        while self.waiting or self._running:
+        while not self.idle:
             self._check_alive()
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._drainers.append(waiter)
-            await waiter
+            try:
+                await waiter
+            finally:
+                if waiter in self._drainers:
+                    self._drainers.remove(waiter)  # given up
 
     async def __aenter__(self) -> Self:
         if self._host is not None:
@@ -471,7 +485,7 @@ class WorkQueue:
                 self._wake_worker()
             if work._waiters is not None:
                 work._wake()
-            if self._drainers and not self.waiting and not self._running:
+            if self._drainers and self.idle:
                 self._wake_drainers()
 
     async def _run_lane(self, lane: Lane, task: asyncio.Task[object]) -> None:
@@ -480,7 +494,7 @@ class WorkQueue:
             await lane.run_ready(task)
         finally:
             self._running -= 1
-            if self._drainers and not self.waiting and not self._running:
+            if self._drainers and self.idle:
                 self._wake_drainers()
         self._tell_room()
 

@@ -157,6 +157,30 @@ async def test_full_the_counts_stay_whole_inside_the_eventfds():
             kick.close()
 
 
+async def test_what_waits_for_room_waits_once_and_a_flush_that_is_given_up_not_at_all():
+    sink = GatedSink()
+    async with IrqManager(sink, queue=WorkQueue(maxsize=1)) as irqs:
+        with EventFd() as line, EventFd() as resample, EventFd() as one, EventFd() as two:
+            irqs.assign(line, gsi=9, resamplefd=resample)
+            irqs.assign(one, gsi=1)
+            irqs.assign(two, gsi=2)
+            line.signal()
+            await sink.wait_begun(1)
+            one.signal()
+            for _ in range(3):
+                irqs.ack(9)
+                flushing = asyncio.ensure_future(irqs.flush())
+                await turns()
+                flushing.cancel()
+                await turns()
+            assert (len(irqs.backpressure._waiting), irqs.backpressure._waiters) == (1, [])
+            sink.open()
+            await irqs.flush()
+            await irqs.queue.drain()
+            assert resample.read_nowait() == 1
+            assert sorted(interrupt.gsi for interrupt in sink.interrupts) == [1, 9, 9]
+
+
 async def test_full_and_closed_by_an_exception_everything_is_back_in_its_eventfd():
     sink = GatedSink()
     kicks = [EventFd() for _ in range(8)]

@@ -441,6 +441,20 @@ async def test_one_of_several_workers_cancelled_leaves_the_work_to_the_others():
             await worker
 
 
+async def test_waits_that_are_given_up_are_not_kept(queue):
+    item = Item()
+    queue.schedule(item.work)
+    await turns()
+    for _ in range(3):
+        waiting = [asyncio.ensure_future(queue.drain()), asyncio.ensure_future(queue.flush(item.work))]
+        await turns()
+        for task in waiting:
+            task.cancel()
+        await turns()
+    assert (queue._drainers, item.work._waiters, queue._flushing) == ([], [], {})
+    item.gate.set()
+
+
 async def test_items_that_never_wait_do_not_starve_the_loop(queue):
     class Endless:
         def __init__(self):
