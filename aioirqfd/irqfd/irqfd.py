@@ -600,6 +600,11 @@ class IrqFd:
         return self._state in ACTIVE or self._lined_up or self.lane is not None
 
     @property
+    def busy(self) -> bool:
+        """The same, but for a retry that waits for its time."""
+        return self.active and self._state is not State.RETRYING
+
+    @property
     def lane(self) -> object:
         """The task that runs its handler by the counter module just now, or None."""
         if not self._closing:

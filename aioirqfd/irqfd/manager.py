@@ -9,6 +9,7 @@ its loop (below) and one interrupt sink (above).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import operator
 import os
@@ -17,7 +18,7 @@ import time
 import warnings
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, ParamSpec, Self, final
+from typing import TYPE_CHECKING, Final, Literal, ParamSpec, Self, final, overload
 
 from aioirqfd.counter import TopHalf
 from aioirqfd.errors import ClosedError, EventFdBusyError, WrongLoopError
@@ -98,6 +99,10 @@ class IrqManager:
     :class:`InjectionError` of its time is raised then. Leaving it by an exception cancels what runs, and what was not
     injected is put back into its eventfd.
 
+    Its work queue's tasks are its own. If somebody else cancels them (a program that cancels every task that there is),
+    nothing is run any more: :meth:`assign`, :meth:`flush` and all else that would wait raise :class:`ClosedError`. What is signalled
+    from then on and the sink does not take at once is back in its eventfd when the manager is closed.
+
     Threads:
         Everything belongs to the loop it was entered on, but :meth:`ack`, which any thread may call.
     """
@@ -135,12 +140,13 @@ class IrqManager:
         self._top_half.flight = getattr(tracer, "ring", None)
         self._cached: dict[int, Interrupt] = {}
         self._gsis: GsiAllocator | None = None
-        self._irqfds: dict[IrqFd, None] = {}
+        self._irqfds: dict[int, IrqFd] = {}  # by eventfd-id, oldest first
         self._leaving: set[IrqFd] = set()
         self._offloaded: set[IrqFd] = set()
         self._unrouted: set[IrqFd] = set()
         self._resamplers: dict[int, Resampler] = {}
         self._poller: Poller | None = None
+        self._closed: asyncio.Event | None = None
         self._entered = False
         self._paused = False
         self._pauses = 0  # so many times, so that a snapshot's owner knows whether it went on since
@@ -184,7 +190,7 @@ class IrqManager:
             raise self._first_error
 
     async def aclose(self) -> None:
-        """Inject what was signalled, deassign everything, end the work queue; idempotent.
+        """Inject what was signalled, deassign everything, end the work queue; idempotent: a second call waits for the first.
 
         Raises:
             InjectionError: The first one there was; what it was about is back in its eventfd.
@@ -199,12 +205,15 @@ class IrqManager:
             raise error
 
     async def _close(self, *, abort: bool) -> None:
-        if self._poller is None:
-            return
         self.queue.check_outside()
         poller, self._poller = self._poller, None
+        if poller is None:
+            if self._closed is not None:
+                await self._closed.wait()
+            return
+        self._closed = asyncio.Event()
         self.backpressure.closing = True
-        irqfds = list(self._irqfds)
+        irqfds = list(self._irqfds.values())
         try:
             if not abort:
                 for index, irqfd in enumerate(irqfds, 1):
@@ -220,11 +229,14 @@ class IrqManager:
             try:
                 await self.queue.aclose()
             finally:
-                for irqfd in [*irqfds, *self._leaving]:
-                    irqfd.shut()
-                    irqfd.abandon()
-                poller.release()
-                self.backpressure.progress()
+                try:
+                    for irqfd in [*irqfds, *self._leaving]:
+                        irqfd.shut()
+                        irqfd.abandon()
+                finally:
+                    poller.release()
+                    self.backpressure.progress()
+                    self._closed.set()
 
     def __del__(self) -> None:
         poller = getattr(self, "_poller", None)
@@ -239,7 +251,7 @@ class IrqManager:
             self._poller = None
             self._aborting = True
             self.backpressure.forget()
-            for irqfd in [*self._irqfds, *self._leaving]:
+            for irqfd in [*self._irqfds.values(), *self._leaving]:
                 irqfd.shut()
                 irqfd.abandon()
             self.queue.abandon()
@@ -274,7 +286,7 @@ class IrqManager:
     @property
     def irqfds(self) -> tuple[IrqFd, ...]:
         """The assigned irqfds, oldest first."""
-        return tuple(self._irqfds)
+        return tuple(self._irqfds.values())
 
     def assign(
         self,
@@ -302,7 +314,8 @@ class IrqManager:
 
         Raises:
             WrongLoopError: No loop is running, or another one than the manager's.
-            ClosedError: EBADF: the manager, an eventfd or an fd is not open.
+            ClosedError: EBADF: the manager, an eventfd or an fd is not open; or somebody else has cancelled the work queue's
+                tasks.
             TypeError: Not an EventFd and not an int.
             ValueError: The gsi is out of range.
             EventFdInvalidError: EINVAL: an fd is no eventfd.
@@ -312,6 +325,7 @@ class IrqManager:
             Whatever is raised, nothing was changed. The order of the checks is the kernel's (row I02).
         """
         self.check_here()
+        self.queue.check_open()
         if not 0 <= operator.index(gsi) < _U32:
             raise ValueError(f"a gsi is 0..2**32-1, not {gsi}")
         handlers = (wakeup,) if callable(wakeup) else tuple(wakeup)
@@ -334,7 +348,7 @@ class IrqManager:
         irqfd._references = references
         _bound.add(eventfd_id)
         trigger._binding = irqfd
-        self._irqfds[irqfd] = None
+        self._irqfds[eventfd_id] = irqfd
         if resample is not None:
             self.resampler(gsi).join(resample)
         self.trace("irqfd_assigned", irqfd, resample=resample is not None, offloaded=irqfd.offloaded, masked=masked)
@@ -349,38 +363,35 @@ class IrqManager:
     def find(self, eventfd: EventFd | int, *, gsi: int) -> IrqFd | None:
         """The irqfd by the kernel's key: the eventfd, any dup of which will do, and the gsi (row I14). None: there is none here.
 
-        At once for the EventFd that was assigned; for a dup or an int it looks through the manager's irqfds.
-
         Raises:
             ClosedError: EBADF: the eventfd or the fd is not open.
             TypeError: Not an EventFd and not an int.
             EventFdInvalidError: EINVAL: the fd is no eventfd.
         """
-        if isinstance(eventfd, EventFd):
-            bound = eventfd._binding
-            if isinstance(bound, IrqFd) and bound._manager is self:
-                return bound if bound.gsi == gsi else None
-            eventfd_id = _eventfd(eventfd, [])[1]
-        else:
-            eventfd_id = EventFd.from_fd(operator.index(eventfd)).id
-        if eventfd_id not in _bound:
-            return None
-        found = (irqfd for irqfd in self._irqfds if irqfd.eventfd_id == eventfd_id and irqfd.gsi == gsi)
-        return next(found, None)
+        irqfd = self._irqfds.get(_eventfd_id(eventfd))
+        return irqfd if irqfd is not None and irqfd.gsi == gsi else None
 
-    async def deassign(self, irqfd: IrqFd | EventFd | int, *, gsi: int | None = None) -> None:
+    @overload
+    async def deassign(self, irqfd: IrqFd, /) -> None: ...
+    @overload
+    async def deassign(self, eventfd: EventFd | int, /, *, gsi: int) -> None: ...
+    async def deassign(self, irqfd: IrqFd | EventFd | int, /, *, gsi: int | None = None) -> None:
         """Unbind an irqfd, as a barrier: what was signalled before has been injected, and nothing of it runs or will run (row I20).
 
-        Instead of the irqfd its eventfd, or any dup or fd of that, and its gsi will do, as for the ioctl; see :meth:`find`.
+        Instead of the irqfd its eventfd, or any dup or fd of that, and its gsi will do, as for the ioctl. Where nothing is bound
+        like that, nothing happens (row I14).
 
         What cannot be injected (it is masked, the manager is paused, the sink is broken) goes back into the eventfd, where the
         next assign finds it. An irqfd that is deassigned already, or another manager's, is left alone, without an error
-        (row I14). From within its own wakeup handler it returns at once; that injection is the last.
+        (row I14). From within its own wakeup handler it returns at once; that injection is the last. This goes for the task
+        that runs the handler: one that the handler has started and waits for, in a task group or by ``asyncio.wait_for()`` in
+        Python 3.11, would wait for the handler in turn. ``asyncio.timeout()`` starts none.
 
         Raises:
             WrongLoopError: Not called on the manager's loop.
-            TypeError: An eventfd without a gsi, or what is neither.
-            ClosedError: EBADF: it was given by an eventfd or an fd that is not open (row I15).
+            TypeError: An eventfd without a gsi, an irqfd with one, or what is neither.
+            ClosedError: EBADF: it was given by an eventfd or an fd that is not open (row I15). Or somebody else has cancelled
+                the work queue's tasks: what was not injected is back in the eventfd.
             EventFdInvalidError: EINVAL: it was given by an fd that is no eventfd (row I15).
 
         Cancellation:
@@ -391,8 +402,14 @@ class IrqManager:
                 raise TypeError("an irqfd, or an eventfd and its gsi")
             found = self.find(irqfd, gsi=gsi)
             if found is None:
-                return
+                # Perhaps another task is deassigning it just now: a barrier all the same.
+                key = _eventfd_id(irqfd), gsi
+                found = next((one for one in self._leaving if (one.eventfd_id, one.gsi) == key), None)
+                if found is None:
+                    return
             irqfd = found
+        elif gsi is not None:
+            raise TypeError("an irqfd, or an eventfd and its gsi; not both")
         if irqfd._manager is not self or irqfd.state is State.CLOSED:
             return
         if self._poller is not None:
@@ -422,18 +439,22 @@ class IrqManager:
             except Exception as error:
                 # The virtual machine is gone, and its irqfds with it (row C05).
                 self.trace("reclaim_failed", irqfd, error=repr(error))
+        poller = eventfd._poller
         owed = self._unwatch(irqfd)
         if owed:
             irqfd.wakeup(owed)
         irqfd.freeze()
         eventfd._binding = None
-        if eventfd._waiters:
-            eventfd._attach()
-            eventfd._listening = True
         _bound.discard(irqfd.eventfd_id)
-        self._irqfds.pop(irqfd, None)
+        del self._irqfds[irqfd.eventfd_id]
         self._leaving.add(irqfd)
         self._unrouted.discard(irqfd)
+        if eventfd._waiters and poller is not None and not poller.gone:
+            # They wait on the manager's loop, which need not be running just now.
+            with contextlib.suppress(OSError):
+                poller.attach(eventfd)
+                eventfd._poller = poller
+                eventfd._listening = True
 
     def _unwatch(self, irqfd: IrqFd) -> int:
         """Leave the poller; what was signalled up to here and is not injected. What comes later stays in the eventfd."""
@@ -642,7 +663,7 @@ class IrqManager:
         except Exception as error:
             self.fast_path_failed(error)
         if routes or self._hold:
-            for irqfd in self._irqfds:
+            for irqfd in self._irqfds.values():
                 if irqfd.gsi == gsi and irqfd.resamplefd is not None:
                     irqfd.defer(0)
                     irqfd.arm()
@@ -680,7 +701,8 @@ class IrqManager:
         self.queue.check_outside()
         drain.collect()
         # What is being deassigned owes its injections too.
-        marks = [(irqfd, irqfd.mark()) for irqfd in (*self._irqfds, *self._leaving) if irqfd.owed or irqfd.active]
+        irqfds = (*self._irqfds.values(), *self._leaving)
+        marks = [(irqfd, irqfd.mark()) for irqfd in irqfds if irqfd.owed or irqfd.active]
         for irqfd, mark in marks:
             while not self._paused and not irqfd.passed(mark):
                 if irqfd.owed and not irqfd.eventfd._held:
@@ -738,7 +760,7 @@ class IrqManager:
         self._paused = self._top_half.paused = False
         paused_for = time.monotonic() - self._paused_since
         self._tracer.emit("manager_resumed", held=self._top_half.held, paused_for=paused_for)
-        for irqfd in list(self._irqfds):
+        for irqfd in self.irqfds:
             irqfd.release_capture()
             irqfd.unblock()
         self._top_half.release()
@@ -748,22 +770,27 @@ class IrqManager:
         """Everything an interrupt can be in, as a JSON-able dict: see :mod:`aioirqfd.irqfd.snapshot`.
 
         Raises:
-            SnapshotError: The manager is not paused.
+            SnapshotError: The manager is not paused; or something is being injected yet, because :meth:`pause` was given up.
             WrongLoopError: Not called on the manager's loop.
         """
         self.check_here()
-        return snapshot.take(self, paused=self._paused)
+        return snapshot.take(self, paused=self._paused and self._settled)
 
     def restore(self, state: Mapping[str, object]) -> None:
         """Put a snapshot's state into this manager, whose irqfds are assigned as they were; it must be paused.
 
         Raises:
-            SnapshotError: The state is malformed, of another version, or does not fit; or the manager is not paused. Nothing
-                was changed.
+            SnapshotError: The state is malformed, of another version, or does not fit; or the manager is not paused, or
+                something is being injected yet. Nothing was changed.
             WrongLoopError: Not called on the manager's loop.
         """
         self.check_here()
-        snapshot.put(self, state, paused=self._paused)
+        snapshot.put(self, state, paused=self._paused and self._settled)
+
+    @property
+    def _settled(self) -> bool:
+        """Whether nothing is being injected any more. A retry that waits for its time is not."""
+        return self.queue.idle and not any(irqfd.busy for irqfd in (*self._irqfds.values(), *self._leaving))
 
     # -- offloading --------------------------------------------------------------------------------------------------
 
@@ -824,7 +851,7 @@ class IrqManager:
             irqfds=len(self._irqfds),
             offloaded=len(self._offloaded),
             held=self._top_half.held,
-            broken=sum(irqfd.state is State.BROKEN for irqfd in self._irqfds),
+            broken=sum(irqfd.state is State.BROKEN for irqfd in self._irqfds.values()),
             asserted=sum(resampler.asserted for resampler in self._resamplers.values()),
             dropped=self._dropped,
             queue=self.queue.statistics(),
@@ -880,6 +907,11 @@ def _eventfd(value: EventFd | int, references: list[EventFd]) -> tuple[EventFd, 
     eventfd = EventFd._reference(operator.index(value))
     references.append(eventfd)
     return eventfd, eventfd.id
+
+
+def _eventfd_id(value: EventFd | int) -> int:
+    """The same, where no reference is needed."""
+    return _eventfd(value, [])[1] if isinstance(value, EventFd) else EventFd.from_fd(operator.index(value)).id
 
 
 def _close(references: list[EventFd]) -> None:

@@ -37,9 +37,9 @@ _FIELDS: Final = {"gsi": int, "level": bool, "masked": bool, "pending": bool, "c
 
 
 def take(manager: IrqManager, *, paused: bool) -> dict[str, object]:
-    """The state of a paused manager."""
+    """The state of a manager that is paused, with nothing being injected any more."""
     if not paused:
-        raise SnapshotError("pause the manager first")
+        raise SnapshotError("pause the manager first, and let it finish what it injects")
     irqfds: list[dict[str, object]] = []
     for irqfd in manager.irqfds:
         pending, count, done = irqfd.capture()
@@ -62,9 +62,9 @@ def take(manager: IrqManager, *, paused: bool) -> dict[str, object]:
 
 
 def put(manager: IrqManager, state: object, *, paused: bool) -> None:
-    """Put a state into a paused manager: check all of it, then change."""
+    """Put a state into a manager that is paused, likewise: check all of it, then change."""
     if not paused:
-        raise SnapshotError("pause the manager first")
+        raise SnapshotError("pause the manager first, and let it finish what it injects")
     check_integers(state)
     state = _fields(state, {"version", "routing", "irqfds", "asserted"}, "a snapshot")
     if _int(state["version"]) != VERSION:

@@ -261,8 +261,11 @@ async def test_i14_i15_an_irqfd_by_its_eventfd_and_gsi(pipe):
             for wrong, error in ((CLOSED_FD, ClosedError), (closed, ClosedError), (pipe, EventFdInvalidError)):
                 with pytest.raises(error):
                     await irqs.deassign(wrong, gsi=5)
-            with pytest.raises(TypeError):
-                await irqs.deassign(eventfd)
+            with pytest.raises(TypeError, match="and its gsi"):
+                await irqs.deassign(eventfd)  # pyright: ignore[reportCallIssue, reportArgumentType]
+            with pytest.raises(TypeError, match="not both"):
+                await irqs.deassign(irqs.assign(never, gsi=7), gsi=7)  # pyright: ignore[reportCallIssue, reportArgumentType]
+            await irqs.deassign(never, gsi=7)
             twin = os.dup(eventfd.fileno())
             with EventFd.from_fd(twin) as dup:
                 for given in (eventfd, dup, twin):
@@ -278,6 +281,21 @@ async def test_i14_i15_an_irqfd_by_its_eventfd_and_gsi(pipe):
             os.close(twin)
             with pytest.raises(EventFdBusyError):
                 irqs.assign(irqs.assign(never, gsi=5).eventfd, gsi=6)
+
+
+async def test_i20_deassigned_by_its_key_twice_both_wait():
+    sink = GatedSink()
+    async with IrqManager(sink) as irqs:
+        with EventFd() as kick:
+            irqs.assign(kick, gsi=5)
+            kick.signal()
+            waiting = [asyncio.ensure_future(irqs.deassign(kick, gsi=5)) for _ in range(2)]
+            other = asyncio.ensure_future(irqs.deassign(kick, gsi=6))
+            await turns()
+            assert [task.done() for task in (*waiting, other)] == [False, False, True]
+            sink.open()
+            await asyncio.gather(*waiting)
+            assert sink.interrupts == [pulse(5)]
 
 
 @pytest.mark.parametrize("make", [RecordingSink, SlowSink, RefusingSink])
@@ -923,6 +941,45 @@ async def test_aclose_from_another_task_and_twice():
         assert sink.interrupts == [pulse(5)]
 
 
+async def test_a_second_aclose_waits_for_the_first():
+    sink = GatedSink()
+    irqs = await IrqManager(sink).__aenter__()
+    with EventFd() as kick:
+        irqs.assign(kick, gsi=5)
+        kick.signal()
+        closing = [asyncio.ensure_future(irqs.aclose()) for _ in range(3)]
+        await turns()
+        closing.pop().cancel()
+        await turns()
+        assert [task.done() for task in closing] == [False, False]
+        sink.open()
+        await asyncio.gather(*closing)
+        assert (sink.interrupts, irqs.queue._host) == ([pulse(5)], None)
+        await irqs.aclose()
+
+
+async def test_a_handler_that_closes_a_manager_which_is_being_closed_is_told_so():
+    errors = []
+
+    async def on_wakeup(irqfd, count):
+        await gate.wait()
+        with pytest.raises(RuntimeError, match="wait for the very") as caught:
+            await irqs.aclose()
+        errors.append(caught.value)
+
+    gate = asyncio.Event()
+    sink = RecordingSink()
+    irqs = await IrqManager(sink).__aenter__()
+    with EventFd() as kick:
+        irqs.assign(kick, gsi=5, wakeup=on_wakeup)
+        kick.signal()
+        closing = asyncio.ensure_future(irqs.aclose())
+        await turns()
+        gate.set()
+        await closing
+        assert (len(errors), sink.interrupts) == (1, [pulse(5)])
+
+
 async def test_a_second_entry_is_refused():
     irqs = IrqManager(RecordingSink())
     async with irqs:
@@ -980,6 +1037,39 @@ async def test_workers_cancelled_by_somebody_else_hang_nobody():
         assert (count(kick), count(other), sink.interrupts) == (3, 2, [])
 
 
+@pytest.mark.parametrize("handlers", [0, 1, 2])
+async def test_with_its_workers_cancelled_nothing_can_be_assigned_and_what_is_signalled_goes_back(handlers):
+    sink = RefusingSink()
+
+    async def on_wakeup(irqfd, count):
+        raise AssertionError("nothing is run any more")
+
+    irqs = await IrqManager(sink).__aenter__()
+    with EventFd() as kick, EventFd() as other, EventFd() as free:
+        irqs.assign(kick, gsi=5, wakeup=[on_wakeup] * handlers)
+        irqfd = irqs.assign(other, gsi=6, wakeup=[on_wakeup] * handlers)
+        for task in asyncio.all_tasks():
+            if task.get_name().startswith("aioirqfd"):
+                task.cancel()
+        kick.signal()  # queued when the workers end
+        await turns()
+        kick.signal(2)
+        write(kick, 4)
+        other.signal(5)
+        await turns()
+        before = irqs.irqfds
+        for call in (lambda: irqs.assign(free, gsi=7), lambda: irqs.assign(CLOSED_FD, gsi=7)):
+            with pytest.raises(ClosedError, match="work queue"):
+                call()
+        for wait in (irqs.flush, lambda: irqs.deassign(irqfd), irqs.pause):
+            with pytest.raises(ClosedError, match="work queue"):
+                await wait()
+        assert (irqs.irqfds, irqfd.state, count(other)) == (before[:1], State.CLOSED, 5)
+        with contextlib.suppress(ClosedError):
+            await irqs.aclose()
+        assert (count(kick), sink.interrupts, irqs.irqfds) == (7, [], ())
+
+
 @pytest.fixture
 def new_loop(request):
     """Loops of the test's own, of the kind that it is run on."""
@@ -1024,6 +1114,41 @@ def test_a_loop_that_is_stopped_under_it(new_loop, kind):
     loop.close()
     assert count(kick) == 2
     kick.close()
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("how", ["eventfd", "another loop"])
+def test_an_eventfd_with_a_reader_that_is_closed_while_its_loop_stands_still(new_loop, how, kind):
+    loop = new_loop(kind)
+    kick = EventFd()
+    sink = RecordingSink()
+
+    async def begin():
+        reader = asyncio.ensure_future(kick.read())
+        await turns()
+        irqs = await IrqManager(sink).__aenter__()
+        return irqs, irqs.assign(kick, gsi=5), reader
+
+    async def end():
+        with EventFd() as fresh:
+            irqs.assign(fresh, gsi=6)  # it has the id of the other
+            fresh.signal()
+            await irqs.aclose()
+        with pytest.raises(ClosedError):
+            await reader
+
+    irqs, irqfd, reader = loop.run_until_complete(begin())
+    if how == "eventfd":
+        kick.close()
+    else:
+
+        async def close():
+            kick.close()
+
+        new_loop(kind).run_until_complete(close())
+    assert (kick.closed, irqfd.state, irqs.irqfds) == (True, State.CLOSED, ())
+    loop.run_until_complete(end())
+    assert sink.interrupts == [pulse(6)]
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])

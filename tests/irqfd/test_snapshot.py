@@ -13,7 +13,7 @@ import pytest
 
 from aioirqfd import EventFd, IrqchipPin, IrqManager, Msi, Retry, SnapshotError, State, WouldBlock
 from aioirqfd.sinks import RecordingSink
-from aioirqfd.testing import FlakySink
+from aioirqfd.testing import FlakySink, GatedSink
 from tests.irqfd.helpers import MSI, OTHER_MSI, SlowSink, asserted, deasserted, pulse, turns, write
 
 WIDE = Msi(2**64 - 1, 2**32 - 1, devid=7)
@@ -310,6 +310,45 @@ async def test_a_mask_that_a_snapshot_brings_holds():
 
 
 # ------------------------------------------------------------------------------------------------------------ refused
+
+
+@pytest.mark.parametrize("how", ["sink", "handler", "leaving"])
+async def test_not_while_something_is_being_injected_after_a_pause_that_was_given_up(how):
+    gated, gate = GatedSink(), asyncio.Event()
+    sink = RecordingSink() if how == "handler" else gated
+
+    async def on_wakeup(irqfd, count):
+        await gate.wait()
+
+    async with IrqManager(sink) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5, wakeup=on_wakeup if how == "handler" else ())
+            kick.signal(2)
+            await turns()
+            pausing = asyncio.ensure_future(irqs.pause())
+            deassigning = asyncio.ensure_future(irqs.deassign(irqfd)) if how == "leaving" else None
+            await turns()
+            pausing.cancel()
+            await turns()
+            for call in (irqs.snapshot, lambda: irqs.restore({})):
+                with pytest.raises(SnapshotError, match="let it finish"):
+                    call()
+            gate.set()
+            gated.open()
+            await irqs.pause()
+            entries = irqs.snapshot()["irqfds"]
+            if deassigning is not None:
+                await deassigning
+            injected = len(sink.interrupts)
+            assert injected == (how != "handler")
+            assert [entry["pending"] for entry in cast("list[dict[str, object]]", entries)] == {
+                "sink": [False],
+                "handler": [True],
+                "leaving": [],
+            }[how]
+            irqs.resume()
+            await irqs.flush()
+            assert len(sink.interrupts) == 1
 
 
 async def test_only_while_paused():
