@@ -15,9 +15,11 @@ typedef struct {
     PyTypeObject *ready_run_type;
     PyTypeObject *flight_ring_type;
     PyTypeObject *transfer_type;
+    PyTypeObject *kicks_type;
     PyObject *would_block;  /* aioirqfd.errors.WouldBlock */
     PyObject *closed_error; /* aioirqfd.errors.ClosedError */
     PyObject *str_wakeup;
+    PyObject *str_gsi;
     PyObject *str_defer;
     PyObject *str_on_ready;
     PyObject *str_rest;
@@ -173,6 +175,7 @@ bool eventfd_ctx_by_ones(const EventFdCtxObject *ctx);
 bool eventfd_ctx_read(EventFdCtxObject *ctx, uint64_t *value);
 bool eventfd_ctx_consume(EventFdCtxObject *ctx, bool exact, uint64_t *count);
 void eventfd_ctx_put_back(EventFdCtxObject *ctx, uint64_t n);
+PyObject *eventfd_ctx_signal(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
 
 /* top_half.c */
 extern PyType_Spec top_half_spec;
@@ -191,7 +194,14 @@ void top_half_one(native_state *state, EventFdCtxObject *ctx);
 void top_half_wakeup(native_state *state, EventFdCtxObject *ctx);
 
 /* transfer.c */
+typedef struct transfer_object TransferObject;
+/* What a ring's service comes back with, beside the count of requests. */
+enum { TRANSFER_COUNT = 0xff, TRANSFER_RESTED = 1 << 8, TRANSFER_CALL = 1 << 9, TRANSFER_MORE = 1 << 10 };
 extern PyType_Spec transfer_spec;
+int transfer_kick(PyObject *op);
+
+/* kicks.c */
+extern PyType_Spec kicks_spec;
 
 /* flight_ring.c */
 enum flight_kind { FLIGHT_INJECTED = 1, FLIGHT_DEFERRED = 2, FLIGHT_HELD = 3, FLIGHT_WAKEUP = 4 };

@@ -81,6 +81,11 @@ class _Irqfd(Protocol):
     def handler_failed(self, error: BaseException, count: int, /) -> bool: ...
 
 
+class _Kick(Protocol):
+    @property
+    def gsi(self) -> int: ...
+
+
 def _amount(value: SupportsIndex, low: int, what: str) -> int:
     number = int(operator.index(value))
     if not low <= number <= MAX:
@@ -183,6 +188,40 @@ class Transfer:
         """
         del next_avail, used_idx, unsignalled, force
         return 0
+
+    def taken(self) -> tuple[int, int, int, int] | None:
+        """What kicks had served since the last look.
+
+        Returns:
+            None if nothing; else how many requests, how many calls were wanted and how many were not, and how many answers
+            were not asked about yet.
+        """
+        return None
+
+
+@final
+class Kicks:
+    """Where the kicks of a device's queues go, gsi n being queue n's. Here to ``on_kick``, all of them.
+
+    Args:
+        on_kick: Called with the queue.
+        transfers: By queue, the :class:`Transfer` that may serve it just now, or None.
+        calls: By queue, the eventfd to signal then, or None.
+    """
+
+    def __init__(
+        self,
+        on_kick: Callable[[int], object],
+        transfers: list[Transfer | None],
+        calls: Sequence[EventFdCtx | None],
+    ) -> None:
+        del transfers, calls
+        self._on_kick = on_kick
+
+    def try_inject(self, interrupt: _Kick, /) -> bool:
+        """Serve the queue that its gsi names."""
+        self._on_kick(interrupt.gsi)
+        return True
 
 
 def begin(coroutine: Coroutine[object, object, object], /) -> tuple[bool, object]:

@@ -234,8 +234,8 @@ eventfd_ctx_put_back(EventFdCtxObject *ctx, uint64_t n)
     }
 }
 
-static PyObject *
-ctx_signal(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+PyObject *
+eventfd_ctx_signal(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
     uint64_t n = 1;
@@ -531,7 +531,7 @@ ctx_dispatch(PyObject *op, PyObject *Py_UNUSED(ignored))
 }
 
 static PyMethodDef ctx_methods[] = {
-    {"signal", _PyCFunction_CAST(ctx_signal), METH_FASTCALL,
+    {"signal", _PyCFunction_CAST(eventfd_ctx_signal), METH_FASTCALL,
      PyDoc_STR(
          "signal($self, n=1, /)\n--\n\n"
          "Add n (1..2**64-2) to the count, saturating at 2**64-2, and wake whoever listens.\n\n"

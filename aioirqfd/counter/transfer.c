@@ -21,8 +21,6 @@ enum { AVAIL_IDX = 1, USED_IDX = 1, NO_INTERRUPT = 1 };
 enum { LAST_BATCH_HEAD = 6, INFLIGHT_USED_IDX = 7, INFLIGHT_NEXT = 11, INFLIGHT_STRIDE = 8 };
 /* virtio 1.2, 5.2.6 */
 enum { SECTOR = 512, BLK_IN = 0, BLK_OUT = 1, BLK_OK = 0 };
-/* What serve() returns, beside the count. */
-enum { COUNT = 0xff, RESTED = 1 << 8, CALL = 1 << 9, MORE = 1 << 10 };
 /* Bytes: a transfer up to here is shorter than what letting other threads run would cost. */
 #define KEEP_GIL (1 << 15)
 
@@ -32,7 +30,7 @@ typedef struct __attribute__((packed)) {
     uint64_t sector;
 } blk_header;
 
-typedef struct {
+struct transfer_object {
     PyObject_HEAD
     PyObject *chains; /* list: by head, the chain that Python has out, or None */
     Py_buffer desc, avail, used, inflight;
@@ -49,7 +47,13 @@ typedef struct {
     int fd;
     int nowait; /* RWF_NOWAIT, or 0 where the file system does not know it */
     bool event_idx;
-} TransferObject;
+    /* Where the ring stands, from the end of one serve() to the next. */
+    uint16_t next_avail, used_idx;
+    bool force;                /* call for the next answer in any case */
+    unsigned long unsignalled; /* answers that were published, and not asked about yet */
+    /* What kicks have had served since Python last looked. */
+    unsigned long long served, notified, suppressed;
+};
 
 static uint16_t
 load(const void *ring, size_t word)
@@ -121,43 +125,31 @@ serve_one(TransferObject *self, uint16_t head, virtqueue_chain *chain, uint32_t 
 }
 
 static bool
-wants_call(const TransferObject *self, uint16_t used_idx, unsigned long news, bool force)
+wants_call(const TransferObject *self)
 {
     const void *avail = self->avail.buf;
     if (!self->event_idx) {
         return (load(avail, 0) & NO_INTERRUPT) == 0;
     }
     uint16_t used_event = load(avail, 2 + (size_t)self->entries);
-    return force || (uint16_t)(used_idx - used_event - 1) < news;
+    return self->force || (uint16_t)(self->used_idx - used_event - 1) < self->unsignalled;
 }
 
-/* serve(next_avail, used_idx, unsignalled, force) */
-static PyObject *
-transfer_serve(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+/* Serve what can be; TRANSFER_* and how many. */
+static int
+serve(TransferObject *self)
 {
-    TransferObject *self = (TransferObject *)op;
-    if (nargs != 4) {
-        PyErr_SetString(PyExc_TypeError, "serve() takes four arguments");
-        return NULL;
-    }
-    unsigned long numbers[4];
-    for (int i = 0; i < 4; i++) {
-        numbers[i] = PyLong_AsUnsignedLong(args[i]);
-        if (numbers[i] == (unsigned long)-1 && PyErr_Occurred() != NULL) {
-            return NULL;
-        }
-    }
-    uint16_t next = (uint16_t)numbers[0], used_idx = (uint16_t)numbers[1];
     const void *avail = self->avail.buf;
     void *used = self->used.buf, *inflight = self->inflight.buf;
     volatile uint32_t *entries = (uint32_t *)used + 1;
     uint32_t mask = self->entries - 1;
+    uint16_t next = self->next_avail, used_idx = self->used_idx;
     uint16_t seen = load(avail, AVAIL_IDX);
     virtqueue_chain chain;
     uint64_t bytes = 0;
     int count = 0;
     if ((uint16_t)(seen - next) > self->entries) {
-        return PyLong_FromLong(0);
+        return 0;
     }
     for (; count < self->batch && bytes < self->batch_bytes; count++, next++, used_idx++) {
         if (next == seen && (next == (seen = load(avail, AVAIL_IDX)) || (uint16_t)(seen - next) > self->entries)) {
@@ -179,29 +171,79 @@ transfer_serve(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         }
     }
     if (count == 0) {
-        return PyLong_FromLong(0);
+        return 0;
     }
     store(used, USED_IDX, used_idx);
     if (inflight != NULL) {
         store(inflight, INFLIGHT_USED_IDX, used_idx);
     }
-    long result = count;
-    if (next == seen) {
-        if (self->event_idx) {
-            store(used, 2 + 4 * (size_t)self->entries, next);
-        } else {
-            store(used, 0, 0);
-        }
-        atomic_thread_fence(memory_order_seq_cst);
-        result |= RESTED;
-        if (wants_call(self, used_idx, numbers[2] + (unsigned long)count, numbers[3] != 0)) {
-            result |= CALL;
-        }
-        if (load(avail, AVAIL_IDX) != next) {
-            result |= MORE;
+    self->next_avail = next;
+    self->used_idx = used_idx;
+    self->unsignalled += (unsigned long)count;
+    if (next != seen) {
+        return count;
+    }
+    if (self->event_idx) {
+        store(used, 2 + 4 * (size_t)self->entries, next);
+    } else {
+        store(used, 0, 0);
+    }
+    atomic_thread_fence(memory_order_seq_cst);
+    int call = wants_call(self) ? TRANSFER_CALL : 0;
+    int more = load(avail, AVAIL_IDX) != next ? TRANSFER_MORE : 0;
+    self->unsignalled = 0;
+    self->force = false;
+    return count | TRANSFER_RESTED | call | more;
+}
+
+/* The same for a kick, of which Python hears by taken(). */
+int
+transfer_kick(PyObject *op)
+{
+    TransferObject *self = (TransferObject *)op;
+    int served = serve(self);
+    self->served += (unsigned long long)(served & TRANSFER_COUNT);
+    if ((served & TRANSFER_RESTED) != 0) {
+        *((served & TRANSFER_CALL) != 0 ? &self->notified : &self->suppressed) += 1;
+    }
+    return served;
+}
+
+/* serve(next_avail, used_idx, unsignalled, force) */
+static PyObject *
+transfer_serve(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    TransferObject *self = (TransferObject *)op;
+    if (nargs != 4) {
+        PyErr_SetString(PyExc_TypeError, "serve() takes four arguments");
+        return NULL;
+    }
+    unsigned long numbers[4];
+    for (int i = 0; i < 4; i++) {
+        numbers[i] = PyLong_AsUnsignedLong(args[i]);
+        if (numbers[i] == (unsigned long)-1 && PyErr_Occurred() != NULL) {
+            return NULL;
         }
     }
-    return PyLong_FromLong(result);
+    self->next_avail = (uint16_t)numbers[0];
+    self->used_idx = (uint16_t)numbers[1];
+    self->unsignalled = numbers[2];
+    self->force = numbers[3] != 0;
+    return PyLong_FromLong(serve(self));
+}
+
+static PyObject *
+transfer_taken(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    TransferObject *self = (TransferObject *)op;
+    if (self->served == 0) {
+        Py_RETURN_NONE;
+    }
+    PyObject *taken = Py_BuildValue("KKKk", self->served, self->notified, self->suppressed, self->unsignalled);
+    if (taken != NULL) {
+        self->served = self->notified = self->suppressed = 0;
+    }
+    return taken;
 }
 
 static int
@@ -263,7 +305,7 @@ transfer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->fd = fd;
     self->size = size;
     self->write_at_once = write_at_once;
-    self->batch = Py_MIN(batch, COUNT);
+    self->batch = Py_MIN(batch, TRANSFER_COUNT);
     self->batch_bytes = batch_bytes;
     self->nowait = RWF_NOWAIT;
     if (PyObject_GetBuffer(desc, &self->desc, PyBUF_SIMPLE) < 0 ||
@@ -328,6 +370,11 @@ static PyMethodDef transfer_methods[] = {
          "serve($self, next_avail, used_idx, unsignalled, force, /)\n--\n\n"
          "Serve what can be; return how many (& 255), and 256: the ring was empty then, and 512: call, 1024: it is not\n"
          "empty any more.")},
+    {"taken", transfer_taken, METH_NOARGS,
+     PyDoc_STR(
+         "taken($self, /)\n--\n\n"
+         "What kicks had served since the last look, or None: how many requests, calls wanted and not wanted, and how\n"
+         "many answers were not asked about yet.")},
     {NULL, NULL, 0, NULL},
 };
 

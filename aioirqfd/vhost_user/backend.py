@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, final
 
+from aioirqfd.counter import Kicks
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.manager import IrqManager
 from aioirqfd.tracer import NULL_TRACER
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from aioirqfd.counter import Transfer
     from aioirqfd.irqfd.interrupt import Interrupt
     from aioirqfd.tracer import Tracer
     from aioirqfd.vhost_user.chain import Chain
@@ -55,15 +57,16 @@ class BackendStatistics:
 class _KickSink:
     """Where kicks go: gsi n is queue n's. A kick is an interrupt, too, only the other way round."""
 
-    def __init__(self) -> None:
+    def __init__(self, calls: Calls, count: int) -> None:
         self.vrings: list[Vring] = []
+        self.transfers: list[Transfer | None] = [None] * count
+        self.try_inject = Kicks(self._on_kick, self.transfers, calls.open).try_inject
 
-    def try_inject(self, interrupt: Interrupt) -> bool:
-        self.vrings[interrupt.gsi].on_kick()
-        return True
+    def _on_kick(self, queue: int) -> None:
+        self.vrings[queue].on_kick()
 
     async def inject(self, interrupt: Interrupt) -> None:
-        self.vrings[interrupt.gsi].on_kick()
+        self._on_kick(interrupt.gsi)
 
 
 @final
@@ -113,14 +116,23 @@ class Backend:
             listener = stack.enter_context(_listen(self._path))
             stack.callback(_unlink, self._path)
             count = self.device.num_queues
-            sink = _KickSink()
+            calls = Calls(count, tracer=self._tracer)
+            sink = _KickSink(calls, count)
             routes = {index: Msi(address=0, data=index) for index in range(count)}
             kicks = await stack.enter_async_context(IrqManager(sink, routing=routes, tracer=self._tracer))
-            calls = await stack.enter_async_context(Calls(count, tracer=self._tracer))
+            await stack.enter_async_context(calls)
             eager = Eager(asyncio.get_running_loop())
             stack.push_async_callback(eager.aclose)
             self._vrings = sink.vrings = [
-                Vring(index, device=self.device, kicks=kicks, calls=calls, eager=eager, tracer=self._tracer)
+                Vring(
+                    index,
+                    device=self.device,
+                    kicks=kicks,
+                    calls=calls,
+                    transfers=sink.transfers,
+                    eager=eager,
+                    tracer=self._tracer,
+                )
                 for index in range(count)
             ]
             task = asyncio.create_task(self._accept(listener, calls), name=f"aioirqfd {self!r}")

@@ -36,17 +36,20 @@ class Calls:
         count: How many queues.
         tracer: Hears what happens.
 
+    Attributes:
+        open: By queue, the eventfd that an interrupt is written to at once, or None: then :meth:`ring` is to decide.
+
     Threads: the loop's.
     """
 
-    __slots__ = ("_eventfds", "_irqfds", "_manager", "_open", "_traced", "_triggers")
+    __slots__ = ("_eventfds", "_irqfds", "_manager", "_traced", "_triggers", "open")
 
     def __init__(self, count: int, *, tracer: Tracer) -> None:
         self._eventfds: dict[int, EventFd] = {}
         routes = {index: Msi(address=0, data=index) for index in range(count)}
         self._manager = IrqManager(EventFdSink(self._eventfds), routing=routes, tracer=tracer)
         self._traced = bool(tracer.per_interrupt)
-        self._open: list[EventFd | None] = [None] * count
+        self.open: list[EventFd | None] = [None] * count
         self._triggers: list[EventFd] = []
         self._irqfds: list[IrqFd] = []
 
@@ -70,7 +73,7 @@ class Calls:
 
     def ring(self, index: int) -> None:
         """Interrupt for queue ``index``."""
-        eventfd = self._open[index]
+        eventfd = self.open[index]
         if eventfd is not None:
             eventfd.signal()
         else:
@@ -85,7 +88,7 @@ class Calls:
                 None masks the vector.
         """
         old = self._eventfds.pop(index, None)
-        self._open[index] = None
+        self.open[index] = None
         if eventfd is None:
             self._irqfds[index].mask()
         else:
@@ -93,7 +96,7 @@ class Calls:
             self.ring(index)
             self._irqfds[index].unmask()
             if not self._traced:
-                self._open[index] = eventfd
+                self.open[index] = eventfd
         if old is not None:
             old.close()
 

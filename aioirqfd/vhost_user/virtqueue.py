@@ -209,6 +209,7 @@ class VirtQueue:
 
     def _set_transfer(self) -> None:
         file = self._file
+        self._transfer = None
         if file is not None:
             self._transfer = Transfer(
                 self._desc,
@@ -247,6 +248,29 @@ class VirtQueue:
 
     # Requests from the driver.
 
+    def lend(self) -> Transfer | None:
+        """What may serve the ring at each kick from here on, where the last :meth:`transfer` left it at rest.
+
+        Before any other call, :meth:`sync`; and then it must serve no more, unless all that was done is
+        :meth:`statistics`.
+        """
+        return None if self._resubmit else self._transfer
+
+    def sync(self) -> None:
+        """Count what was served behind this object's back."""
+        taken = None if self._transfer is None else self._transfer.taken()
+        if taken is not None:
+            count, notified, suppressed, unsignalled = taken
+            self._next_avail = self._seen_avail = (self._next_avail + count) & _WORD
+            self._used_idx = (self._used_idx + count) & _WORD
+            self._popped += count
+            self._pushed += count
+            self._signalled = self._pushed - unsignalled
+            if notified or suppressed:
+                self._force_notify = False
+            self._notified += notified
+            self._suppressed += suppressed
+
     def transfer(self) -> int:
         """Serve the requests at the front of the ring that only move bytes to or from the file, and give them back.
 
@@ -258,6 +282,7 @@ class VirtQueue:
         transfer = self._transfer
         if transfer is None or self._resubmit:
             return 0
+        self.sync()
         served = transfer.serve(self._next_avail, self._used_idx, self._pushed - self._signalled, self._force_notify)
         if served:
             count = served & COUNT
@@ -623,6 +648,7 @@ class VirtQueue:
         """
         if self._stopped is not None:
             raise VirtqueueStoppedError(self._stopped)
+        self.sync()
         try:
             self._map(memory)
         except VirtqueueError as error:
@@ -642,6 +668,7 @@ class VirtQueue:
             The available ring's next index, the answer to ``GET_VRING_BASE``.
         """
         if self._stopped is None:
+            self.sync()
             self._stop("the queue has been stopped")
         return self._next_avail
 
@@ -657,6 +684,7 @@ class VirtQueue:
 
     def statistics(self) -> VirtqueueStatistics:
         """Return what the queue has done since it was made."""
+        self.sync()
         return VirtqueueStatistics(self._popped, self._pushed, self._resubmitted, self._notified, self._suppressed)
 
     def _stop(self, reason: str) -> None:

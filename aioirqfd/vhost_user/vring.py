@@ -14,6 +14,7 @@ from aioirqfd.vhost_user.ring import MAX_SIZE
 from aioirqfd.vhost_user.virtqueue import BATCH, BATCH_BYTES, CALL, COUNT, MORE, RESTED, VirtQueue
 
 if TYPE_CHECKING:
+    from aioirqfd.counter import Transfer
     from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.irqfd import IrqFd
     from aioirqfd.irqfd.manager import IrqManager
@@ -65,6 +66,7 @@ class Vring:
         device: Who handles the requests.
         kicks: The manager whose irqfds are the kicks; gsi ``index`` is :meth:`on_kick`'s.
         calls: Where interrupts go.
+        transfers: By queue, what serves a kick without a word to :meth:`on_kick`, or None.
         eager: Begins the handlers.
         tracer: Hears what happens.
 
@@ -72,13 +74,22 @@ class Vring:
     """
 
     def __init__(
-        self, index: int, *, device: Device, kicks: IrqManager, calls: Calls, eager: Eager, tracer: Tracer
+        self,
+        index: int,
+        *,
+        device: Device,
+        kicks: IrqManager,
+        calls: Calls,
+        transfers: list[Transfer | None],
+        eager: Eager,
+        tracer: Tracer,
     ) -> None:
         self.index: Final = index
         self.queue: VirtQueue | None = None
         self._device = device
         self._kicks = kicks
         self._calls = calls
+        self._transfers = transfers
         self._interrupt = None if type(device).interrupt is Device.interrupt else device.interrupt
         self._eager = eager
         self._tracer = tracer
@@ -162,11 +173,13 @@ class Vring:
     def set_enabled(self, *, enabled: bool) -> None:
         """``SET_VRING_ENABLE``: a queue that is not enabled keeps its ring, and nothing is taken from it."""
         self.enabled = enabled
+        self._take_back()
         if enabled and self.queue is not None:
             self._serve_soon()
 
     def set_memory(self, memory: GuestMemory, *, piecewise: bool = False) -> None:
         """A new memory table; ``piecewise``, the next step to one. Requests under way keep the old memory."""
+        self._take_back()
         if self.queue is not None:
             try:
                 self.queue.set_memory(memory, piecewise=piecewise)
@@ -178,6 +191,13 @@ class Vring:
         if self._broken and self._running:
             raise RefusedError(f"requests of queue {self.index}, which was broken, are still under way: stop it first")
         self._broken = False
+
+    def _take_back(self) -> None:
+        """Kicks are for :meth:`on_kick` again."""
+        if self._transfers[self.index] is not None:
+            self._transfers[self.index] = None
+            if self.queue is not None:
+                self.queue.sync()
 
     def _must_rest(self, what: str) -> None:
         if self.queue is not None:
@@ -219,6 +239,7 @@ class Vring:
             The available ring's index that the next run is to begin with.
         """
         self._stopping = True
+        self._take_back()
         try:
             self._drop_kick()
             queue = self.queue
@@ -249,6 +270,7 @@ class Vring:
 
     def cancel(self) -> None:
         """Cancel what is under way, and begin nothing more: the back-end is closing."""
+        self._take_back()
         self._closing = True
         self._cancel()
 
@@ -282,6 +304,7 @@ class Vring:
             self._woken += counts.wakeups
 
     def _retire(self, queue: VirtQueue) -> None:
+        self._transfers[self.index] = None
         counts = queue.statistics()
         new = (counts.popped, counts.pushed, counts.resubmitted, counts.notified, counts.suppressed)
         self._past = _sum(self._past, new)
@@ -325,6 +348,7 @@ class Vring:
 
     def _serve(self) -> None:
         """Take what is in the ring, and answer what can be answered at once. Never raises, never waits."""
+        self._take_back()
         queue = self.queue
         if queue is None or self._stopping or self._closing or not self.enabled:
             return
@@ -351,6 +375,9 @@ class Vring:
                             if served & CALL:
                                 self._call()
                             if not served & MORE:
+                                if not running and not self._done and self._interrupt is None:
+                                    # The ring is at rest, and nobody has anything of it: what comes next needs no Python.
+                                    self._transfers[index] = queue.lend()
                                 return
                         elif queue.need_notify():
                             self._call()
@@ -449,6 +476,7 @@ class Vring:
 
     def answer_again(self, head: int, written: int) -> None:
         """Give an answer once more, and interrupt as for any other; nothing happens where the ring has stopped."""
+        self._take_back()
         queue = self.queue
         if queue is not None:
             queue.push_again(head, written)

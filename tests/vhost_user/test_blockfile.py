@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -11,14 +12,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import aioirqfd
+from aioirqfd import Interrupt, Msi
 from aioirqfd.vhost_user import Backend, BlockFile, virtqueue
 from aioirqfd.vhost_user.driver import DriverMemory, DriverQueue
 from aioirqfd.vhost_user.errors import VirtqueueError
 from aioirqfd.vhost_user.features import ProtocolFeature
 from aioirqfd.vhost_user.inflight import InflightBuffer
 from aioirqfd.vhost_user.memory import GuestMemory
+from aioirqfd.vhost_user.messages import Request, VringFd, VringState
 from aioirqfd.vhost_user.ring import NEXT, WRITE
 from aioirqfd.vhost_user.virtqueue import BATCH, BATCH_BYTES, CALL, COUNT, MORE, RESTED, VirtQueue
+from aioirqfd.vhost_user.vring import Vring
 from examples.vhost_user_blk import Blk, Feature, Type
 from tests.vhost_user.frontend import FEATURES, PROTOCOL_FEATURES, FrontEnd
 
@@ -425,6 +430,147 @@ def test_views_that_do_not_fit_are_refused():
         made.serve(0, 0, 0)
     with pytest.raises(TypeError):
         made.serve(0, 0, 0, "x")
+
+
+# -- from the kick to the call --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def served(tmp_path, monkeypatch):
+    """A back-end, its front-end, a running queue, and how many kicks have come to Python."""
+    image = tmp_path / "image"
+    image.write_bytes(random.Random(7).randbytes(SECTORS * 512))
+    kicks: list[int] = []
+    on_kick = Vring.on_kick
+    monkeypatch.setattr(Vring, "on_kick", lambda vring: (kicks.append(vring.index), on_kick(vring)))
+    device = Blk(str(image))
+    path = tmp_path / "socket"
+    async with Backend(device, path) as backend, FrontEnd(path) as front:
+        await front.negotiate(FEATURES | device.features, PROTOCOL_FEATURES | ProtocolFeature.CONFIG)
+        await front.set_memory()
+        queue = front.queue(0, 16)
+        await queue.start()
+        await queue.ask([header(Type.IN, 0)], [512, 1])
+        kicks.clear()
+        yield backend, front, queue, kicks
+    device.close()
+
+
+def in_python(count):
+    """How many of so many kicks come to Python, where the counter module could serve them."""
+    return 0 if aioirqfd.IMPLEMENTATION == "c" else count
+
+
+async def test_a_kick_is_served_without_a_line_of_python(served):
+    backend, _, queue, kicks = served
+    for number in range(200):
+        data = await queue.ask([header(Type.IN, number % SECTORS)], [512, 1])
+        assert data[-1:] == b"\0"
+    assert len(kicks) == in_python(200)
+    counts = backend.statistics().queues[0]
+    assert (counts.requests, counts.answers, counts.kicks, counts.calls) == (201, 201, 201, 201)
+
+
+async def test_what_is_left_of_a_kick_is_pythons_and_then_it_goes_on_without(served):
+    backend, _, queue, kicks = served
+    for number in range(1, 30):
+        queue.driver.request([header(Type.IN, 1)], [512, 1], publish=False)
+        queue.driver.request([header(Type.FLUSH, 0)], [1], publish=False)
+        queue.put([header(Type.IN, 2)], [512, 1])
+        assert [used.written for used in await queue.answers(3)] in ([513, 513, 1], [513, 1, 513])
+        # The flush goes to a thread, and what comes back from there comes back by Python; so does the next kick, no further.
+        for sector in (3, 4):
+            assert await queue.ask([header(Type.IN, sector)], [512, 1])
+        assert backend.statistics().queues[0].requests == 1 + 5 * number
+    assert len(kicks) == 2 * 29 + in_python(29)
+
+
+async def test_calls_that_are_not_wanted(served):
+    backend, _, queue, _ = served
+    queue.driver.disable_calls()
+    for _ in range(10):
+        queue.put([header(Type.IN, 0)], [512, 1])
+        while not queue.driver.collect():
+            await asyncio.sleep(0)
+    counts = backend.statistics().queues[0]
+    assert (counts.requests, counts.calls, counts.suppressed) == (11, 1, 10)
+    assert await queue.ask([header(Type.IN, 0)], [512, 1])
+
+
+async def test_a_masked_call_is_kept(served):
+    _, front, queue, _ = served
+    await front.tell(Request.SET_VRING_CALL, VringFd(0, has_fd=False))
+    queue.driver.enable_calls()
+    queue.put([header(Type.IN, 0)], [512, 1])
+    while queue.driver.enable_calls() is False:
+        await asyncio.sleep(0)
+    with pytest.raises(aioirqfd.WouldBlock):
+        queue.call.read_nowait()
+    await front.tell(Request.SET_VRING_CALL, VringFd(0), [queue.call.fileno()])
+    assert await queue.call.read() >= 1
+    assert len(queue.driver.collect()) == 1
+
+
+async def test_a_queue_that_is_not_enabled_is_left_alone(served):
+    _, front, queue, _ = served
+    await front.tell(Request.SET_VRING_ENABLE, VringState(0, 0))
+    queue.kick.signal()
+    queue.driver.request([header(Type.IN, 0)], [512, 1])
+    queue.kick.signal()
+    await front.number(Request.GET_FEATURES)  # by now the kicks have been heard
+    await front.number(Request.GET_FEATURES)
+    assert queue.driver.collect() == []
+    await front.tell(Request.SET_VRING_ENABLE, VringState(0, 1))
+    assert len(await queue.answers()) == 1
+
+
+async def test_the_base_of_a_queue_that_stops(served):
+    _, front, queue, _ = served
+    for _ in range(5):
+        await queue.ask([header(Type.IN, 0)], [512, 1])
+    assert await queue.stop() == 6
+    queue.driver.request([header(Type.IN, 0)], [512, 1])
+    queue.kick.signal()
+    await front.number(Request.GET_FEATURES)
+    await front.number(Request.GET_FEATURES)
+    assert queue.driver.collect() == []
+    queue.kick.read_nowait()
+    await queue.start(base=6)
+    assert len(await queue.answers()) == 1
+
+
+async def test_another_memory_table_between_kicks(served):
+    _, front, queue, _ = served
+    for _ in range(3):
+        assert await queue.ask([header(Type.IN, 0)], [512, 1])
+        await front.set_memory()
+    assert await queue.ask([header(Type.IN, 0)], [512, 1])
+
+
+async def test_a_ring_that_breaks_between_kicks(served):
+    _, _, queue, _ = served
+    queue.driver.offer(99)
+    queue.driver.publish()
+    queue.kick.signal()
+    assert await queue.err.read() == 1
+
+
+def test_kicks_refuse_what_is_none():
+    heard: list[int] = []
+    kicks = native.Kicks(heard.append, [None], [None])
+    assert kicks.try_inject(Interrupt(0, Msi(0, 0))) is True
+    assert kicks.try_inject(Interrupt(7, Msi(0, 0))) is True  # whoever has that queue is to say
+    assert heard == [0, 7]
+    with pytest.raises(AttributeError):
+        kicks.try_inject(object())
+    with pytest.raises(TypeError):
+        native.Kicks(heard.append, (), [])
+
+    def fail(queue):
+        raise LookupError(queue)
+
+    with pytest.raises(LookupError, match="3"):
+        native.Kicks(fail, [None], [None]).try_inject(Interrupt(3, Msi(0, 0)))
 
 
 class Counting(Blk):

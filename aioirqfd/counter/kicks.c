@@ -1,0 +1,137 @@
+/* Kicks: where the kicks of a device's queues go, gsi n being queue n's. A queue whose ring is at rest, and has a Transfer, is served
+   right here, from the eventfd to the call, without a line of Python; every other kick, and what of a kick a Transfer leaves, is
+   on_kick's. */
+#include "_native.h"
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *on_kick;   /* callable: on_kick(queue) */
+    PyObject *transfers; /* list: by queue, the Transfer that may serve it just now, or None */
+    PyObject *calls;     /* list: by queue, the EventFd to signal, or None: then it is not for here */
+} KicksObject;
+
+/* Whether all is done. */
+static bool
+serve(native_state *state, const KicksObject *self, Py_ssize_t queue)
+{
+    if (queue >= PyList_GET_SIZE(self->transfers) || queue >= PyList_GET_SIZE(self->calls)) {
+        return false;
+    }
+    PyObject *transfer = PyList_GET_ITEM(self->transfers, queue);
+    PyObject *call = PyList_GET_ITEM(self->calls, queue);
+    if (!Py_IS_TYPE(transfer, state->transfer_type) || !PyObject_TypeCheck(call, state->eventfd_ctx_type)) {
+        return false;
+    }
+    Py_INCREF(transfer);
+    Py_INCREF(call);
+    int served = transfer_kick(transfer);
+    if ((served & TRANSFER_CALL) != 0) {
+        PyObject *added = eventfd_ctx_signal(call, NULL, 0);
+        if (added == NULL) {
+            PyErr_WriteUnraisable(call);
+        }
+        Py_XDECREF(added);
+    }
+    Py_DECREF(call);
+    Py_DECREF(transfer);
+    return (served & (TRANSFER_RESTED | TRANSFER_MORE)) == TRANSFER_RESTED;
+}
+
+static PyObject *
+kicks_try_inject(PyObject *op, PyObject *interrupt)
+{
+    KicksObject *self = (KicksObject *)op;
+    native_state *state = native_state_of_object(op);
+    PyObject *gsi = state != NULL && self->on_kick != NULL ? PyObject_GetAttr(interrupt, state->str_gsi) : NULL;
+    if (gsi == NULL) {
+        if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_RuntimeError, "collected already");
+        }
+        return NULL;
+    }
+    Py_ssize_t queue = PyNumber_AsSsize_t(gsi, PyExc_OverflowError);
+    if (queue == -1 && PyErr_Occurred() != NULL) {
+        Py_DECREF(gsi);
+        return NULL;
+    }
+    PyObject *done =
+        queue >= 0 && serve(state, self, queue) ? Py_NewRef(Py_None) : PyObject_CallOneArg(self->on_kick, gsi);
+    Py_DECREF(gsi);
+    if (done == NULL) {
+        return NULL;
+    }
+    Py_DECREF(done);
+    Py_RETURN_TRUE;
+}
+
+static PyObject *
+kicks_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keywords[] = {"on_kick", "transfers", "calls", NULL};
+    PyObject *on_kick, *transfers, *calls;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO!O!:Kicks", keywords, &on_kick, &PyList_Type, &transfers,
+                                     &PyList_Type, &calls)) {
+        return NULL;
+    }
+    KicksObject *self = (KicksObject *)type->tp_alloc(type, 0);
+    if (self != NULL) {
+        self->on_kick = Py_NewRef(on_kick);
+        self->transfers = Py_NewRef(transfers);
+        self->calls = Py_NewRef(calls);
+    }
+    return (PyObject *)self;
+}
+
+static int
+kicks_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    KicksObject *self = (KicksObject *)op;
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(self->on_kick);
+    Py_VISIT(self->transfers);
+    Py_VISIT(self->calls);
+    return 0;
+}
+
+static int
+kicks_clear(PyObject *op)
+{
+    KicksObject *self = (KicksObject *)op;
+    Py_CLEAR(self->on_kick);
+    Py_CLEAR(self->transfers);
+    Py_CLEAR(self->calls);
+    return 0;
+}
+
+static void
+kicks_dealloc(PyObject *op)
+{
+    PyTypeObject *type = Py_TYPE(op);
+    PyObject_GC_UnTrack(op);
+    (void)kicks_clear(op);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+static PyMethodDef kicks_methods[] = {
+    {"try_inject", kicks_try_inject, METH_O,
+     PyDoc_STR("try_inject($self, interrupt, /)\n--\n\nServe the queue that its gsi names.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot kicks_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("Kicks(on_kick, transfers, calls)\n--\n\nWhere the kicks of a device's queues go.")},
+    {Py_tp_new, (void *)kicks_new},
+    {Py_tp_traverse, (void *)kicks_traverse},
+    {Py_tp_clear, (void *)kicks_clear},
+    {Py_tp_dealloc, (void *)kicks_dealloc},
+    {Py_tp_methods, kicks_methods},
+    {0, NULL},
+};
+
+PyType_Spec kicks_spec = {
+    .name = "aioirqfd.counter.Kicks",
+    .basicsize = sizeof(KicksObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = kicks_slots,
+};
