@@ -230,7 +230,7 @@ class IrqFd:
         self._manager.trace("irqfd_masked", self)
         self.settle()
         self._masked = True
-        self.take_back()
+        self._manager.take_back(self)
         self.arm()
 
     def unmask(self) -> None:
@@ -537,6 +537,11 @@ class IrqFd:
         done = (self._taken, handlers, routes) if handlers or routes else (0, 0, 0)
         return self._state in OWING, self._baseline, done
 
+    @property
+    def captured(self) -> bool:
+        """Whether what is owed, and what is to be told, is a snapshot's."""
+        return self._captured
+
     def release_capture(self) -> None:
         """The manager goes on: what a snapshot took is injected here after all."""
         self._baseline = None
@@ -544,31 +549,34 @@ class IrqFd:
 
     def unblock(self) -> None:
         """Unmasked, resumed or routed: inject what is pending, or let the sink watch the eventfd again."""
-        if self._closing:
+        if self._closing or self.offloaded:
             return
         if self._blocked:
             if self._state is State.PENDING:
                 self._manager.note_pending(self)
             return
-        if self._state in {State.IDLE, State.PENDING} and self._hand_over():
+        if self.free and self._manager.offload(self):
             return
         if self._step(Event.UNBLOCK) is Action.NONE:
             self.arm()
 
-    def _hand_over(self) -> bool:
-        interrupt = self._manager.offload(self)
-        if interrupt is None:
-            return False
-        self._offloaded = interrupt
-        if self._state is State.PENDING:
-            # The kernel watches already, so a signal is all it takes.
-            self._state = State.IDLE
-            self._give_back()
-        return True
+    @property
+    def free(self) -> bool:
+        """Whether a sink may watch the eventfd by itself, as far as it is the irqfd's to say."""
+        free = not (self._closing or self._blocked or self._handlers)
+        return free and self._state in {State.IDLE, State.PENDING}
 
     def hand_over(self) -> bool:
         """Let the sink watch the eventfd, if it can; signals that are there are then the sink's."""
-        return not self._blocked and self._state is State.IDLE and self._hand_over()
+        return self.free and self._manager.offload(self)
+
+    def handed_over(self, interrupt: Interrupt, count: int) -> None:
+        """The sink watches the eventfd now, and injects what was signalled before: a signal is all it takes."""
+        self._offloaded = interrupt
+        self._count += count
+        if count or self._state is State.PENDING:
+            self._state = State.IDLE
+            self._give_back()
 
     def take_back(self) -> None:
         """Watch the eventfd here again, if the sink did."""
@@ -720,11 +728,6 @@ class IrqFd:
             self._give_back()
         self._state = State.CLOSED
         self._manager.finished(self)
-
-    def hand_on(self, count: int) -> None:
-        """The sink watches the eventfd now: let it inject what was signalled before."""
-        self._count += count
-        self._give_back()
 
     def _give_back(self) -> None:
         """What could not be injected is put back into the eventfd, where the next assign finds it (row P01)."""

@@ -29,7 +29,7 @@ from aioirqfd.irqfd.gsi import GsiAllocator
 from aioirqfd.irqfd.guard import guarded, report
 from aioirqfd.irqfd.interrupt import Action, Interrupt
 from aioirqfd.irqfd.irqfd import IrqFd
-from aioirqfd.irqfd.resampler import Resampler, is_level
+from aioirqfd.irqfd.resampler import NO_MOVES, Resampler, is_level
 from aioirqfd.irqfd.retry import Retry
 from aioirqfd.irqfd.routing import RoutingTable
 from aioirqfd.irqfd.sink import SinkTiers
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
     from aioirqfd.irqfd.interrupt import Route
     from aioirqfd.irqfd.irqfd import WakeupHandler
+    from aioirqfd.irqfd.resampler import Moves
     from aioirqfd.irqfd.sink import InterruptSink
-    from aioirqfd.irqfd.workqueue import Work
     from aioirqfd.tracer import Tracer
 
 _P = ParamSpec("_P")
@@ -340,8 +340,15 @@ class IrqManager:
                 self, trigger, eventfd_id=eventfd_id, gsi=gsi, resamplefd=resample, handlers=handlers, masked=masked
             )
             trigger._signals = trigger._wakeups = trigger._fast = 0
-            if not irqfd.hand_over():
-                self._watch(irqfd)
+            if resample is not None:
+                self.resampler(gsi).join(irqfd)
+            try:
+                if not irqfd.hand_over():
+                    self._take_back(self._offloaded_beside(irqfd))
+                    self._watch(irqfd)
+            except BaseException:
+                self._leave_line(irqfd)
+                raise
         except BaseException:
             _close(references)
             raise
@@ -349,8 +356,6 @@ class IrqManager:
         _bound.add(eventfd_id)
         trigger._binding = irqfd
         self._irqfds[eventfd_id] = irqfd
-        if resample is not None:
-            self.resampler(gsi).join(resample)
         self.trace("irqfd_assigned", irqfd, resample=resample is not None, offloaded=irqfd.offloaded, masked=masked)
         return irqfd
 
@@ -479,11 +484,7 @@ class IrqManager:
     def finished(self, irqfd: IrqFd) -> None:
         """Nothing of the irqfd runs any more."""
         self._leaving.discard(irqfd)
-        if irqfd.resamplefd is not None:
-            resampler = self._resamplers.get(irqfd.gsi)
-            if resampler is not None:
-                resampler.leave(irqfd.resamplefd)
-                self.drop_resampler(resampler)
+        self._leave_line(irqfd)
         references, irqfd._references = irqfd._references, []
         if references and self._poller is not None and self._poller.drain.dispatching:
             # What the sink just refused is yet to be given back.
@@ -500,6 +501,12 @@ class IrqManager:
                 coalesced=counts.coalesced,
                 dropped=counts.dropped,
             )
+
+    def _leave_line(self, irqfd: IrqFd) -> None:
+        resampler = self._resamplers.get(irqfd.gsi)
+        if irqfd.resamplefd is not None and resampler is not None:
+            resampler.leave(irqfd)
+            self.drop_resampler(resampler)
 
     def drop_resampler(self, resampler: Resampler) -> None:
         """Forget a resampler that nobody needs any more: no resamplefd, and its line low."""
@@ -540,7 +547,7 @@ class IrqManager:
         # First, for it may bring a line that is up, which then moves along.
         self._take_back(moved)
         for gsi, resampler in list(self._resamplers.items()):
-            if (resampler.asserted or resampler.stranded) and self.routes(gsi) != old.get(gsi, _NO_ROUTES):
+            if self.routes(gsi) != old.get(gsi, _NO_ROUTES):
                 resampler.reroute(self.routes(gsi))
         for irqfd in moved:
             irqfd.unblock()
@@ -578,7 +585,7 @@ class IrqManager:
         moved = [irqfd for irqfd in self._offloaded if irqfd.gsi == gsi]
         self._take_back(moved)
         resampler = self._resamplers.get(gsi)
-        if resampler is not None and (resampler.asserted or resampler.stranded):
+        if resampler is not None:
             resampler.reroute(self.routes(gsi))
         for irqfd in moved:
             irqfd.unblock()
@@ -652,37 +659,29 @@ class IrqManager:
             resampler = self._resamplers[gsi] = Resampler(self, gsi)
         return resampler
 
-    def reassert(self, gsi: int) -> None:
-        """The line was up when its gsi was re-routed: raise it where it goes now."""
-        routes = self.routes(gsi)
-        if routes and not is_level(routes):
-            return  # a message has no level
-        try:
-            if routes and self.resampler(gsi).try_assert(routes):
-                return
-        except Exception as error:
-            self.fast_path_failed(error)
-        if routes or self._hold:
-            for irqfd in self._irqfds.values():
-                if irqfd.gsi == gsi and irqfd.resamplefd is not None:
-                    irqfd.defer(0)
-                    irqfd.arm()
-                    return
-
-    def report_lowering(self, work: Work, gsi: int, error: Exception) -> None:
-        """The sink failed to lower a line: say so and try again later."""
-        self._tracer.emit("lowering_failed", gsi=gsi, error=repr(error))
+    def line_failed(self, event: str, resampler: Resampler, error: Exception) -> None:
+        """The sink failed to lower or to raise a line: say so and try again later."""
+        self._tracer.emit(event, gsi=resampler.gsi, error=repr(error))
         if self._poller is not None:
-            self._poller.loop.call_later(self.retry.maximum, self.backpressure.schedule, work)
+            self._poller.loop.call_later(self.retry.maximum, self._settle_line, resampler)
+
+    def _settle_line(self, resampler: Resampler) -> None:
+        # A paused manager's snapshot has what is yet to be done: it is the snapshot's, unless the manager resumes.
+        resampler.settle(paused=self._paused)
 
     def asserted(self) -> dict[int, tuple[Route, ...]]:
         """The lines that are up, and where."""
         return {gsi: resampler.raised for gsi, resampler in self._resamplers.items() if resampler.asserted}
 
-    def put_asserted(self, asserted: Mapping[int, Sequence[Route]]) -> None:
+    def moving(self) -> dict[int, Moves]:
+        """The lines that are not where they are to be, and what is yet to be done with each."""
+        moves = ((gsi, resampler.moves) for gsi, resampler in self._resamplers.items() if resampler.members)
+        return {gsi: each for gsi, each in moves if any(each)}
+
+    def put_lines(self, asserted: Mapping[int, Sequence[Route]], moving: Mapping[int, Moves]) -> None:
         """Make the level-triggered lines stand as a snapshot says."""
         for gsi, resampler in self._resamplers.items():
-            resampler.put(asserted.get(gsi, _NO_ROUTES))
+            resampler.put(asserted.get(gsi, _NO_ROUTES), moving.get(gsi, NO_MOVES))
 
     # -- waiting -----------------------------------------------------------------------------------------------------
 
@@ -703,6 +702,8 @@ class IrqManager:
         # What is being deassigned owes its injections too.
         irqfds = (*self._irqfds.values(), *self._leaving)
         marks = [(irqfd, irqfd.mark()) for irqfd in irqfds if irqfd.owed or irqfd.active]
+        works = [resampler.work for resampler in self._resamplers.values()]
+        lines = [work for work in works if work.pending or work.running is not None]
         for irqfd, mark in marks:
             while not self._paused and not irqfd.passed(mark):
                 if irqfd.owed and not irqfd.eventfd._held:
@@ -711,6 +712,8 @@ class IrqManager:
                 else:
                     self.backpressure.check_alive()
                     await self.backpressure.next_progress()
+        for work in lines:
+            await self.backpressure.flush(work)
 
     # -- blocking ----------------------------------------------------------------------------------------------------
 
@@ -760,6 +763,8 @@ class IrqManager:
         self._paused = self._top_half.paused = False
         paused_for = time.monotonic() - self._paused_since
         self._tracer.emit("manager_resumed", held=self._top_half.held, paused_for=paused_for)
+        for resampler in list(self._resamplers.values()):
+            resampler.settle(paused=False)
         for irqfd in self.irqfds:
             irqfd.release_capture()
             irqfd.unblock()
@@ -794,17 +799,43 @@ class IrqManager:
 
     # -- offloading --------------------------------------------------------------------------------------------------
 
-    def offload(self, irqfd: IrqFd) -> Interrupt | None:
-        """Let the sink watch the eventfd itself, if it can: the interrupt it will deliver, or None."""
+    def offload(self, irqfd: IrqFd) -> bool:
+        """Let the sink watch the eventfd itself, if it can, and then all the eventfds of the same line.
+
+        A line is the sink's or the loop's as a whole: each tells its own irqfds of the end of interrupt, whoever triggered
+        (row R04).
+        """
         routes = self.routes(irqfd.gsi)
-        if self.tiers.offload is None or irqfd._handlers or len(routes) != 1 or self._per_interrupt:
-            return None
-        level = irqfd.resamplefd is not None and is_level(routes)
-        interrupt = Interrupt(irqfd.gsi, routes[0], Action.ASSERT if level else Action.PULSE)
+        if self.tiers.offload is None or len(routes) != 1 or self._per_interrupt:
+            return False
+        resampler = self._resamplers[irqfd.gsi] if irqfd.resamplefd is not None and is_level(routes) else None
+        group = [irqfd] if resampler is None else [one for one in resampler.members if not one.offloaded]
+        if not all(one.free for one in group):
+            return False
+        interrupt = Interrupt(irqfd.gsi, routes[0], Action.PULSE if resampler is None else Action.ASSERT)
+        taken: list[IrqFd] = []
+        try:
+            for one in group:
+                if not self._offload(one, interrupt):
+                    break
+                taken.append(one)
+        finally:
+            if len(taken) < len(group):
+                self._take_back(taken)
+        if len(taken) < len(group):
+            return False
+        if resampler is not None:
+            resampler.hand_over()
+        return True
+
+    def _offload(self, irqfd: IrqFd, interrupt: Interrupt) -> bool:
+        assert self.tiers.offload is not None
         watched = irqfd.eventfd._binding is irqfd
         owed = self._unwatch(irqfd) if watched else 0
         try:
-            taken = self.tiers.offload(irqfd.eventfd, interrupt, irqfd.resamplefd if level else None)
+            taken = self.tiers.offload(
+                irqfd.eventfd, interrupt, irqfd.resamplefd if interrupt.action is Action.ASSERT else None
+            )
         except Exception as error:
             if not watched:
                 raise
@@ -816,14 +847,22 @@ class IrqManager:
                 self._watch(irqfd)
                 if owed:
                     irqfd.wakeup(owed)
-            return None
+            return False
         self._offloaded.add(irqfd)
-        resampler = self._resamplers.get(irqfd.gsi) if level else None
-        if resampler is not None:
-            resampler.hand_over()
-        if owed:
-            irqfd.hand_on(owed)
-        return interrupt
+        irqfd.handed_over(interrupt, owed)
+        return True
+
+    def take_back(self, irqfd: IrqFd) -> None:
+        """Watch an offloaded eventfd here again, and all those of the same line."""
+        others = self._offloaded_beside(irqfd)
+        irqfd.take_back()
+        self._take_back(others)
+
+    def _offloaded_beside(self, irqfd: IrqFd) -> list[IrqFd]:
+        """The other irqfds of its line, if the sink watches them."""
+        if not self._offloaded or irqfd.resamplefd is None or not is_level(self.routes(irqfd.gsi)):
+            return []
+        return [one for one in self._resamplers[irqfd.gsi].members if one.offloaded and one is not irqfd]
 
     def _take_back(self, irqfds: Sequence[IrqFd]) -> None:
         for irqfd in irqfds:

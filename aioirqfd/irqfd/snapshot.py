@@ -5,13 +5,18 @@ A snapshot is a plain dict that ``json`` takes::
     {"version": 1,
      "routing": [[gsi, [["pic", pin] or ["ioapic", pin] or ["msi", address, data, devid or None], ...]], ...],
      "irqfds": [{"gsi": gsi, "level": bool, "masked": bool, "pending": bool, "count": n, "done": [m, handlers, routes]}, ...],
-     "asserted": [[gsi, [route, ...]], ...]}
+     "asserted": [[gsi, [route, ...]], ...],
+     "moving": [{"gsi": gsi, "falling": [route, ...], "tell": bool, "again": bool}, ...]}
 
 Irqfds stand in the order they were assigned; restoring matches the n-th of each gsi with the n-th of that gsi. ``count`` is
 what was signalled and not injected: it was taken out of the eventfd, so a signal that arrives after the snapshot stays there
 and is nobody's but the next owner's. ``done`` is there only if an injection was half done when the sink failed: m of the count
-were told to so many of the wakeup handlers, which are not told again, and so many of the routes have had it. A manager that is closed after its snapshot leaves what the snapshot took to the snapshot;
-one that resumes instead just goes on.
+were told to so many of the wakeup handlers, which are not told again, and so many of the routes have had it.
+
+``moving`` is there only if the sink has not done yet what is to be done with a level-triggered line: lower it somewhere, then
+tell everybody of its end of interrupt, or raise it again wherever the gsi goes, for it was up when that was re-routed.
+
+A manager that is closed after its snapshot leaves what the snapshot took to the snapshot; one that resumes instead just goes on.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from aioirqfd.counter import MAX
 from aioirqfd.errors import RoutingError, SnapshotError
 from aioirqfd.irqfd.interrupt import IrqchipPin, Msi
 from aioirqfd.irqfd.plain import check_integers
+from aioirqfd.irqfd.resampler import Moves
 from aioirqfd.irqfd.routing import RoutingTable
 from aioirqfd.irqfd.state import State
 
@@ -53,12 +59,24 @@ def take(manager: IrqManager, *, paused: bool) -> dict[str, object]:
         if any(done):
             entry["done"] = list(done)
         irqfds.append(entry)
-    return {
+    state: dict[str, object] = {
         "version": VERSION,
         "routing": [[gsi, [_encode(route) for route in routes]] for gsi, routes in manager.routing.items()],
         "irqfds": irqfds,
         "asserted": [[gsi, [_encode(route) for route in routes]] for gsi, routes in manager.asserted().items()],
     }
+    moving = manager.moving()
+    if moving:
+        state["moving"] = [
+            {
+                "gsi": gsi,
+                "falling": [_encode(route) for route in moves.falling],
+                "tell": moves.tell,
+                "again": moves.again,
+            }
+            for gsi, moves in moving.items()
+        ]
+    return state
 
 
 def put(manager: IrqManager, state: object, *, paused: bool) -> None:
@@ -66,13 +84,15 @@ def put(manager: IrqManager, state: object, *, paused: bool) -> None:
     if not paused:
         raise SnapshotError("pause the manager first, and let it finish what it injects")
     check_integers(state)
-    state = _fields(state, {"version", "routing", "irqfds", "asserted"}, "a snapshot")
+    names = {"version", "routing", "irqfds", "asserted"}
+    state = _fields(state, {*names, "moving"} if _has(state, "moving") else names, "a snapshot")
     if _int(state["version"]) != VERSION:
         raise SnapshotError(f"this is version {state['version']!r}; this package reads {VERSION}")
     routing = _routing(state["routing"])
     pairs = _match(manager, state["irqfds"])
     level_gsis = {irqfd.gsi for irqfd, _ in pairs if irqfd.resamplefd is not None}
-    asserted = _asserted(state["asserted"], level_gsis)
+    asserted = _asserted(state["asserted"], level_gsis, routing)
+    moving = _moving(state.get("moving", ()), level_gsis, asserted)
     for irqfd, entry in pairs:
         if _done(entry)[2] and _done(entry)[2] >= len(routing.get(irqfd.gsi, ())):
             raise SnapshotError(f"irqfds: gsi {irqfd.gsi} has no more routes than are done: {entry!r}")
@@ -87,7 +107,7 @@ def put(manager: IrqManager, state: object, *, paused: bool) -> None:
             count=_int(entry["count"]),
             done=_done(entry),
         )
-    manager.put_asserted(asserted)
+    manager.put_lines(asserted, moving)
 
 
 def _encode(route: Route) -> list[object]:
@@ -147,14 +167,37 @@ def _routing(value: object) -> RoutingTable:
         raise SnapshotError(f"routing: {error}") from error
 
 
-def _asserted(value: object, level_gsis: set[int]) -> dict[int, list[Route]]:
+def _check_pins(what: str, gsi: int, routes: Sequence[Route], level_gsis: set[int]) -> None:
+    if gsi not in level_gsis:
+        raise SnapshotError(f"{what}: gsi {gsi} has no resample irqfd")
+    if not all(isinstance(route, IrqchipPin) for route in routes):
+        raise SnapshotError(f"{what}: gsi {gsi} has a line that is no pin")
+    if len(set(routes)) < len(routes):
+        raise SnapshotError(f"{what}: gsi {gsi} has a pin twice")
+
+
+def _asserted(value: object, level_gsis: set[int], routing: RoutingTable) -> dict[int, list[Route]]:
     asserted = _routes_by_gsi(value, "asserted")
     for gsi, routes in asserted.items():
-        if gsi not in level_gsis:
-            raise SnapshotError(f"asserted: gsi {gsi} has no resample irqfd")
-        if not routes or not all(isinstance(route, IrqchipPin) for route in routes):
-            raise SnapshotError(f"asserted: gsi {gsi} has no pin")
+        _check_pins("asserted", gsi, routes, level_gsis)
+        if not routes or not set(routes) <= set(routing.get(gsi, ())):
+            raise SnapshotError(f"asserted: gsi {gsi} is not routed to where its line is up")
     return asserted
+
+
+def _moving(value: object, level_gsis: set[int], asserted: Mapping[int, Sequence[Route]]) -> dict[int, Moves]:
+    moving: dict[int, Moves] = {}
+    for each in _list(value, "moving"):
+        entry = _fields(each, {"gsi", "falling", "tell", "again"}, "an entry of moving")
+        gsi, tell, again = _int(entry["gsi"]), entry["tell"], entry["again"]
+        falling = _routes_by_gsi([[gsi, entry["falling"]]], "moving")[gsi]
+        _check_pins("moving", gsi, falling, level_gsis)
+        if gsi in moving or set(falling) & set(asserted.get(gsi, ())):
+            raise SnapshotError(f"moving: gsi {gsi} twice, or both up and falling")
+        if not isinstance(tell, bool) or not isinstance(again, bool):
+            raise SnapshotError(f"moving: tell and again are true or false: {entry!r}")
+        moving[gsi] = Moves(tuple(falling), tell=tell, again=again)
+    return moving
 
 
 def _match(manager: IrqManager, value: object) -> list[tuple[IrqFd, Mapping[str, object]]]:

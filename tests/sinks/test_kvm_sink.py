@@ -238,6 +238,37 @@ async def test_an_end_of_interrupt_that_the_loop_has_not_heard_of_is_not_lost_wi
                 assert (count(unmask), irqs.statistics().asserted) == (0, 0)
 
 
+@pytest.mark.parametrize("handled", [True, False])
+@pytest.mark.parametrize("triggers", [0, 1])
+async def test_r04_both_are_told_once_whoever_triggers_and_whoever_watches(handled, triggers):
+    async def nothing(irqfd, number):
+        pass
+
+    with Guest() as guest, KvmSink(guest.vm) as sink:
+        assert guest.next_port().port == READY
+        async with IrqManager(sink, routing=PIC) as irqs:
+            kicks, unmasks = [EventFd() for _ in range(2)], [EventFd() for _ in range(2)]
+            irqfds = [
+                irqs.assign(kick, gsi=GSI, resamplefd=unmask, wakeup=wakeup)
+                for kick, unmask, wakeup in zip(kicks, unmasks, ((), nothing if handled else ()), strict=True)
+            ]
+            for number in range(3):
+                kicks[triggers].signal()
+                await irqs.flush()
+                assert guest.next_port().port == IN_HANDLER
+                if number == 1:
+                    await irqs.pause()
+                    irqs.resume()
+                assert guest.next_port().port == AFTER_EOI
+                assert [await unmask.read() for unmask in unmasks] == [1, 1]
+                await turns()
+                assert [count(unmask) for unmask in unmasks] == [0, 0]
+                assert [irqfd.offloaded for irqfd in irqfds] == [not handled] * 2
+                assert irqs.statistics().asserted == 0
+            for eventfd in (*kicks, *unmasks):
+                eventfd.close()
+
+
 @pytest.mark.parametrize("way", [{"offload": True}, {"offload": False}], ids=str)
 async def test_a_pin_that_another_gsi_leads_to_now_is_ended_for_that_one(way):
     with Guest() as guest, KvmSink(guest.vm, **way) as sink:
