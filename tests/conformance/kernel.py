@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import select
+import struct
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,8 +124,6 @@ def _entry(gsi: int, route: Route) -> RoutingEntry:
         cpu, mode, devid = message_of(route)
         address, data = message(number, cpu, mode)
         return RoutingEntry.msi(gsi, address, data, devid=devid)
-    if kind == "flags":
-        return RoutingEntry(gsi, 2, (0xFEE0_0000, 0, 0x40, 0), flags=number)
     if kind == "type":
         return RoutingEntry(gsi, number, (0, 0))
     if kind == "chip":
@@ -187,8 +187,9 @@ class KernelMachine(Machine):
     def assign_unreadable(self) -> object:
         return attempt(self.vm.ioctl, KVM_IRQFD, 8)
 
-    async def deassign(self, event: Event | int, gsi: int = GSI) -> object:
-        return attempt(self.vm.irqfd, _fd(event), gsi, flags=KVM_IRQFD_FLAG_DEASSIGN)
+    async def deassign(self, event: Event | int, gsi: int = GSI, resample: int | None = None) -> object:
+        flags = KVM_IRQFD_FLAG_DEASSIGN | (0 if resample is None else KVM_IRQFD_FLAG_RESAMPLE)
+        return attempt(self.vm.irqfd, _fd(event), gsi, flags=flags, resamplefd=_fd(resample))
 
     def route(self, *entries: tuple[int, Route]) -> object:
         return attempt(self.vm.set_gsi_routing, [_entry(gsi, route) for gsi, route in entries])
@@ -196,7 +197,7 @@ class KernelMachine(Machine):
     def line(self, gsi: int, level: int) -> int:
         return self.vm.irq_line_status(gsi, level)
 
-    def msi(self, vector: int, cpu: int = 0, mode: str = "fixed", *, devid: int | None = None) -> object:
+    async def msi(self, vector: int, cpu: int = 0, mode: str = "fixed", *, devid: int | None = None) -> object:
         address, data = message(vector, cpu, mode)
         return attempt(self.vm.signal_msi, address, data, 0 if devid is None else 1, devid or 0)
 
@@ -313,9 +314,6 @@ class KernelMachine(Machine):
         code = b"\x66\xb8" + value.to_bytes(4, "little") + instruction + (address & 0xFFF).to_bytes(2, "little")
         return not self._execute(code, ds=address & ~0xFFF)
 
-    def read_port(self, port: int) -> bool:
-        return not self._execute(b"\xba" + port.to_bytes(2, "little") + b"\xec")
-
     def take(self) -> int | None:
         self._prepare(b"\x90\x90\xfa", flags=2 | _IF)  # nop; nop; cli
         return self._finish()
@@ -377,6 +375,10 @@ class KernelMachine(Machine):
         os.dup2(twin, self.vm.fileno())
         os.close(twin)
 
+    def assign_to_no_machine(self, fd: int) -> object:
+        irqfd = struct.pack("=4I16x", self.helper, GSI, 0, 0)
+        return attempt(fcntl.ioctl, fd, KVM_IRQFD, irqfd)
+
 
 def _fd(event: Event | int | None) -> int:
     return -1 if event is None else event if isinstance(event, int) else event.fd
@@ -396,9 +398,6 @@ class KernelHost(Host):
     def event(self, initial: int = 0, *, semaphore: bool = False, blocking: bool = False) -> KernelEvent:
         flags = os.EFD_CLOEXEC | (os.EFD_SEMAPHORE if semaphore else 0) | (0 if blocking else os.EFD_NONBLOCK)
         return KernelEvent(self, os.eventfd(initial, flags))
-
-    def event_with_flags(self, flags: int) -> object:
-        return attempt(os.eventfd, 0, flags)
 
     async def machine(self, *, irqchip: str = "full", cpus: int = 1) -> KernelMachine:
         machine = KernelMachine(irqchip=irqchip, cpus=cpus)

@@ -173,15 +173,15 @@ class Machine(ABC):
 
     @abstractmethod
     def assign_with_unknown_flag(self, event: Event) -> object:
-        """The same, with something that does not exist."""
+        """The same, asking for what does not exist."""
 
     @abstractmethod
     def assign_unreadable(self) -> object:
         """The same, with what is no argument at all."""
 
     @abstractmethod
-    async def deassign(self, event: Event | int, gsi: int = GSI) -> object:
-        """Unbind it; a barrier."""
+    async def deassign(self, event: Event | int, gsi: int = GSI, resample: int | None = None) -> object:
+        """Unbind it; a barrier. ``resample``: name a resamplefd too, where that can be said."""
 
     @abstractmethod
     def route(self, *entries: tuple[int, Route]) -> object:
@@ -192,7 +192,7 @@ class Machine(ABC):
         """Drive the gsi's pins as a device; the status."""
 
     @abstractmethod
-    def msi(self, vector: int, cpu: int = 0, mode: str = "fixed", *, devid: int | None = None) -> object:
+    async def msi(self, vector: int, cpu: int = 0, mode: str = "fixed", *, devid: int | None = None) -> object:
         """Send a message; how many local APICs took it."""
 
     @abstractmethod
@@ -244,10 +244,6 @@ class Machine(ABC):
         """The guest writes to memory; whether somebody below user space (or the bus, or memory) took it."""
 
     @abstractmethod
-    def read_port(self, port: int) -> bool:
-        """The guest reads a port; whether somebody below user space took it."""
-
-    @abstractmethod
     def take(self) -> int | None:
         """The CPU takes an interrupt, if there is one: its vector."""
 
@@ -277,7 +273,11 @@ class Machine(ABC):
 
     @abstractmethod
     def second_reference(self) -> None:
-        """Hold the machine twice, and let go of the first hold."""
+        """Let go of the machine itself, and hold it by something else."""
+
+    @abstractmethod
+    def assign_to_no_machine(self, fd: int) -> object:
+        """Ask a file for an irqfd that is no virtual machine."""
 
     # -- what both do by those ---------------------------------------------------------------------------------------
 
@@ -316,10 +316,6 @@ class Host(ABC):
     @abstractmethod
     def event(self, initial: int = 0, *, semaphore: bool = False, blocking: bool = False) -> Event:
         """Make an eventfd."""
-
-    @abstractmethod
-    def event_with_flags(self, flags: int) -> object:
-        """Make one with raw flags."""
 
     @abstractmethod
     async def machine(self, *, irqchip: str = "full", cpus: int = 1) -> Machine:

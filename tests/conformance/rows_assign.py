@@ -24,7 +24,7 @@ async def no_irqchip(host: Host) -> object:
     "I02",
     "The order of the checks: flags, irqchip, is the fd open, is it an eventfd, the same of the resamplefd, is it bound.",
     ["EINVAL", "EINVAL", "EBADF", "EINVAL", "EBADF", "EINVAL", "EBUSY"],
-    limit="A flag that does not exist is a TypeError here, before all else; so is a manager without a sink.",
+    limit="There are no flags here: an option that cannot be is a TypeError, before all else. Without an irqchip the KvmSink is refused.",
     needs_kvm=True,
 )
 async def order_of_checks(host: Host) -> object:
@@ -48,7 +48,7 @@ async def order_of_checks(host: Host) -> object:
     "I03",
     "Deassign needs no interrupt controller: an eventfd is no error, a bad fd is EBADF.",
     ["ok", "EBADF"],
-    limit="Here that is a manager that never came to be; what an fd has to be is checked all the same.",
+    limit="Here of a manager whose sink is no interrupt controller: with a KvmSink it would never have come to be.",
 )
 async def deassign_without_irqchip(host: Host) -> object:
     machine = await host.machine(irqchip="none")
@@ -71,7 +71,7 @@ async def split_irqchip(host: Host) -> object:
     "I05",
     "Unknown flags are EINVAL, and bind nothing.",
     ["EINVAL", "ok"],
-    limit="aioirqfd has no flags word: what does not exist is a TypeError.",
+    limit="There is no flags word here: what it does not know is a wakeup handler that cannot be called, which is a TypeError.",
 )
 async def unknown_flags(host: Host) -> object:
     machine = await host.machine()
@@ -79,13 +79,18 @@ async def unknown_flags(host: Host) -> object:
     return [machine.assign_with_unknown_flag(event), machine.assign(event)]
 
 
-@row("I06", "Deassign does not look at the resamplefd.", ["ok", "ok", "ok"])
+@row(
+    "I06",
+    "Deassign does not look at the resamplefd.",
+    ["ok", "ok", "ok"],
+    limit="It is not asked for one; that the irqfd's own is closed by now is nothing to it.",
+)
 async def deassign_resample(host: Host) -> object:
     machine = await host.machine()
     event, resample = host.event(), host.event()
     first = machine.assign(event, GSI, resample)
     resample.close()
-    return [first, await machine.deassign(event), machine.assign(event)]
+    return [first, await machine.deassign(event, GSI, NOT_OPEN), machine.assign(event)]
 
 
 unobservable(
@@ -226,11 +231,16 @@ async def forked(host: Host) -> object:
     return [said, await machine.settled(GSI)]
 
 
-unobservable(
+@row(
     "I18",
     "On a file that is no virtual machine the call is EINVAL or ENOTTY.",
-    "A method is called on the object it belongs to; there is no other to mistake it for.",
+    ["ENOTTY", "EINVAL"],
+    limit="aioirqfd refuses one step earlier: a KvmSink for such a file.",
+    needs_kvm=True,
 )
+async def no_machine(host: Host) -> object:
+    machine = await host.machine()
+    return [machine.assign_to_no_machine(host.file(path)) for path in ("/dev/null", "/dev/kvm")]
 
 
 @row("I19", "Assign needs no CPU: the interrupt controller takes the interrupt.", ["ok", True])

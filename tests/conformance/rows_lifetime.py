@@ -133,7 +133,7 @@ async def machine_closed(host: Host) -> object:
     "C06",
     "A second reference to the machine keeps everything.",
     [True],
-    limit="A dup of its fd there, a second name for the manager here.",
+    limit="A dup of its fd there, an irqfd of the manager's here.",
 )
 async def second_reference(host: Host) -> object:
     machine, event = await _bound(host)
