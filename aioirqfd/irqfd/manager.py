@@ -917,6 +917,9 @@ class IrqManager:
     def fast_path_failed(self, error: BaseException) -> None:
         """``try_inject`` raised; the work queue tries again."""
         self._tracer.emit("fast_path_failed", error=repr(error))
+        if not isinstance(error, Exception) and self._poller is not None:
+            # Ctrl-C or sys.exit() is not the sink's failure. The interrupt is safe; now let it end the loop.
+            self._poller.loop.call_soon(_raise, error)
 
     def broken(self, irqfd: IrqFd, error: Exception) -> None:
         """The sink failed for good."""
@@ -956,6 +959,10 @@ def _eventfd_id(value: EventFd | int) -> int:
 def _close(references: list[EventFd]) -> None:
     for reference in references:
         reference.close()
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _weakly(method: Callable[_P, object]) -> Callable[_P, None]:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
+import uvloop
 
 from aioirqfd import ClosedError, EventFd, InjectionError, IrqFd, IrqManager, Retry, State, WorkQueue, WouldBlock
 from aioirqfd.sinks import CallbackSink, RecordingSink
@@ -799,3 +800,47 @@ async def test_its_repr_says_where_it_stands():
         with EventFd() as kick:
             irqfd = irqs.assign(kick, gsi=5, masked=True)
             assert repr(irqfd) == f"<IrqFd gsi=5 eventfd-id={kick.id} IDLE masked>"
+
+
+# ------------------------------------------------------------------------------------------- the program is to end
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("level", [False, True])
+def test_what_ends_the_program_ends_it_though_it_came_up_in_the_sink(new_loop, error, level):
+    class Sink(RecordingSink):
+        failed = False
+
+        def try_inject(self, interrupt):
+            if not self.failed:
+                self.failed = True
+                raise error
+            return super().try_inject(interrupt)
+
+    sink = Sink()
+    loop = new_loop()
+    with EventFd() as kick, EventFd() as unmask:
+
+        async def begin():
+            irqs = await IrqManager(sink).__aenter__()
+            irqs.assign(kick, gsi=5, resamplefd=unmask if level else None)
+            return irqs
+
+        async def go_on():
+            write(kick)
+            await asyncio.get_running_loop().create_future()
+
+        async def end():
+            await irqs.flush()
+            assert [interrupt.gsi for interrupt in sink.interrupts] == [5]
+            await irqs.aclose()
+
+        irqs = loop.run_until_complete(begin())
+        going = loop.create_task(go_on())
+        with pytest.raises(error):
+            loop.run_until_complete(going)
+        loop.run_until_complete(end())
+        going.cancel()
+        loop.run_until_complete(asyncio.gather(going, return_exceptions=True))
+    loop.close()
