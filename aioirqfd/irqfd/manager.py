@@ -741,9 +741,11 @@ class IrqManager:
         Cancellation:
             The manager is paused all the same; only the wait is given up.
         """
-        self.check_here()
+        drain = self._open.drain
         self.queue.check_outside()
         if not self._paused:
+            # Counts that were injected and not read yet: from here on they could not be told from what waits.
+            drain.settle_unread(drain.unread)
             self._pauses += 1
             self._paused = self._top_half.paused = True
             self._paused_since = time.monotonic()
