@@ -165,19 +165,22 @@ class EventFd(EventFdCtx):
             WrongLoopError: An irqfd is bound, and its loop is not the one running here.
         """
         self._check_open()
-        # A sink that watches it by itself leaves it without a poller: then it is as any other eventfd.
-        if self._binding is not None and self._poller is not None:
-            self._poller.check_here()
-            self._binding.settle()
-            # A signal that came before this read is the irqfd's, and takes along what was there (row P04).
-            self._dispatch()
-            self._binding.settle_owed()
-            if not self._leftover and not self._semaphore:
-                raise WouldBlock
-        count = self._take()
+        count = self._take() if self._may_read() else 0
         if not count:
             raise WouldBlock
         return count
+
+    def _may_read(self) -> bool:
+        """Whether what it holds is anybody's, and not the irqfd's alone."""
+        # A sink that watches it by itself leaves it without a poller: then it is as any other eventfd.
+        if self._binding is None or self._poller is None:
+            return True
+        self._poller.check_here()
+        self._binding.settle()
+        # A signal that came before this read is the irqfd's, and takes along what was there (row P04).
+        self._dispatch()
+        self._binding.settle_owed()
+        return self._leftover or self._semaphore
 
     async def read(self) -> int:
         """Take the count, waiting until it is above 0. Readers are served in the order they came (row E15).
@@ -211,12 +214,15 @@ class EventFd(EventFdCtx):
     async def wait(self) -> None:
         """Wait until the count is above 0, and consume nothing.
 
+        While an irqfd is bound, only what :meth:`read_nowait` would take counts, and only if it is there at the call: what
+        comes later is the irqfd's.
+
         Raises:
             ClosedError: The eventfd is closed, before or while waiting.
-            WrongLoopError: Tasks of another loop are waiting on it.
+            WrongLoopError: Tasks of another loop are waiting on it, or an irqfd of another loop is bound.
         """
         self._check_open()
-        if self._binding is None and self._readable():
+        if self._may_read() and self._readable():
             return
         waiting = self._enqueue(consume=False)
         try:

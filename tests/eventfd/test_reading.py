@@ -10,7 +10,8 @@ import threading
 
 import pytest
 
-from aioirqfd import EventFd, WouldBlock
+from aioirqfd import EventFd, IrqManager, WouldBlock
+from aioirqfd.sinks import RecordingSink
 from tests.eventfd.helpers import FULL, in_child, in_thread, kernel_count, turns, waiting_reader
 
 # -------------------------------------------------------------------------------------------------------- reading
@@ -283,3 +284,23 @@ async def test_a_cancelled_waiter_among_readers(efd):
     efd.signal(5)
     waiter.cancel()
     assert await reader == 5
+
+
+@pytest.mark.parametrize("semaphore", [False, True])
+async def test_wait_sees_of_a_bound_eventfd_what_a_read_would_take(semaphore):
+    with EventFd(3, semaphore=semaphore) as efd:
+        async with IrqManager(RecordingSink()) as irqs:
+            irqfd = irqs.assign(efd, gsi=5)
+            await irqs.flush()
+            for count in [1, 1, 1] if semaphore else [3]:
+                await efd.wait()
+                assert efd.read_nowait() == count
+            task = await waiting_reader(efd, "wait")
+            efd.signal()
+            await irqs.flush()
+            await turns()
+            assert not task.done(), "a signal is the irqfd's"
+            await irqs.deassign(irqfd)
+            efd.signal()
+            await task
+            assert efd.read_nowait() == 1
