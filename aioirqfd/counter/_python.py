@@ -970,16 +970,16 @@ class Drain:
             self._woken = False
             mail = min(len(self._mailbox), self.max_events)
         ready: list[EventFdCtx] = []
-        for _ in range(mail):
-            with _lock:
-                ctx = self._mailbox.popleft()
-                ctx._posted_to = None
-            ready.append(ctx)
-        if self._mailbox:
-            self._wake()
-        ready += self._owing(events)
         self.dispatching = True
         try:
+            for _ in range(mail):
+                with _lock:
+                    ctx = self._mailbox.popleft()
+                    ctx._posted_to = None
+                ready.append(ctx)
+            if self._mailbox:
+                self._wake()
+            ready += self._owing(events)
             batches: dict[TopHalf, list[EventFdCtx]] = {}
             slow: list[EventFdCtx] = []
             for ctx in ready:
@@ -992,6 +992,12 @@ class Drain:
             for ctx in slow:
                 if ctx._drain is self and ctx._owed:
                     self._slow(ctx)
+        except BaseException:
+            # A Python signal handler may raise anywhere. Who still owes must be in one place all the same.
+            for ctx in ready:
+                if ctx._drain is self and ctx._owed and not ctx._held:
+                    self.post(ctx)
+            raise
         finally:
             self.dispatching = False
         return len(ready)

@@ -139,7 +139,7 @@ drain_forget(EventFdCtxObject *ctx)
         }
     }
     (void)mailbox_settle(&ctx->node);
-    ctx->event = ctx->fresh = ctx->asks_room = ctx->full = false;
+    ctx->event = ctx->fresh = ctx->asks_room = ctx->full = ctx->in_unread = false;
     ctx->drain = NULL;
     Py_DECREF(drain);
 }
@@ -431,9 +431,12 @@ settle_some(DrainObject *self, Py_ssize_t limit)
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(some); i++) {
         EventFdCtxObject *ctx = (EventFdCtxObject *)PyList_GET_ITEM(some, i);
         uint64_t owed = 0;
+        if (ctx->drain != self) {
+            continue; /* gone; perhaps it is in another drain's list */
+        }
         ctx->in_unread = false;
-        if (self->dead || ctx->drain != self || ctx->seen != SEEN_UNREAD || mailbox_is_owed(&ctx->node)) {
-            continue; /* gone, read in the meantime, or about to be dispatched */
+        if (self->dead || ctx->seen != SEEN_UNREAD || mailbox_is_owed(&ctx->node)) {
+            continue; /* read in the meantime, or about to be dispatched */
         }
         if (settle(self, ctx, &owed) == 0 && owed > 0) {
             eventfd_ctx_put_back(ctx, owed);
@@ -619,7 +622,10 @@ drain_close(PyObject *op, PyObject *Py_UNUSED(ignored))
     release_mail(self);
     if (self->unread != NULL) {
         for (Py_ssize_t i = 0; i < PyList_GET_SIZE(self->unread); i++) {
-            ((EventFdCtxObject *)PyList_GET_ITEM(self->unread, i))->in_unread = false;
+            EventFdCtxObject *ctx = (EventFdCtxObject *)PyList_GET_ITEM(self->unread, i);
+            if (ctx->drain == self) {
+                ctx->in_unread = false;
+            }
         }
         if (PyList_SetSlice(self->unread, 0, PyList_GET_SIZE(self->unread), NULL) < 0) {
             return NULL;

@@ -18,6 +18,11 @@ def write(ctx, value=1):
     os.eventfd_write(ctx._fd, value)
 
 
+def keeps_unread(rig):
+    """Whether this is the native implementation, which leaves counts unread."""
+    return rig.module.__name__.endswith("_native")
+
+
 class Irqfd:
     """Notes its calls."""
 

@@ -9,14 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.counter.rig import Rig, write
+from tests.counter.rig import Rig, keeps_unread, write
 from tests.counter.test_counter import BOTH
-
-
-def keeps_unread(rig):
-    """Whether this is the implementation that leaves counts unread."""
-    return rig.module.__name__.endswith("_native")
-
 
 # ---------------------------------------------------------------------------------- what was there, and what is left
 
@@ -267,6 +261,31 @@ def test_who_has_to_wait_for_its_injection_is_told_how_often_it_was_signalled(ri
         rig.run()
     assert irqfd.wakeups == [7, 2]
     assert (rig.drain.unread, rig.count(ctx), ctx._signals) == (0, 0, 9)
+
+
+@pytest.mark.parametrize("fate", ["stands still", "is closed", "settles"])
+def test_what_was_unread_on_a_drain_that_it_has_left_is_settled_on_the_next(rig, fate):
+    ctx = rig.eventfd()
+    other = rig.another_drain()
+    rig.bind_fast(ctx)
+    write(ctx)
+    rig.run()
+    ctx._unbind()
+    rig.drain.remove(ctx)
+    ctx._take()
+    other.add(ctx)
+    sink = rig.bind_fast(ctx)
+    for number in range(1, 3):
+        write(ctx, 7)
+        rig.run(other)
+        assert (other.unread, rig.count(ctx)) == ((1, 7) if keeps_unread(rig) else (0, 0))
+        if fate == "is closed":
+            rig.drain.close()
+        elif fate == "settles":
+            rig.drain.settle_unread(10)
+        assert other.settle_unread(10) == 0
+        assert rig.count(ctx) == 0
+        assert len(sink.interrupts) == number
 
 
 def wait_until_settled(rig):
