@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aioirqfd import Action, Msi
+from aioirqfd import Action, Msi, irqchip
 from aioirqfd.irqchip import IoApic, Pic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aioirqfd import Interrupt, IrqchipPin, RoutingTable
+    from aioirqfd import Interrupt, IrqchipPin
 
 _BROADCAST = 0xFF
 _LOGICAL = 4
@@ -79,7 +79,7 @@ class LocalApics:
 
 
 class Chipset:
-    """The sink: each interrupt goes to the chip of its route. While it is ``slow`` it takes nothing at once."""
+    """The package's, with local APICs to take the messages. While it is ``slow`` it takes nothing at once."""
 
     def __init__(self, cpus: int, on_output: Callable[[bool], None] | None = None) -> None:
         self.apics = LocalApics(cpus)
@@ -87,28 +87,16 @@ class Chipset:
         self.ioapic = IoApic(self.apics, resample=self._resample)
         self.resample: Callable[[int], bool] | None = None
         self.slow = False
+        self._sink = irqchip.Chipset(pic=self.pic, ioapic=self.ioapic, msi=self.apics)
+        self.bind = self._sink.bind
+        self.set_routing = self._sink.set_routing
+        self.inject = self._sink.inject
 
     def _resample(self, gsi: int) -> bool:
         return self.resample is not None and self.resample(gsi)
 
-    def bind(self, ack: Callable[[int], None]) -> None:
-        self.pic.bind(ack)
-        self.ioapic.bind(ack)
-
-    def set_routing(self, table: RoutingTable) -> None:
-        self.pic.set_routing(table)
-        self.ioapic.set_routing(table)
-
-    def chip(self, interrupt: Interrupt) -> Pic | IoApic | LocalApics:
-        if isinstance(interrupt.route, Msi):
-            return self.apics
-        return self.pic if interrupt.route.chip == "pic" else self.ioapic
-
     def try_inject(self, interrupt: Interrupt) -> bool:
-        return not self.slow and self.chip(interrupt).try_inject(interrupt)
-
-    async def inject(self, interrupt: Interrupt) -> None:
-        await self.chip(interrupt).inject(interrupt)
+        return not self.slow and self._sink.try_inject(interrupt)
 
     def set_irq(self, route: IrqchipPin | Msi, level: int) -> int:
         """Drive a pin as a device does; a message is sent by its rise alone (row M04)."""
