@@ -722,7 +722,10 @@ class IrqFd:
 
     def _finish(self) -> None:
         if self._captured:
-            self._count = max(self.owed_count - (self._baseline or 0), 0)
+            taken = min(self._baseline or 0, self.owed_count)
+            if taken and not self._manager.withhold(self.eventfd, taken):
+                taken = 0
+            self._count = max(self.owed_count - taken, 0)
             self._taken = 0
         if self._count or self._taken:
             self._give_back()

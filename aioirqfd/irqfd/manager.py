@@ -153,6 +153,8 @@ class IrqManager:
         self._aborting = False
         self._dropped = 0
         self._paused_since = 0.0
+        # What a snapshot has of irqfds that were deassigned since: the eventfds, and how many signals.
+        self._withheld: list[tuple[EventFd, int]] = []
         self._first_error: Exception | None = None
         self._process = os.getpid()
         frame = sys._getframe(1)
@@ -234,6 +236,7 @@ class IrqManager:
                         irqfd.shut()
                         irqfd.abandon()
                 finally:
+                    self._drop_withheld()
                     poller.release()
                     self.backpressure.progress()
                     self._closed.set()
@@ -254,6 +257,7 @@ class IrqManager:
             for irqfd in [*self._irqfds.values(), *self._leaving]:
                 irqfd.shut()
                 irqfd.abandon()
+            self._drop_withheld()
             self.queue.abandon()
             poller.release()
 
@@ -770,6 +774,9 @@ class IrqManager:
         for irqfd in self.irqfds:
             irqfd.release_capture()
             irqfd.unblock()
+        for eventfd, count in self._withheld:
+            eventfd.signal(min(count, 2**64 - 2))
+        self._drop_withheld()
         self._top_half.release()
         self.backpressure.progress()
 
@@ -793,6 +800,23 @@ class IrqManager:
         """
         self.check_here()
         snapshot.put(self, state, paused=self._paused and self._settled)
+        self._drop_withheld()
+
+    def withhold(self, eventfd: EventFd, count: int) -> bool:
+        """An irqfd is deassigned whose signals a snapshot has: its eventfd gets them back if the manager resumes after all.
+
+        False: there is no room for a dup. They are rather injected twice than lost.
+        """
+        if self._poller is not None and not self.inherited:
+            try:
+                self._withheld.append((EventFd._reference(eventfd.fileno()), count))
+            except OSError:
+                return False
+        return True
+
+    def _drop_withheld(self) -> None:
+        withheld, self._withheld = self._withheld, []
+        _close([eventfd for eventfd, _ in withheld])
 
     @property
     def _settled(self) -> bool:

@@ -547,3 +547,29 @@ async def test_migrated_again_and_again_with_signals_from_a_thread(rounds):
     assert [count(kick) for kick in kicks] == [0, 0, 0]
     for kick in kicks:
         kick.close()
+
+
+@pytest.mark.parametrize("ends", ["resume", "close", "restore"])
+async def test_signals_that_a_snapshot_has_of_an_irqfd_that_was_deassigned_since(ends):
+    sink = RecordingSink()
+    with EventFd() as kick:
+        irqs = await IrqManager(sink).__aenter__()
+        irqfd = irqs.assign(kick, gsi=5, masked=True)
+        kick.signal(3)
+        await irqs.pause()
+        state = irqs.snapshot()
+        await irqs.deassign(irqfd)
+        again = irqs.assign(kick, gsi=5)
+        assert not again.pending, "they are the snapshot's as long as nobody goes on here"
+        if ends == "restore":
+            irqs.restore(state)
+            again.unmask()
+        if ends != "close":
+            irqs.resume()
+            await irqs.flush()
+            assert sink.interrupts == [pulse(5)]
+            assert again.statistics().signals == (3 if ends == "resume" else 0)
+        await irqs.aclose()
+        assert len(sink.interrupts) == (ends != "close")
+        with pytest.raises(WouldBlock):
+            kick.read_nowait()
