@@ -597,12 +597,19 @@ class EventFdCtx:
             drain.remove(self)
 
 
-def _call(method: Callable[[int], object], count: int) -> None:
-    """Call up to an irqfd, which may fail but not take the others down with it."""
+def _hand(ctx: EventFdCtx, irqfd: _Irqfd, method: Callable[[int], object], count: int) -> None:
+    """Give the irqfd what was signalled; it may fail, but not take the others down with it.
+
+    What interrupts the call before it is noted there, the exception of a signal handler say, does not lose it: it is owed again.
+    """
     try:
         method(max(count, 1))
     except BaseException as error:
         _unraisable(error)
+        if ctx._irqfd is irqfd and ctx._drain is not None:
+            ctx._put_back(count)
+            if ctx._owe():
+                ctx._drain.post(ctx)
 
 
 @final
@@ -662,7 +669,7 @@ class TopHalf:
             if irqfd is None:
                 continue
             if handler is None or not ctx._is_fast():
-                irqfd.defer(count)
+                _hand(ctx, irqfd, irqfd.defer, count)
                 self._tell_progress()
                 continue
             ctx._running, ctx._told = task, count
@@ -679,7 +686,7 @@ class TopHalf:
                     raise
             else:
                 # Perhaps deassigned and assigned anew while the handler ran: what is cached now is another irqfd's.
-                if ctx._irqfd is irqfd and ctx._is_fast() and self._try_one(ctx._interrupt):
+                if ctx._irqfd is irqfd and ctx._is_fast() and self._try_dispatching(ctx):
                     ctx._fast += 1
                     self._note(_INJECTED, ctx, count)
                 else:
@@ -687,6 +694,17 @@ class TopHalf:
                 self._leave(ctx, irqfd)
             if time.monotonic() >= ends:
                 return
+
+    def _try_dispatching(self, ctx: EventFdCtx) -> bool:
+        """Inject from without a pass. What the sink signals comes later: it is not entered from within itself."""
+        drain = ctx._drain
+        if drain is None:
+            return False
+        nested, drain.dispatching = drain.dispatching, True
+        try:
+            return self._try_one(ctx._interrupt)
+        finally:
+            drain.dispatching = nested
 
     def _leave(self, ctx: EventFdCtx, irqfd: _Irqfd) -> None:
         """The handler is through, or gone. Unless it is idle, what comes next is the irqfd's to decide."""
@@ -786,7 +804,7 @@ class TopHalf:
             if ctx._owe():
                 self._hold(ctx)
             return
-        _call(irqfd.defer, count)
+        _hand(ctx, irqfd, irqfd.defer, count)
 
     def flush(self, batch: list[EventFdCtx]) -> None:
         """Hand the lined-up irqfds to the sink."""
@@ -828,7 +846,7 @@ class TopHalf:
                 ctx._taken += count
                 self._enqueue(ctx)
             elif irqfd is not None:
-                _call(irqfd.wakeup, count)
+                _hand(ctx, irqfd, irqfd.wakeup, count)
 
 
 @final

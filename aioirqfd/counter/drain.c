@@ -776,7 +776,7 @@ static PyMemberDef drain_members[] = {
     {"attached", T_PYSSIZET, offsetof(DrainObject, attached), READONLY, PyDoc_STR("How many eventfds are registered.")},
     {"max_events", T_INT, offsetof(DrainObject, max_events), READONLY,
      PyDoc_STR("The bound of one pass, for each of its two sources.")},
-    {"dispatching", T_BOOL, offsetof(DrainObject, dispatching), READONLY, PyDoc_STR("A pass is under way.")},
+    {"dispatching", T_BOOL, offsetof(DrainObject, dispatching), 0, PyDoc_STR("A pass is under way.")},
     {NULL, 0, 0, 0, NULL},
 };
 

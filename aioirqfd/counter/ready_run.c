@@ -111,10 +111,15 @@ deliver(native_state *state, ReadyRunObject *self)
     bool taken = false;
     Py_CLEAR(self->handler);
     /* Perhaps deassigned and assigned anew while the handler ran: the interrupt that is cached now is another irqfd's. */
-    if (ctx->run == self && top_half_is_fast(ctx)) {
+    if (ctx->run == self && ctx->drain != NULL && top_half_is_fast(ctx)) {
+        DrainObject *drain = (DrainObject *)Py_NewRef(ctx->drain);
         PyObject *interrupt = Py_NewRef(ctx->interrupt);
+        bool nested = drain->dispatching;
+        drain->dispatching = true; /* what the sink signals comes later: it is not entered from within itself */
         taken = top_half_try(self->top_half, interrupt);
+        drain->dispatching = nested;
         Py_DECREF(interrupt);
+        Py_DECREF(drain);
     }
     if (taken) {
         ctx->fast++;
@@ -201,7 +206,7 @@ begin(native_state *state, ReadyRunObject *self)
         }
         PyObject *irqfd = Py_XNewRef(ctx->irqfd);
         if (irqfd != NULL) {
-            irqfd_call(irqfd, state->str_defer, count);
+            irqfd_hand(ctx, irqfd, state->str_defer, count);
             Py_DECREF(irqfd);
         }
         Py_DECREF(ctx);

@@ -150,7 +150,8 @@ report(TopHalfObject *top_half)
     Py_XDECREF(traceback);
 }
 
-void
+/* 0; -1: it raised, which is reported. */
+int
 irqfd_call(PyObject *irqfd, PyObject *method, uint64_t count)
 {
     PyObject *number = PyLong_FromUnsignedLongLong(count > 0 ? count : 1);
@@ -158,8 +159,23 @@ irqfd_call(PyObject *irqfd, PyObject *method, uint64_t count)
     if (done == NULL) {
         PyErr_WriteUnraisable(irqfd);
     }
+    int called = done != NULL ? 0 : -1;
     Py_XDECREF(done);
     Py_XDECREF(number);
+    return called;
+}
+
+/* Give the irqfd what was signalled. What interrupts the call before it is noted there, the exception of a signal handler say, does
+   not lose it: it is owed again. */
+void
+irqfd_hand(EventFdCtxObject *ctx, PyObject *irqfd, PyObject *method, uint64_t count)
+{
+    if (irqfd_call(irqfd, method, count) < 0 && ctx->irqfd == irqfd && ctx->drain != NULL) {
+        eventfd_ctx_put_back(ctx, count);
+        if (mailbox_owe(&ctx->node)) {
+            drain_post(ctx->drain, ctx);
+        }
+    }
 }
 
 /* The sink would not take it now: to the work queue, or wait where it is while there is no room. */
@@ -176,7 +192,7 @@ defer(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx, PyObj
         }
         return;
     }
-    irqfd_call(irqfd, state->str_defer, count);
+    irqfd_hand(ctx, irqfd, state->str_defer, count);
 }
 
 /* 1 taken, 0 not. */
@@ -372,7 +388,7 @@ top_half_wakeup(native_state *state, EventFdCtxObject *ctx)
             return;
         }
         PyObject *irqfd = Py_NewRef(ctx->irqfd);
-        irqfd_call(irqfd, state->str_wakeup, count);
+        irqfd_hand(ctx, irqfd, state->str_wakeup, count);
         Py_DECREF(irqfd);
     }
 }

@@ -292,7 +292,11 @@ class IrqFd:
             # A sink that refused, and in the same breath deassigned: the signal goes back where it came from.
             self._give_back()
             return
-        self._step(Event.SIGNAL)
+        try:
+            self._step(Event.SIGNAL)
+        except BaseException:
+            self._count -= count  # it is owed again
+            raise
 
     def rest(self, count: int, /) -> None:
         """The handler has run, and the sink would not take the interrupt at once, or may not any more. Called by a worker."""
@@ -343,7 +347,7 @@ class IrqFd:
             elif len(routes) > 1 or manager.tiers.try_inject is None:
                 return False  # several chips: always by the work queue (row M05)
             else:
-                taken = manager.tiers.try_inject(Interrupt(self.gsi, route))
+                taken = manager.try_inject(Interrupt(self.gsi, route))
         except BaseException as error:
             # Whatever it is, the interrupt was not taken, and its count is out of the eventfd already.
             manager.fast_path_failed(error)
@@ -371,7 +375,11 @@ class IrqFd:
         if action is Action.SCHEDULE:
             # An irqfd never runs against itself: while its handler runs, left() does it.
             if self.lane is None:
-                self._manager.backpressure.schedule(self.work)
+                try:
+                    self._manager.backpressure.schedule(self.work)
+                except BaseException:
+                    self._state = before  # interrupted, by a signal handler's exception say
+                    raise
         elif self._state is State.PENDING:
             self._manager.note_pending(self)
         return action
@@ -455,7 +463,7 @@ class IrqFd:
         for route in routes[self._stage - done :]:
             interrupt = Interrupt(self.gsi, route)
             # The top half did not ask the sink where there are handlers to run first.
-            if not (self._handlers and tiers.try_inject is not None and tiers.try_inject(interrupt)):
+            if not (self._handlers and self._manager.try_inject(interrupt)):
                 await tiers.inject(interrupt)
             self._stage += 1
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from aioirqfd.counter import Drain
     from aioirqfd.irqfd.interrupt import Route
     from aioirqfd.irqfd.irqfd import WakeupHandler
     from aioirqfd.irqfd.resampler import Moves
@@ -146,6 +147,7 @@ class IrqManager:
         self._unrouted: set[IrqFd] = set()
         self._resamplers: dict[int, Resampler] = {}
         self._poller: Poller | None = None
+        self._drain: Drain | None = None
         self._closed: asyncio.Event | None = None
         self._entered = False
         self._paused = False
@@ -180,6 +182,7 @@ class IrqManager:
             raise
         self._entered = True
         self._poller = poller
+        self._drain = poller.drain
         poller.acquire()
         self.backpressure.open(self._top_half)
         return self
@@ -626,6 +629,17 @@ class IrqManager:
         if interrupt is None:
             interrupt = self._cached[gsi] = Interrupt(gsi, routes[0])
         return interrupt
+
+    def try_inject(self, interrupt: Interrupt) -> bool:
+        """Have the sink take it at once, if it can. What it signals meanwhile comes later: it is not entered from within itself."""
+        try_inject, drain = self.tiers.try_inject, self._drain
+        if try_inject is None or drain is None:
+            return False
+        nested, drain.dispatching = drain.dispatching, True
+        try:
+            return bool(try_inject(interrupt))
+        finally:
+            drain.dispatching = nested
 
     # -- level-triggered lines ---------------------------------------------------------------------------------------
 

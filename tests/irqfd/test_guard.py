@@ -116,6 +116,39 @@ def test_without_a_loop_it_is_logged(caplog):
 # ------------------------------------------------------------------------------------------- errors in the top half
 
 
+@pytest.mark.parametrize("handlers", [0, 1, 2])
+@pytest.mark.parametrize("where", ["wakeup", "schedule"])
+async def test_a_top_half_that_is_interrupted_by_a_signal_handler_is_run_again(monkeypatch, where, handlers):
+    # Ctrl-C, or a time limit by signal.alarm(), lands anywhere.
+    raised, unraisable, counts = [], [], []
+    monkeypatch.setattr("sys.unraisablehook", lambda args: unraisable.append(args.exc_value))
+
+    async def on_wakeup(irqfd, count):
+        counts.append(count)
+
+    async with IrqManager(SlowSink()) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5, wakeup=[on_wakeup] * handlers)
+            owner, name = (irqs, "cached_interrupt") if where == "wakeup" else (irqs.backpressure, "schedule")
+            original = getattr(type(owner), name)
+
+            def interrupted(self, *args, **kwargs):
+                if not raised:
+                    raised.append(KeyboardInterrupt())
+                    raise raised[0]
+                return original(self, *args, **kwargs)
+
+            monkeypatch.setattr(type(owner), name, interrupted)
+            kick.signal(3)
+            assert unraisable == raised
+            await turns()
+            await irqs.flush()
+            assert (irqfd.state, irqfd.statistics().injections, counts) == (State.IDLE, 1, [3] * handlers)
+            kick.signal(2)
+            await irqs.flush()
+            assert (irqfd.statistics().signals, irqfd.statistics().injections) == (5, 2)
+
+
 class InterruptedSink:
     """Is interrupted once while it is asked, by what is no Exception."""
 

@@ -9,7 +9,7 @@ import pytest
 from aioirqfd import EventFd, InjectionError, IrqchipPin, IrqManager, Retry, State, WorkQueue
 from aioirqfd.sinks import RecordingSink
 from aioirqfd.testing import RefusingSink
-from tests.irqfd.helpers import pulse, turns
+from tests.irqfd.helpers import pulse, turns, write
 
 NEVER = Retry(attempts=0)
 AT_ONCE = Retry(attempts=2, initial=0, maximum=0)
@@ -295,6 +295,49 @@ async def test_bound_anew_by_its_own_handler_the_new_irqfd_is_heard_at_once():
             assert log == [("old", 2), ("new", 3), ("old", "ends")]
             assert sorted(interrupt.gsi for interrupt in sink.interrupts) == [5, 6]
             assert (old.state, irqs._leaving) == (State.CLOSED, set())
+
+
+class SignallingSink:
+    """Signals from within try_inject, and knows how deep it is in itself."""
+
+    def __init__(self):
+        self.depth = self.deepest = 0
+        self.interrupts = []
+        self.other: EventFd | None = None
+
+    async def inject(self, interrupt):
+        raise AssertionError("it takes everything at once")
+
+    def try_inject(self, interrupt):
+        self.depth += 1
+        self.deepest = max(self.deepest, self.depth)
+        self.interrupts.append(interrupt)
+        if interrupt.gsi == 5 and self.other is not None:
+            self.other.signal()
+        self.depth -= 1
+        return True
+
+
+@pytest.mark.parametrize("handlers", [0, 1, 2])
+@pytest.mark.parametrize("how", ["signalled", "deassigned"])
+async def test_a_sink_that_signals_is_not_entered_from_within_itself(how, handlers):
+    async def on_wakeup(irqfd, count):
+        pass
+
+    sink = SignallingSink()
+    async with IrqManager(sink) as irqs:
+        with EventFd() as kick, EventFd() as other:
+            sink.other = other
+            irqfd = irqs.assign(kick, gsi=5, wakeup=[on_wakeup] * handlers)
+            irqs.assign(other, gsi=6)
+            if how == "deassigned":
+                write(kick)
+                await irqs.deassign(irqfd)
+            else:
+                kick.signal()
+            await irqs.flush()
+            await irqs.flush()
+            assert (sink.deepest, sink.interrupts) == (1, [pulse(5), pulse(6)])
 
 
 # ------------------------------------------------------------------------------------------------------ statistics
