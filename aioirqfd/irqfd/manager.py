@@ -957,7 +957,7 @@ class IrqManager:
     def fast_path_failed(self, error: BaseException) -> None:
         """``try_inject`` raised; the work queue tries again."""
         self._tracer.emit("fast_path_failed", error=repr(error))
-        if not isinstance(error, Exception) and self._poller is not None:
+        if not isinstance(error, (Exception, asyncio.CancelledError)) and self._poller is not None:
             # Ctrl-C or sys.exit() is not the sink's failure. The interrupt is safe; now let it end the loop.
             self._poller.loop.call_soon(_raise, error)
 
