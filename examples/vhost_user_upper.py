@@ -8,6 +8,7 @@ import sys
 from aioirqfd.vhost_user import Chain, Device, run
 
 RECEIVE, TRANSMIT = 0, 1
+PIECE = 1024
 
 
 # docs: begin device
@@ -24,7 +25,8 @@ class Upper(Device):
     async def handle(self, request: Chain) -> int:
         """Take a line on one queue; fill a buffer of the other once there is one."""
         if request.queue == TRANSMIT:
-            await self.answers.put(request.read().upper())
+            for at in range(0, request.readable_size, PIECE):
+                await self.answers.put(request.read(PIECE, offset=at).upper())
             return 0
         return request.write(await self.answers.get())
 

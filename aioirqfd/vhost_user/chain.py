@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
+
+from aioirqfd.vhost_user.errors import ChainError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+READ_LIMIT: Final = 1 << 20
+"""The most bytes that :meth:`Chain.read` copies if it is not told how many."""
 
 
 def gather(buffers: Sequence[memoryview], size: int | None = None, *, offset: int = 0) -> bytes:
@@ -97,8 +102,26 @@ class Chain:
         return sum(map(len, self.readable))
 
     def read(self, size: int | None = None, *, offset: int = 0) -> bytes:
-        """Copy out of the readable buffers; fewer bytes than ``size`` if there are no more."""
-        return gather(self.readable, size, offset=offset)
+        """Copy out of the readable buffers, as if they were one.
+
+        How long a request is, the guest says. Its buffers may overlap, so that it may be longer than all of its memory.
+
+        Args:
+            size: How many bytes at most; None: all of them, but no more than :data:`READ_LIMIT`.
+            offset: How many bytes to skip first.
+
+        Returns:
+            The bytes; fewer than ``size`` if there are no more.
+
+        Raises:
+            ChainError: There are more than that, and no ``size`` was given.
+        """
+        if size is not None:
+            return gather(self.readable, size, offset=offset)
+        data = gather(self.readable, READ_LIMIT + 1, offset=offset)
+        if len(data) > READ_LIMIT:
+            raise ChainError(f"{self!r}: read() without a size takes up to {READ_LIMIT} bytes")
+        return data
 
     def write(self, data: bytes | bytearray | memoryview, *, offset: int = 0) -> int:
         """Copy into the writable buffers; return how many bytes found room."""

@@ -10,7 +10,8 @@
         +-- InflightError             an inflight buffer that cannot be used
         +-- VirtqueueError            the driver broke its ring: the queue is stopped until it is set up anew
         |   +-- VirtqueueStoppedError used after its end: by the front-end's wish, or because it was broken before
-        +-- ChainError (ValueError)   the device misused a chain: pushed twice, or more bytes than there is room for
+        +-- ChainError (ValueError)   the device misused a chain: pushed twice, more bytes than there is room for, or read
+                                      whole although it is longer than that allows
 """
 
 from __future__ import annotations

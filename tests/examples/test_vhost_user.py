@@ -18,9 +18,10 @@ from aioirqfd.vhost_user import Backend
 from aioirqfd.vhost_user.driver import DriverError
 from aioirqfd.vhost_user.features import ProtocolFeature
 from aioirqfd.vhost_user.messages import ConfigSpace, Inflight, Request
+from aioirqfd.vhost_user.ring import NEXT
 from examples.chaos_blk import SETTINGS, Chaos
 from examples.vhost_user_blk import MAX_SECTORS, Blk, Feature, Status, Type
-from examples.vhost_user_upper import RECEIVE, TRANSMIT, Upper
+from examples.vhost_user_upper import PIECE, RECEIVE, TRANSMIT, Upper
 from tests.vhost_user.frontend import FEATURES, PROTOCOL_FEATURES, FrontEnd
 
 ROOT = Path(__file__).parents[2]
@@ -45,12 +46,12 @@ def request(kind, sector=0):
 
 
 @contextlib.asynccontextmanager
-async def served(device, path, *, queues=1):
+async def served(device, path, *, queues=1, size=64):
     async with Backend(device, path) as backend, FrontEnd(path) as front:
         await front.negotiate(FEATURES | device.features, PROTOCOL_FEATURES | ProtocolFeature.CONFIG)
         await front.set_memory()
         for index in range(queues):
-            await front.queue(index, 64).start()
+            await front.queue(index, size).start()
         yield backend, front
 
 
@@ -256,6 +257,28 @@ async def test_upper_answers_in_capitals(path):
             (used,) = await receive.answers()
             assert used.data == line.upper()
         assert await receive.stop() == 2  # two buffers have not been used, and are the driver's again
+
+
+async def test_upper_takes_a_long_request_in_pieces_and_waits_for_room(path):
+    """However long it is, and it may be longer than the guest's memory, the device never has more than its queue."""
+    device = Upper()
+    async with served(device, path, queues=2, size=256) as (_, front):
+        receive, transmit = front.queues[RECEIVE], front.queues[TRANSMIT]
+        count = 200
+        text = front.ram.allocate(PIECE)
+        front.ram.at(text, PIECE)[:] = b"a" * PIECE
+        for index in range(count):
+            transmit.driver.descriptor(index, text, PIECE, NEXT if index < count - 1 else 0, index + 1)
+        transmit.driver.offer(0)
+        transmit.driver.publish()
+        transmit.kick.signal()
+        while not device.answers.full():
+            await asyncio.sleep(0)
+        for _ in range(count):
+            receive.put([], [PIECE])
+            (used,) = await receive.answers()
+            assert used.data == b"A" * PIECE
+        assert device.answers.empty()
 
 
 def test_upper_has_less_than_forty_lines():
