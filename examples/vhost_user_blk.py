@@ -22,6 +22,8 @@ SECTOR: Final = 512
 MAX_SECTORS: Final = 1 << 22
 """The most sectors of one discard or write-zeroes segment: 2 GiB."""
 MAX_SEGMENTS: Final = 32
+READ_AT_ONCE: Final = 1 << 22
+"""Bytes: a longer read is a thread's, wherever it is read from."""
 WRITE_AT_ONCE: Final = 1 << 18
 """Bytes: a write up to here is done at once, into the page cache; a longer one by a thread."""
 IOV_MAX: Final = 1024
@@ -107,7 +109,8 @@ class Blk(Device):
         self.size = os.lseek(self.fd, 0, os.SEEK_END)
         if type(self).handle is Blk.handle:
             # Nearly all requests then need no line of what follows; a subclass that has its own way with them gets them all.
-            self.file = BlockFile(self.fd, self.size, writable=not read_only, write_at_once=WRITE_AT_ONCE)
+            limits = {"read_at_once": READ_AT_ONCE, "write_at_once": WRITE_AT_ONCE}
+            self.file = BlockFile(self.fd, self.size, writable=not read_only, **limits)
         self.nowait = os.RWF_NOWAIT
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="blk")
         self.features = Feature.SEG_MAX | Feature.BLK_SIZE | Feature.FLUSH | Feature.MQ
@@ -135,7 +138,12 @@ class Blk(Device):
             if kind == _IN:
                 size = request.writable_size - 1
                 offset = sector * SECTOR
-                if size % SECTOR == 0 and offset + size <= self.size and len(writable) <= IOV_MAX:
+                if (
+                    size % SECTOR == 0
+                    and offset + size <= self.size
+                    and size <= READ_AT_ONCE
+                    and len(writable) <= IOV_MAX
+                ):
                     try:
                         if _PREADV(self.fd, writable[:-1], offset, self.nowait) == size:
                             writable[-1][0] = 0
@@ -159,7 +167,7 @@ class Blk(Device):
             if kind == _IN:
                 size = request.writable_size - 1
                 offset = self._offset(sector, size)
-                done = self._read_now(data, offset)
+                done = self._read_now(data, offset) if size <= READ_AT_ONCE else 0
                 if done != size:
                     await self._in_thread(_read, self.fd, cut(data, done), offset + done)
                 written = size

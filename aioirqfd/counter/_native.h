@@ -196,8 +196,15 @@ void top_half_wakeup(native_state *state, EventFdCtxObject *ctx);
 
 /* transfer.c */
 typedef struct transfer_object TransferObject;
-/* What a ring's service comes back with, beside the count of requests. */
-enum { TRANSFER_COUNT = 0xff, TRANSFER_RESTED = 1 << 8, TRANSFER_CALL = 1 << 9, TRANSFER_MORE = 1 << 10 };
+/* What a ring's service comes back with, beside the count of requests; in the bits from TRANSFER_WORK on: how much work they were, in
+   buffers and pages moved. */
+enum {
+    TRANSFER_COUNT = 0xff,
+    TRANSFER_RESTED = 1 << 8,
+    TRANSFER_CALL = 1 << 9,
+    TRANSFER_MORE = 1 << 10,
+    TRANSFER_WORK = 16,
+};
 extern PyType_Spec transfer_spec;
 int transfer_kick(PyObject *op);
 

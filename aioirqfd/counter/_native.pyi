@@ -128,6 +128,7 @@ class Transfer:
         event_idx: bool,
         fd: int,
         size: int,
+        read_at_once: int,
         write_at_once: int,
         batch: int,
         batch_bytes: int,

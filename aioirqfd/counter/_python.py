@@ -149,6 +149,7 @@ class Transfer:
         event_idx: Whether ``EVENT_IDX`` is agreed on.
         fd: The file.
         size: Its bytes.
+        read_at_once: The longest read that is to be made, bytes.
         write_at_once: The longest write that is to be made, bytes.
         batch: How many requests at most are published together, 1..255.
         batch_bytes: With so many bytes moved, no more are.
@@ -167,6 +168,7 @@ class Transfer:
         event_idx: bool,
         fd: int,
         size: int,
+        read_at_once: int,
         write_at_once: int,
         batch: int,
         batch_bytes: int,

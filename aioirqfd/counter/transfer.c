@@ -21,6 +21,8 @@ enum { AVAIL_IDX = 1, USED_IDX = 1, NO_INTERRUPT = 1 };
 enum { LAST_BATCH_HEAD = 6, INFLIGHT_USED_IDX = 7, INFLIGHT_NEXT = 11, INFLIGHT_STRIDE = 8 };
 /* virtio 1.2, 5.2.6 */
 enum { SECTOR = 512, BLK_IN = 0, BLK_OUT = 1, BLK_OK = 0 };
+/* As much work as is done for one call. */
+enum { BATCH_WORK = 1024, PAGE_SHIFT = 12 };
 /* Bytes: a transfer up to here is shorter than what letting other threads run would cost. */
 #define KEEP_GIL (1 << 15)
 
@@ -40,6 +42,7 @@ struct transfer_object {
     Py_ssize_t view_count;
     uint64_t max_table;
     uint64_t size; /* of the file, in bytes */
+    uint64_t read_at_once;
     uint64_t write_at_once;
     uint64_t batch_bytes;
     uint32_t entries;
@@ -110,7 +113,7 @@ serve_one(TransferObject *self, uint16_t head, virtqueue_chain *chain, uint32_t 
         }
     } else {
         size = chain->writable_size - 1;
-        if (header.type != BLK_IN || chain->readable != 1) {
+        if (header.type != BLK_IN || chain->readable != 1 || size > self->read_at_once) {
             return false;
         }
     }
@@ -146,12 +149,12 @@ serve(TransferObject *self)
     uint16_t next = self->next_avail, used_idx = self->used_idx;
     uint16_t seen = load(avail, AVAIL_IDX);
     virtqueue_chain chain;
-    uint64_t bytes = 0;
+    uint64_t bytes = 0, work = 0;
     int count = 0;
     if ((uint16_t)(seen - next) > self->entries) {
         return 0;
     }
-    for (; count < self->batch && bytes < self->batch_bytes; count++, next++, used_idx++) {
+    for (; count < self->batch && bytes < self->batch_bytes && work < BATCH_WORK; count++, next++, used_idx++) {
         if (next == seen && (next == (seen = load(avail, AVAIL_IDX)) || (uint16_t)(seen - next) > self->entries)) {
             break;
         }
@@ -163,6 +166,7 @@ serve(TransferObject *self)
             break;
         }
         bytes += moved;
+        work += (uint64_t)chain.count + (moved >> PAGE_SHIFT);
         entries[2 * (used_idx & mask)] = head;
         entries[2 * (used_idx & mask) + 1] = written;
         if (inflight != NULL) {
@@ -180,8 +184,9 @@ serve(TransferObject *self)
     self->next_avail = next;
     self->used_idx = used_idx;
     self->unsignalled += (unsigned long)count;
+    int result = count | (int)(work << TRANSFER_WORK);
     if (next != seen) {
-        return count;
+        return result;
     }
     if (self->event_idx) {
         store(used, 2 + 4 * (size_t)self->entries, next);
@@ -193,7 +198,7 @@ serve(TransferObject *self)
     int more = load(avail, AVAIL_IDX) != next ? TRANSFER_MORE : 0;
     self->unsignalled = 0;
     self->force = false;
-    return count | TRANSFER_RESTED | call | more;
+    return result | TRANSFER_RESTED | call | more;
 }
 
 /* The same for a kick, of which Python hears by taken(). */
@@ -285,14 +290,15 @@ is_aligned(const Py_buffer *buffer, Py_ssize_t size, uintptr_t align)
 static PyObject *
 transfer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keywords[] = {"desc",      "avail", "used", "chains",        "regions", "inflight",    "max_table",
-                               "event_idx", "fd",    "size", "write_at_once", "batch",   "batch_bytes", NULL};
+    static char *keywords[] = {"desc",         "avail",         "used",      "chains",      "regions",
+                               "inflight",     "max_table",     "event_idx", "fd",          "size",
+                               "read_at_once", "write_at_once", "batch",     "batch_bytes", NULL};
     PyObject *desc, *avail, *used, *chains, *regions, *inflight;
-    unsigned long long max_table, size, write_at_once, batch_bytes;
+    unsigned long long max_table, size, read_at_once, write_at_once, batch_bytes;
     int event_idx, fd, batch;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO!O!O$KpiKKiK:Transfer", keywords, &desc, &avail, &used,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO!O!O$KpiKKKiK:Transfer", keywords, &desc, &avail, &used,
                                      &PyList_Type, &chains, &PyTuple_Type, &regions, &inflight, &max_table, &event_idx,
-                                     &fd, &size, &write_at_once, &batch, &batch_bytes)) {
+                                     &fd, &size, &read_at_once, &write_at_once, &batch, &batch_bytes)) {
         return NULL;
     }
     TransferObject *self = (TransferObject *)type->tp_alloc(type, 0);
@@ -304,6 +310,7 @@ transfer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->event_idx = event_idx != 0;
     self->fd = fd;
     self->size = size;
+    self->read_at_once = read_at_once;
     self->write_at_once = write_at_once;
     self->batch = Py_MIN(batch, TRANSFER_COUNT);
     self->batch_bytes = batch_bytes;
@@ -369,7 +376,7 @@ static PyMethodDef transfer_methods[] = {
      PyDoc_STR(
          "serve($self, next_avail, used_idx, unsignalled, force, /)\n--\n\n"
          "Serve what can be; return how many (& 255), and 256: the ring was empty then, and 512: call, 1024: it is not\n"
-         "empty any more.")},
+         "empty any more; and from bit 16 on how much work it was, in descriptors and pages moved.")},
     {"taken", transfer_taken, METH_NOARGS,
      PyDoc_STR(
          "taken($self, /)\n--\n\n"
@@ -380,8 +387,9 @@ static PyMethodDef transfer_methods[] = {
 
 static PyType_Slot transfer_slots[] = {
     {Py_tp_doc,
-     (void *)PyDoc_STR("Transfer(desc, avail, used, chains, regions, inflight, *, max_table, event_idx, fd, size, "
-                       "write_at_once, batch, batch_bytes)\n--\n\nServes a ring's plain reads and writes of a file.")},
+     (void *)PyDoc_STR(
+         "Transfer(desc, avail, used, chains, regions, inflight, *, max_table, event_idx, fd, size, "
+         "read_at_once, write_at_once, batch, batch_bytes)\n--\n\nServes a ring's plain reads and writes of a file.")},
     {Py_tp_new, (void *)transfer_new},
     {Py_tp_traverse, (void *)transfer_traverse},
     {Py_tp_dealloc, (void *)transfer_dealloc},

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 MAX_INDIRECT: Final = 1024
 """The longest indirect table that is taken, if the queue is not longer itself. Section 2.7.5.3.1 allows no more than the
 queue's size, which drivers in use exceed."""
+MAX_CHAIN: Final = 1024
+"""The most buffers of a chain, as for QEMU's own devices, and as one preadv(2) takes. Section 2.7.5.2 allows as many as the
+queue's size, but then a long queue's requests, which may share their descriptors, would be a thousand times what it holds."""
 _WORD: Final = 0xFFFF
 _MAX_BYTES: Final = 2**32 - 1
 _HIGH: Final = 2**32
@@ -62,6 +65,9 @@ CALL: Final = 1 << 9
 """With RESTED: it wants to hear of it."""
 MORE: Final = 1 << 10
 """With RESTED: there is a request already for which no kick may come."""
+WORK: Final = 16
+"""From this bit on: how much work it was, as buffers walked and pages moved."""
+PAGE_SHIFT: Final = 12
 
 
 @final
@@ -163,7 +169,7 @@ class VirtQueue:
         self._event_idx = bool(features & VirtioFeature.EVENT_IDX)
         longest = max(size, MAX_INDIRECT) if features & VirtioFeature.INDIRECT_DESC else 0
         self._max_table = ring.DESC_SIZE * longest
-        self._bound = range(size + longest)
+        self._bound = range(min(size + longest, 1 + MAX_CHAIN))
         self._lock = threading.Lock()
         self._stopped: str | None = None
         self._chains: list[Chain | None] = [None] * size  # the chains that the device has, by head
@@ -222,6 +228,7 @@ class VirtQueue:
                 event_idx=self._event_idx,
                 fd=file.fd,
                 size=file.size,
+                read_at_once=file.read_at_once,
                 write_at_once=self._write_at_once,
                 batch=BATCH,
                 batch_bytes=BATCH_BYTES,
@@ -275,8 +282,8 @@ class VirtQueue:
         """Serve the requests at the front of the ring that only move bytes to or from the file, and give them back.
 
         Returns:
-            0 where there is none, or no file; else how many in its lowest bits (:data:`COUNT`), with :data:`RESTED` if that
-            was all there is. Then the driver is to kick for the next one, and :data:`CALL` and :data:`MORE` say what
+            0 where there is none, or no file; else how many in its lowest bits (:data:`COUNT`), how much work they were in
+            its highest (:data:`WORK`), and :data:`RESTED` if that was all there is. Then the driver is to kick for the next one, and :data:`CALL` and :data:`MORE` say what
             :meth:`finish` would. Else go on with :meth:`pop`, and ask :meth:`need_notify`.
         """
         transfer = self._transfer
@@ -422,7 +429,7 @@ class VirtQueue:
                 raise self._break(f"descriptor {following} in a table of {limit} (2.7.5)")
             address, length, flags, following = _UNPACK(table, following * 16)
         else:
-            raise self._break("a looped chain (2.7.5.2)")
+            raise self._break(f"a looped chain (2.7.5.2), or one of more than {len(self._bound)} descriptors")
         if writable_size > _MAX_BYTES:
             raise self._break("a chain with more than 2**32-1 bytes to write: more than the used ring can tell of")
         return readable, writable, writable_size

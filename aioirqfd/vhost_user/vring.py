@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, final
 from aioirqfd.vhost_user.device import Device
 from aioirqfd.vhost_user.errors import InflightError, RefusedError, VirtqueueError
 from aioirqfd.vhost_user.ring import MAX_SIZE
-from aioirqfd.vhost_user.virtqueue import BATCH, BATCH_BYTES, CALL, COUNT, MORE, RESTED, VirtQueue
+from aioirqfd.vhost_user.virtqueue import BATCH, BATCH_BYTES, CALL, MORE, PAGE_SHIFT, RESTED, WORK, VirtQueue
 
 if TYPE_CHECKING:
     from aioirqfd.counter import Transfer
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from aioirqfd.vhost_user.memory import GuestMemory
     from aioirqfd.vhost_user.messages import VringAddr
 
+TURN: Final = 2048
+"""The most work that a queue does in one turn of the loop, which has others to serve: buffers walked and pages moved."""
+EACH: Final = 8
+"""What the call of a handler counts for."""
 _WORD: Final = 0xFFFF
 
 
@@ -359,8 +363,7 @@ class Vring:
         receives = self._receives
         file = device.file
         index = self.index
-        # The bound of one turn; the loop has others to serve.
-        left = max(queue.size, BATCH)
+        left = TURN
         answers: list[tuple[Chain, int]] = []
         written = 0
         chain: Chain | None = None
@@ -370,7 +373,7 @@ class Vring:
                 while free > 0:
                     # What Python has answered goes back first; nothing overtakes it.
                     if file is not None and not answers and (served := queue.transfer()):
-                        left -= served & COUNT
+                        left -= served >> WORK
                         if served & RESTED:
                             if served & CALL:
                                 self._call()
@@ -391,7 +394,7 @@ class Vring:
                     chain.queue = index
                     if receives:
                         self._order.append(chain)
-                    left -= 1
+                    left -= EACH + len(chain.readable) + len(chain.writable)
                     try:
                         result = run(handle(chain))
                         if isinstance(result, int) and 0 <= result <= chain.writable_size:
@@ -400,14 +403,16 @@ class Vring:
                             running[result] = chain
                             result.add_done_callback(functools.partial(self._ended, queue))
                             free -= 1
-                            continue
+                            if left > 0:
+                                continue
+                            break
                         else:
                             size = _written(chain, result)
                     except (Exception, asyncio.CancelledError) as error:
                         size = self._fail(chain, error)
                     answers.append((chain, size))
                     written += size
-                    if len(answers) >= BATCH or written >= BATCH_BYTES:
+                    if len(answers) >= BATCH or written >= BATCH_BYTES or left <= 0:
                         break
                 else:
                     # As many as may be are under way; the end of one goes on from here.
@@ -415,7 +420,9 @@ class Vring:
                         self._push(queue, answers)
                     return
                 if chain is not None:
-                    self._push(queue, answers)
+                    if answers:
+                        self._push(queue, answers)
+                    left -= written >> PAGE_SHIFT
                     answers.clear()
                     written = 0
                     if left <= 0:

@@ -72,7 +72,15 @@ def instance(module, name):
         return module.Kicks(print, [], []), lambda: None
     if name == "Transfer":
         ring = memoryview(bytearray(16))
-        limits = {"max_table": 0, "event_idx": True, "size": 0, "write_at_once": 0, "batch": 1, "batch_bytes": 1}
+        limits = {
+            "max_table": 0,
+            "event_idx": True,
+            "size": 0,
+            "read_at_once": 0,
+            "write_at_once": 0,
+            "batch": 1,
+            "batch_bytes": 1,
+        }
         return module.Transfer(ring, ring, ring, [None], (), None, fd=-1, **limits), lambda: None
     made = getattr(module, name)()
     return made, getattr(made, "close", lambda: None)

@@ -6,7 +6,9 @@ import asyncio
 import os
 import resource
 import socket
+from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -16,6 +18,8 @@ from aioirqfd.vhost_user import Backend, Chain, Device
 from aioirqfd.vhost_user.driver import DriverMemory, DriverQueue
 from aioirqfd.vhost_user.features import ProtocolFeature, VirtioFeature
 from aioirqfd.vhost_user.messages import U64, ConfigSpace, MemoryTable, Request, SingleRegion, VringFd, VringState
+from aioirqfd.vhost_user.ring import NEXT
+from aioirqfd.vhost_user.vring import EACH, TURN
 from tests.vhost_user.devices import Gated, Receiver, Upper
 from tests.vhost_user.frontend import FEATURES, FrontEnd
 
@@ -652,6 +656,50 @@ async def test_a_receive_queue_that_stops_takes_no_answer_for_an_older_requests(
         device.open(b"b", b"a")
         answers = await queue.answers(3)
         assert [(used.head, used.data) for used in answers] == list(zip(heads, [b"A", b"NOW", b"B"], strict=True))
+
+
+# -- one turn of the loop ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("buffers", [1, 24, 504])
+async def test_a_queue_does_so_much_work_in_a_turn_and_no_more(path, waits, buffers):
+    """Requests that share their descriptors are many and long; others are to be served meanwhile."""
+    turn = 0
+
+    class Noting(Device):
+        concurrency = 512
+        turns: ClassVar[list[int]] = []
+
+        async def handle(self, request: Chain) -> None:
+            assert len(request.readable) == buffers
+            self.turns.append(turn)
+            if waits:
+                await asyncio.sleep(0)
+
+    Noting.turns = []
+    async with Backend(Noting(), path), FrontEnd(path) as front:
+        queue = await front.start(0, 1024)
+        heads = 500 if buffers == 1 else 400
+        # Each head goes on where the last of them does, in one long tail.
+        text = front.ram.allocate(8)
+        for index in range(1024):
+            last = 1024 - buffers + 1
+            alone = buffers == 1
+            following = last if index < heads else index + 1
+            end = alone or index == 1023
+            queue.driver.descriptor(index, text, 8, 0 if end else NEXT, 0 if end else following)
+        for head in range(heads):
+            queue.driver.offer(head)
+        queue.driver.publish()
+        queue.kick.signal()
+        while len(Noting.turns) < heads:
+            await asyncio.sleep(0)
+            turn += 1
+    each = Counter(Noting.turns)
+    most = -(-TURN // (EACH + buffers))
+    assert max(each.values()) == most
+    assert len(each) >= heads // most
 
 
 # -- the device's own interrupts -----------------------------------------------------------------------------------------

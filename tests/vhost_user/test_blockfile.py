@@ -22,7 +22,7 @@ from aioirqfd.vhost_user.inflight import InflightBuffer
 from aioirqfd.vhost_user.memory import GuestMemory
 from aioirqfd.vhost_user.messages import Request, VringFd, VringState
 from aioirqfd.vhost_user.ring import NEXT, WRITE
-from aioirqfd.vhost_user.virtqueue import BATCH, BATCH_BYTES, CALL, COUNT, MORE, RESTED, VirtQueue
+from aioirqfd.vhost_user.virtqueue import BATCH, BATCH_BYTES, CALL, COUNT, MORE, RESTED, WORK, VirtQueue
 from aioirqfd.vhost_user.vring import Vring
 from examples.vhost_user_blk import Blk, Feature, Type
 from tests.vhost_user.frontend import FEATURES, PROTOCOL_FEATURES, FrontEnd
@@ -46,13 +46,25 @@ def header(kind, sector):
 class Disk:
     """A queue on an image, and its driver."""
 
-    def __init__(self, stack, path, *, size=16, writable=True, write_at_once=1 << 18, flush=True, **options):
+    def __init__(
+        self,
+        stack,
+        path,
+        *,
+        size=16,
+        writable=True,
+        read_at_once=1 << 22,
+        write_at_once=1 << 18,
+        flush=True,
+        **options,
+    ):
         path.write_bytes(random.Random(7).randbytes(SECTORS * 512))
         self.path = path
         self.size = size
         self.fd = os.open(path, os.O_RDWR)
         stack.callback(os.close, self.fd)
-        self.file = BlockFile(self.fd, SECTORS * 512, writable=writable, write_at_once=write_at_once)
+        limits = {"read_at_once": read_at_once, "write_at_once": write_at_once}
+        self.file = BlockFile(self.fd, SECTORS * 512, writable=writable, **limits)
         self.ram = stack.enter_context(DriverMemory(1 << 22, guest_address=BASE))
         self.driver = DriverQueue(self.ram, size, **options)
         self.features = self.driver.features | (Feature.FLUSH if flush else 0)
@@ -64,6 +76,9 @@ class Disk:
             self.memory, self.size, self.driver.address(0), features=self.features, file=self.file, **options
         )
         return self.queue
+
+    def transfer(self):
+        return self.queue.transfer() & ((1 << WORK) - 1)
 
     def read(self, sector, *room, **options):
         return self.driver.request([header(Type.IN, sector)], [*room, 1], **options)
@@ -91,7 +106,7 @@ def test_reads_and_writes(disk):
     before = disk.image
     new = random.Random(1).randbytes(1536)
     heads = [disk.read(3, 512), disk.write(5, new[:512], new[512:]), disk.read(5, 1024, 512)]
-    assert disk.queue.transfer() == 3 | RESTED | CALL
+    assert disk.transfer() == 3 | RESTED | CALL
     one, two, three = disk.driver.collect()
     assert [one.head, two.head, three.head] == heads
     assert one.data == before[3 * 512 : 4 * 512] + b"\0"
@@ -101,7 +116,7 @@ def test_reads_and_writes(disk):
     counts = disk.queue.statistics()
     assert (counts.popped, counts.pushed, counts.notified, counts.suppressed) == (3, 3, 1, 0)
     assert disk.queue.in_flight == 0
-    assert disk.queue.transfer() == 0
+    assert disk.transfer() == 0
     assert disk.queue.pop() is None
 
 
@@ -109,7 +124,7 @@ def test_the_last_sector_and_the_whole_file(make_disk):
     disk = make_disk()
     disk.read(SECTORS - 1, 512)
     disk.read(0, SECTORS * 512)
-    disk.queue.transfer()
+    disk.transfer()
     last, whole = disk.driver.collect()
     assert last.data == disk.image[-512:] + b"\0"
     assert whole.data == disk.image + b"\0"
@@ -121,7 +136,7 @@ def test_the_status_byte_is_written(make_disk):
     status, _ = disk.driver._sent[head].writable[-1]
     disk.ram.at(status, 1)[0] = 0xFF
     disk.driver.publish()
-    disk.queue.transfer()
+    disk.transfer()
     assert disk.ram.at(status, 1)[0] == 0
 
 
@@ -132,12 +147,12 @@ def test_writes_are_left_to_the_handler_where_the_driver_cannot_flush(make_disk)
     disk.read(0, 512)
     disk.write(0, bytes(512))
     disk.read(1, 512)
-    assert disk.queue.transfer() == 1
+    assert disk.transfer() == 1
     chain = disk.queue.pop()
     assert chain is not None
     assert chain.read(4) == b"\1\0\0\0"
     disk.queue.push(chain, 0)
-    assert disk.queue.transfer() & COUNT == 1
+    assert disk.transfer() & COUNT == 1
     assert disk.image == before
 
 
@@ -174,32 +189,59 @@ def test_what_is_left_to_the_handler_is_not_touched(make_disk, readable, writabl
     head = disk.driver.request(readable, writable)
     disk.read(2, 512)
     before = disk.image
-    assert disk.queue.transfer() == 1  # what comes before it; not at rest
-    assert disk.queue.transfer() == 0
+    assert disk.transfer() == 1  # what comes before it; not at rest
+    assert disk.transfer() == 0
     chain = disk.queue.pop()
     assert chain is not None
     assert chain.head == head
     assert (chain.readable_size, chain.writable_size) == (sum(map(len, readable)), sum(writable))
-    assert disk.queue.transfer() == 1 | RESTED | CALL  # what comes behind it
+    assert disk.transfer() == 1 | RESTED | CALL  # what comes behind it
     disk.queue.push(chain)
     assert [used.head for used in disk.driver.collect()][2:] == [head]
     assert disk.image == before
 
 
+def test_a_long_read_is_left(make_disk):
+    disk = make_disk(read_at_once=2048)
+    disk.read(0, 2048)
+    disk.read(0, 1024, 1024, 512)
+    assert disk.transfer() == 1
+    assert disk.transfer() == 0
+    chain = disk.queue.pop()
+    assert chain is not None
+    assert chain.writable_size == 2561
+
+
+def test_it_tells_how_much_work_it_was(make_disk):
+    disk = make_disk(size=2048)
+    disk.read(0, 512)
+    assert disk.queue.transfer() >> WORK == 3
+    disk.read(0, 512, 512)
+    disk.read(0, 8192)
+    disk.write(0, bytes(4096))
+    assert disk.queue.transfer() >> WORK == 4 + (3 + 2) + (3 + 1)
+    # It ends with the request that makes it too much.
+    for _ in range(5):
+        disk.read(0, *[2] * 256, publish=False)
+    disk.driver.publish()
+    assert disk.queue.transfer() == (4 * 258) << WORK | 4
+    assert disk.queue.transfer() == 258 << WORK | 1 | RESTED
+
+
 def test_a_write_to_what_is_read_only_is_left(make_disk):
     disk = make_disk(writable=False)
     disk.write(0, bytes(512))
-    assert disk.queue.transfer() == 0
+    assert disk.transfer() == 0
     disk.read(0, 512)
     assert disk.queue.pop() is not None
-    assert disk.queue.transfer() & COUNT == 1
+    assert disk.transfer() & COUNT == 1
 
 
 def test_an_image_that_became_shorter_is_left(make_disk):
     disk = make_disk()
     os.ftruncate(disk.fd, 512)
     disk.read(0, 1024)
-    assert disk.queue.transfer() == 0
+    assert disk.transfer() == 0
     chain = disk.queue.pop()
     assert chain is not None
     assert chain.writable_size == 1025
@@ -237,22 +279,22 @@ def test_a_hostile_chain_is_pythons_to_stop(make_disk, descriptors):
         disk.driver.descriptor(index, *descriptor)
     disk.driver.offer(0)
     disk.driver.publish()
-    assert disk.queue.transfer() == 0
+    assert disk.transfer() == 0
     with pytest.raises(VirtqueueError):
         disk.queue.pop()
-    assert disk.queue.transfer() == 0
+    assert disk.transfer() == 0
 
 
 def test_a_head_out_of_the_table_and_an_index_that_runs_ahead(make_disk):
     disk = make_disk()
     disk.driver.offer(16)
     disk.driver.publish()
-    assert disk.queue.transfer() == 0
+    assert disk.transfer() == 0
     with pytest.raises(VirtqueueError, match="descriptor 16"):
         disk.queue.pop()
     disk.start()
     disk.driver.publish(17)
-    assert disk.queue.transfer() == 0
+    assert disk.transfer() == 0
     with pytest.raises(VirtqueueError, match="runs 17 ahead"):
         disk.queue.pop()
 
@@ -261,9 +303,9 @@ def test_an_index_that_runs_ahead_meanwhile(make_disk):
     """What was good before it is published all the same."""
     disk = make_disk(size=2, indirect=True)
     disk.read(0, 512)
-    assert disk.queue.transfer() & COUNT == 1
+    assert disk.transfer() & COUNT == 1
     disk.driver.publish(9)
-    assert disk.queue.transfer() == 0
+    assert disk.transfer() == 0
 
 
 def test_a_chain_that_the_handler_has_is_not_served_again(make_disk):
@@ -274,7 +316,7 @@ def test_a_chain_that_the_handler_has_is_not_served_again(make_disk):
     disk.driver.descriptor(head, BASE, 16, NEXT, head + 1)
     disk.driver.offer(head)
     disk.driver.publish()
-    assert disk.queue.transfer() == 0
+    assert disk.transfer() == 0
     with pytest.raises(VirtqueueError, match="offered again"):
         disk.queue.pop()
 
@@ -284,16 +326,16 @@ def test_batches_are_bounded(make_disk):
     for _ in range(BATCH + 1):
         disk.read(0, 512, publish=False)
     disk.driver.publish()
-    assert disk.queue.transfer() == BATCH
+    assert disk.transfer() == BATCH
     assert disk.queue.need_notify()
     disk.driver.enable_calls()
-    assert disk.queue.transfer() == 1 | RESTED  # the call that is wanted was made
+    assert disk.transfer() == 1 | RESTED  # the call that is wanted was made
     assert len(disk.driver.collect()) == BATCH + 1
     for _ in range(4):
         disk.read(0, SECTORS * 512, publish=False)
     disk.driver.publish()
     each = SECTORS * 512
-    assert disk.queue.transfer() & COUNT == -(-BATCH_BYTES // each)
+    assert disk.transfer() & COUNT == -(-BATCH_BYTES // each)
 
 
 def test_it_goes_on_round_the_index(make_disk):
@@ -301,7 +343,7 @@ def test_it_goes_on_round_the_index(make_disk):
     for number in range(70_000):
         disk.read(number % SECTORS, 512)
         disk.driver.enable_calls()
-        assert disk.queue.transfer() == 1 | RESTED | CALL
+        assert disk.transfer() == 1 | RESTED | CALL
         (used,) = disk.driver.collect()
         assert used.written == 513
     assert disk.queue.statistics().pushed == 70_000
@@ -376,9 +418,9 @@ def test_another_memory_table(make_disk):
     disk = make_disk()
     disk.queue.set_memory(GuestMemory.map([disk.ram.region], [os.dup(disk.ram.fileno())]))
     disk.read(0, 512)
-    assert disk.queue.transfer() & COUNT == 1
+    assert disk.transfer() & COUNT == 1
     assert disk.queue.stop() == 1
-    assert disk.queue.transfer() == 0
+    assert disk.transfer() == 0
 
 
 def test_buffers_in_several_regions(make_disk):
@@ -408,7 +450,16 @@ def test_a_file_of_no_whole_sectors_is_refused(arguments):
 
 def test_views_that_do_not_fit_are_refused():
     ring = memoryview(bytearray(64))
-    limits = {"max_table": 0, "event_idx": True, "fd": 0, "size": 0, "write_at_once": 0, "batch": 1, "batch_bytes": 1}
+    limits = {
+        "max_table": 0,
+        "event_idx": True,
+        "fd": 0,
+        "size": 0,
+        "read_at_once": 0,
+        "write_at_once": 0,
+        "batch": 1,
+        "batch_bytes": 1,
+    }
     for desc, avail, used, chains, inflight in (
         (ring[:15], ring, ring, [None], None),
         (ring, ring[:7], ring, [None], None),

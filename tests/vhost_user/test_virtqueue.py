@@ -555,6 +555,14 @@ def test_what_is_allowed_though_unusual(make_rig):
     assert (chain.readable_size, chain.writable_size) == (2, 8)
 
 
+def test_a_chain_that_is_too_long(make_rig):
+    """A queue that is longer than a chain may be; each descriptor comes once."""
+    rig = make_rig(2048)
+    for index in range(2048):
+        rig.driver.descriptor(index, GOOD, 1, N if index < 2047 else 0, index + 1)
+    assert "more than 1025" in hostile(rig, {})
+
+
 def test_the_longest_chains(make_rig):
     rig = make_rig(8)
     rig.driver.request([b"x"] * 8)
