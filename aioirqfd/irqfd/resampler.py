@@ -363,13 +363,15 @@ class Resampler:
             notify, self._notify_after = self._notify_after, False
         if notify:
             # Where the sink watches by itself, it has told: it hears of the end of interrupt first.
-            for irqfd in reversed(tuple(self.members)):
-                if not irqfd.offloaded:
-                    self._signal(_resamplefd(irqfd))
+            self.tell(offloaded=False)
 
-    def tell(self) -> bool:
-        """Signal every resamplefd, the most recently assigned first; whether there were any. Any thread."""
-        members = tuple(self.members)
+    def tell(self, *, offloaded: bool = True) -> bool:
+        """Signal every resamplefd, the most recently assigned first; whether there were any. Any thread.
+
+        Args:
+            offloaded: Those too whose irqfds the sink watches.
+        """
+        members = tuple(irqfd for irqfd in self.members if offloaded or not irqfd.offloaded)
         for irqfd in reversed(members):
             self._signal(_resamplefd(irqfd))
         return bool(members)

@@ -211,29 +211,29 @@ def a_device_id_is_anything(patch):
 def the_oldest_is_told_first(patch):
     original = Resampler.tell
 
-    def tell(self):
-        self._notify.reverse()
+    def tell(self, **options):
+        self.members.reverse()
         try:
-            return original(self)
+            return original(self, **options)
         finally:
-            self._notify.reverse()
+            self.members.reverse()
 
     patch.setattr(Resampler, "tell", tell)
 
 
 @mutant("R02", "R04", "R20")
 def an_end_of_interrupt_tells_nobody(patch):
-    patch.setattr(Resampler, "tell", lambda _self: False)
+    patch.setattr(Resampler, "tell", lambda _self, **_options: False)
 
 
 @mutant("R14", "R15")
 def the_last_to_go_is_told(patch):
     original = Resampler.leave
 
-    def leave(self, resamplefd):
-        if len(self._notify) == 1:
+    def leave(self, irqfd):
+        if len(self.members) == 1:
             self.tell()
-        original(self, resamplefd)
+        original(self, irqfd)
 
     patch.setattr(Resampler, "leave", leave)
 
