@@ -82,7 +82,7 @@ struct eventfd_ctx_object {
     uint32_t index;            /* slot in the drain */
     uint32_t generation;       /* of that slot */
     bool semaphore;
-    bool blocking;      /* the fd is not O_NONBLOCK: reads must not wait */
+    bool blocking;      /* the fd is not O_NONBLOCK, or others may clear it: reads and writes must not wait */
     bool listening;     /* somebody in this process hears the signals: count them here, not in the kernel */
     bool want_count;    /* a handler asks for the count: read at every event */
     bool event;         /* an epoll event was taken and not dispatched yet: the kernel's counter is to be looked at */

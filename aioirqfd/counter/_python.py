@@ -256,11 +256,17 @@ def _has_count(fd: int) -> bool:
     return any(mask & select.POLLIN for _, mask in poller.poll(0))
 
 
+def _has_room(fd: int) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    return any(mask & select.POLLOUT for _, mask in poller.poll(0))
+
+
 def _write_saturating(fd: int, n: int, *, blocking: bool) -> int:
     """Add what fits to the kernel's counter, and return it."""
     while n:
         # A write that does not fit is refused whole (row E07), and sleeps on a blocking fd (row E08): look first there.
-        if blocking:
+        if blocking and (n > 1 or not _has_room(fd)):
             info = fdinfo(fd)
             n = min(n, MAX - min(info[0], MAX)) if info else n
         try:

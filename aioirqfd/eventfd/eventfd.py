@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import sys
 import warnings
@@ -71,7 +70,8 @@ class EventFd(EventFdCtx):
     def from_fd(cls, fd: int, *, owns: bool = False) -> Self:
         """Wrap an eventfd made elsewhere: inherited, received over a socket, or made by another library.
 
-        Its flags are left as they are; a blocking eventfd is read without ever blocking the loop.
+        Its flags are left as they are, and whoever else has it may change them at any time: it is read and written as one that
+        blocks, with a look first at whether there is room.
 
         Args:
             fd: The file descriptor.
@@ -83,7 +83,6 @@ class EventFd(EventFdCtx):
         """
         try:
             info = fdinfo(fd)
-            flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         except OSError as error:
             if error.errno == errno.EBADF:
                 raise ClosedError(f"fd {fd}") from None
@@ -91,7 +90,7 @@ class EventFd(EventFdCtx):
         if info is None:
             raise EventFdInvalidError(f"fd {fd} is no eventfd")
         self = cls.__new__(cls)
-        EventFdCtx.__init__(self, fd, semaphore=info[2], blocking=not flags & os.O_NONBLOCK)
+        EventFdCtx.__init__(self, fd, semaphore=info[2], blocking=True)
         self._set_up(owns=owns)
         return self
 

@@ -14,7 +14,7 @@ import weakref
 import pytest
 
 from aioirqfd import ClosedError, EventFd, WouldBlock, WrongLoopError
-from tests.eventfd.helpers import in_child, in_thread, turns, waiting_reader
+from tests.eventfd.helpers import FULL, in_child, in_thread, turns, waiting_reader
 
 # --------------------------------------------------------------------------------------------------------- closing
 
@@ -279,6 +279,20 @@ async def test_a_reader_in_another_process_gets_what_nobody_here_waits_for(efd):
     assert in_child(lambda: os._exit(0 if os.eventfd_read(efd.fileno()) == 2 else 5)) == 0
     with pytest.raises(WouldBlock):
         efd.read_nowait()
+
+
+@pytest.mark.parametrize("nonblocking", [False, True])
+def test_whoever_shares_it_may_make_it_blocking_and_neither_reads_nor_writes_sleep(nonblocking):
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK * nonblocking)
+    with EventFd.from_fd(fd, owns=True) as efd:
+        os.set_blocking(fd, True)
+        with pytest.raises(WouldBlock):
+            efd.read_nowait()
+        assert efd.signal(FULL - 1) == FULL - 1
+        assert [efd.signal() for _ in range(3)] == [1, 0, 0]
+        assert efd.signal(5) == 0
+        assert efd.read_nowait() == FULL
+        assert os.get_blocking(fd)
 
 
 async def test_a_reader_here_and_one_in_another_process_share_without_loss(efd):
