@@ -56,6 +56,17 @@ _NO_ROUTES: Final[tuple[Route, ...]] = ()
 
 _bound: Final[set[int]] = set()
 """The eventfd-ids that are bound, by whichever manager of this process (row I12)."""
+_managers: Final[weakref.WeakSet[IrqManager]] = weakref.WeakSet()
+
+
+def _drop_inherited() -> None:
+    """In a forked child: what the parent has bound is bound there, and free here. The parent's pollers are gone already."""
+    _bound.clear()
+    for manager in list(_managers):
+        manager._let_go()
+
+
+os.register_at_fork(after_in_child=_drop_inherited)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +194,7 @@ class IrqManager:
         self._entered = True
         self._poller = poller
         self._drain = poller.drain
+        _managers.add(self)
         poller.acquire()
         self.backpressure.open(self._top_half)
         return self
@@ -369,7 +381,8 @@ class IrqManager:
     def _check_free(self, trigger: EventFd, eventfd_id: int) -> None:
         if eventfd_id in _bound:
             raise EventFdBusyError(f"fd {trigger.fileno()}")
-        if trigger._poller is not None and trigger._poller is not self._poller and trigger._waiters:
+        poller = trigger._poller
+        if poller is not None and poller is not self._poller and trigger._waiters and not poller.gone:
             raise WrongLoopError("the eventfd is in use on another event loop")
 
     def find(self, eventfd: EventFd | int, *, gsi: int) -> IrqFd | None:
@@ -428,6 +441,22 @@ class IrqManager:
             self.check_here()
         irqfd.shut()
         await irqfd.drained()
+
+    def _let_go(self) -> None:
+        """In a forked child: its eventfds are nobody's here, and what is pending is pending in the parent."""
+        for irqfd in self._irqfds.values():
+            irqfd._closing, irqfd._state = True, State.CLOSED
+            eventfd = irqfd.eventfd
+            if eventfd._poller is not None:
+                eventfd._recall()
+                eventfd._unbind()
+            eventfd._binding = None
+            eventfd._waiters = None
+            references, irqfd._references = irqfd._references, []
+            _close(references)
+        self._irqfds.clear()
+        self._offloaded.clear()
+        self._unrouted.clear()
 
     def _watch(self, irqfd: IrqFd) -> None:
         eventfd = irqfd.eventfd
