@@ -68,7 +68,7 @@ def test_one_input(data: bytes) -> None:
             if chain is None:
                 break
             popped += 1
-            chain.read()
+            chain.read(2 * PAGE)  # of what may be megabytes, all of them the same page
             chain.write(b"\x5a" * min(chain.writable_size, 2 * PAGE))
             if data[0] & 8:
                 queue.push(chain, chain.writable_size)
