@@ -4,22 +4,33 @@
 
 A script and the control socket take the same commands, one a line; the control socket answers each:
 
-    set NAME=VALUE ...      delay=MS        each completion comes that much later
-                            jitter=MS       and up to that much more, at random
-                            reorder=N       completions are kept until there are N, and come in random order
-                            withhold=N      the next N completions are kept until "release"
-                    duplicate=N     each completion comes N times more
-                            irq-delay=MS    each interrupt comes that much later
-                            irq-merge=N     only each Nth interrupt comes
-                            irq-duplicate=N each interrupt comes N times more
-                            irq-withhold=1  no interrupt comes until "release"
-                            irq-spurious=MS an interrupt for nothing comes that often
-    release                 what is withheld comes, and nothing more is withheld
-    reset                   behave
-    seed N                  choose the same at random again
-    sleep SECONDS           (for scripts)
-    requests N              go on when N more requests have come (for scripts)
-    status                  the settings and the counts
+    set [queue=Q,..] [type=T,..] NAME=VALUE ..      for those queues and types of requests, or for all:
+
+        delay=MS            each completion comes that much later; 0.05 is 50 microseconds
+        jitter=MS           and up to that much more, at random
+        withhold=N          the next N completions are kept until "release"
+        reorder=N           completions are kept until there are N, and come in random order
+        merge=N             completions are kept until there are N, and come all at once
+        hold=MS             so long do both wait for more at most (20)
+        duplicate=N         each completion comes N times more
+        error=N             the next N requests are not carried out, and end with an I/O error
+        error-percent=P     so many of all requests, at random
+
+        irq-delay=MS        each interrupt comes that much later
+        irq-merge=N         an interrupt comes for N completions
+        irq-hold=MS         so long does it wait for more at most (20)
+        irq-duplicate=N     each interrupt comes N times more
+        irq-withhold=1      no interrupt comes until "release"
+        irq-spurious=MS     an interrupt for nothing comes that often
+
+    release [queue=Q,..] [type=T,..]        what is kept back comes now, and nothing more is withheld
+    reset                                   behave, and release
+    seed N                                  choose the same at random again
+    sleep SECONDS                           (for scripts)
+    requests N [queue=Q,..] [type=T,..]     go on when N more requests have come (for scripts)
+    status [queue=Q,..] [type=T,..]         the settings and the counts
+
+Types are read, write, flush, get-id, discard, write-zeroes, other.
 """
 
 from __future__ import annotations
@@ -30,200 +41,351 @@ import contextlib
 import functools
 import random
 import signal
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aioirqfd.vhost_user import Backend, Chain
-from examples.vhost_user_blk import Blk
+from examples.chaos_command import COMPLETIONS, INTERRUPTS, TYPES, Command, parse, parse_script
+from examples.chaos_interrupt import AGAIN, Interrupt
+from examples.vhost_user_blk import Blk, Status, Type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-SETTINGS = (
-    "delay",
-    "jitter",
-    "reorder",
-    "withhold",
-    "duplicate",
-    "irq-delay",
-    "irq-merge",
-    "irq-duplicate",
-    "irq-withhold",
-    "irq-spurious",
-)
-AGAIN = 0.001
-"""Seconds between an interrupt, or a completion, and its duplicate: at once, the two interrupts would be one."""
-FLUSH = 0.05
-"""Seconds after which completions that wait to be re-ordered come although they are too few: there may be no more."""
+_NAMES: Final[dict[int, str]] = {
+    Type.IN: "read",
+    Type.OUT: "write",
+    Type.FLUSH: "flush",
+    Type.GET_ID: "get-id",
+    Type.DISCARD: "discard",
+    Type.WRITE_ZEROES: "write-zeroes",
+}
+Cell = tuple[int, str]
+"""A queue, and a type of requests."""
+Waiting = asyncio.Future[bool]
+"""A completion that is kept back. Its result: whether it is to behave as it is told further, or to come at once."""
+
+
+class Budget:
+    """How many requests something is still to happen to; shared by all cells that one command was for."""
+
+    def __init__(self, left: float) -> None:
+        self.left = int(left)
+
+    def take(self) -> bool:
+        """Use one up; whether there was one."""
+        if not self.left:
+            return False
+        self.left -= 1
+        return True
+
+
+class Manners:
+    """How the requests of one queue and type are completed."""
+
+    def __init__(self) -> None:
+        self.settings = dict(COMPLETIONS)
+        self.withhold = Budget(0)
+        self.error = Budget(0)
+        self.requests = self.errors = 0
+
+    def shown(self) -> dict[str, float]:
+        """The settings; of those that are used up, what is left."""
+        return self.settings | {"withhold": self.withhold.left, "error": self.error.left}
+
+
+class Group:
+    """Completions that wait until there are enough, and then come in one turn of the loop.
+
+    Args:
+        order: Puts them in order, in place.
+    """
+
+    def __init__(self, order: Callable[[list[Waiting]], object]) -> None:
+        self._order = order
+        self._waiting: list[Waiting] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def join(self, waiting: Waiting, size: float, seconds: float) -> None:
+        """Wait with the others, until there are ``size``, or the first one has waited so many seconds."""
+        loop = asyncio.get_running_loop()
+        self._waiting.append(waiting)
+        if len(self._waiting) >= size:
+            self._open()
+        elif self._timer is None:
+            self._timer = loop.call_later(seconds, self._open)
+
+    def _open(self) -> None:
+        group = self.leave()
+        self._order(group)
+        loop = asyncio.get_running_loop()
+        # In a turn after the next one: who has joined in this turn begins to wait in the next, and would come after the others.
+        loop.call_soon(lambda: loop.call_soon(let_go, group))
+
+    def leave(self) -> list[Waiting]:
+        """Break up; return those that have waited."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        group, self._waiting = self._waiting, []
+        return group
+
+
+def let_go(group: Iterable[Waiting], further: bool = True) -> None:  # noqa: FBT001, FBT002  a callback
+    """Let completions go on: as they are told, or at once."""
+    for waiting in group:
+        if not waiting.done():
+            waiting.set_result(further)
 
 
 class Chaos(Blk):
-    """The block device, and its bad manners. Starts well-behaved."""
+    """The block device, and its bad manners. Starts well-behaved.
+
+    Attributes:
+        backend: Who serves it; to be filled in.
+    """
 
     def __init__(self, path: str, *, num_queues: int = 1, read_only: bool = False) -> None:
         super().__init__(path, num_queues=num_queues, read_only=read_only, serial="chaos")
-        self.random = random.Random(0)  # noqa: S311
-        self.settings = dict.fromkeys(SETTINGS, 0)
-        self.counts = dict.fromkeys(("requests", "interrupts", "rung"), 0)
-        self.withheld: list[asyncio.Future[None]] = []
-        self.to_reorder: list[asyncio.Future[None]] = []
-        self.silent: dict[int, Callable[[], None]] = {}
-        self.rings: dict[int, Callable[[], None]] = {}
-        self.arrived: list[tuple[int, asyncio.Future[None]]] = []
-        self.spurious: asyncio.TimerHandle | None = None
         self.backend: Backend | None = None
+        self.random = random.Random(0)  # noqa: S311
+        self.manners = {(queue, kind): Manners() for queue in range(num_queues) for kind in TYPES}
+        self.interrupts = [Interrupt(functools.partial(self._answers, queue)) for queue in range(num_queues)]
+        self.held: dict[Waiting, Cell] = {}
+        self._to_reorder = [Group(self._shuffle) for _ in range(num_queues)]
+        self._to_merge = [Group(lambda _group: None) for _ in range(num_queues)]
+        self._ending: set[int] = set()
+        """Queues that have begun to stop, and have taken no request since."""
+        self._arrivals: dict[asyncio.Future[None], tuple[frozenset[Cell], int]] = {}
+
+    def _answers(self, queue: int) -> int:
+        return 0 if self.backend is None else self.backend.statistics().queues[queue].answers
 
     # -- completions -------------------------------------------------------------------------------------------------
 
     async def handle(self, request: Chain) -> int:
-        """Serve the request properly, and then complete it when the settings say so."""
-        written = await super().handle(request)
-        self.counts["requests"] += 1
-        for number, waiting in self.arrived:
-            if self.counts["requests"] >= number and not waiting.done():
-                waiting.set_result(None)
-        settings = self.settings
-        if settings["withhold"]:
-            settings["withhold"] -= 1
-            await self._wait(self.withheld)
-        if settings["reorder"]:
-            if len(self.to_reorder) + 1 >= settings["reorder"]:
-                asyncio.get_running_loop().call_soon(self._shuffle)
-            elif not self.to_reorder:
-                asyncio.get_running_loop().call_later(FLUSH, self._shuffle)
-            await self._wait(self.to_reorder)
-        milliseconds = settings["delay"] + self.random.uniform(0, settings["jitter"])
-        if milliseconds:
-            await asyncio.sleep(milliseconds / 1000)
+        """Serve the request properly, or fail it, and then complete it when the settings say so."""
+        cell = (request.queue, _NAMES.get(int.from_bytes(request.read(4), "little"), "other"))
+        manners = self.manners[cell]
+        self._ending.discard(request.queue)
+        manners.requests += 1
+        self._arrived()
+        percent = manners.settings["error-percent"]
+        if manners.error.take() or (percent and self.random.uniform(0, 100) < percent):
+            manners.errors += 1
+            written = _fail(request)
+        else:
+            written = await super().handle(request)
+        await self._keep_back(cell, manners)
         if self.backend is not None:
-            for number in range(settings["duplicate"]):
+            for number in range(int(manners.settings["duplicate"])):
                 again = functools.partial(self.backend.answer_again, request, written)
                 asyncio.get_running_loop().call_later((number + 1) * AGAIN, again)
         return written
 
-    @staticmethod
-    async def _wait(where: list[asyncio.Future[None]]) -> None:
-        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        where.append(waiting)
-        await waiting
+    async def _keep_back(self, cell: Cell, manners: Manners) -> None:
+        """Wait as the settings say, or until nothing is to be kept back any more."""
+        queue, settings = cell[0], manners.settings
+        if queue in self._ending:
+            return
+        if manners.withhold.take() and not await self._wait(cell):
+            return
+        if settings["reorder"] > 1 and not await self._gather(self._to_reorder[queue], cell, settings["reorder"]):
+            return
+        delay = settings["delay"] + self.random.uniform(0, settings["jitter"])
+        if delay and not await self._wait(cell, delay / 1000):
+            return
+        if settings["merge"] > 1:
+            await self._gather(self._to_merge[queue], cell, settings["merge"])
 
-    def _shuffle(self) -> None:
-        waiting, self.to_reorder = self.to_reorder, []
-        self.random.shuffle(waiting)
-        self._let_go(waiting)
+    async def _wait(self, cell: Cell, seconds: float | None = None) -> bool:
+        loop = asyncio.get_running_loop()
+        waiting: Waiting = loop.create_future()
+        timer = None if seconds is None else loop.call_later(seconds, let_go, (waiting,))
+        try:
+            return await self._held(waiting, cell)
+        finally:
+            if timer is not None:
+                timer.cancel()
 
-    @staticmethod
-    def _let_go(waiting: Iterable[asyncio.Future[None]]) -> None:
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
+    async def _gather(self, group: Group, cell: Cell, size: float) -> bool:
+        waiting: Waiting = asyncio.get_running_loop().create_future()
+        group.join(waiting, size, self.manners[cell].settings["hold"] / 1000)
+        return await self._held(waiting, cell)
+
+    async def _held(self, waiting: Waiting, cell: Cell) -> bool:
+        self.held[waiting] = cell
+        try:
+            return await waiting
+        finally:
+            del self.held[waiting]
+
+    def _shuffle(self, group: list[Waiting]) -> None:
+        self.random.shuffle(group)
+
+    def _let_go(self, cells: Iterable[Cell]) -> None:
+        """Let completions come at once that are kept back in these cells."""
+        cells = frozenset(cells)
+        chosen = [waiting for waiting, cell in self.held.items() if cell in cells]
+        # The groups that they were in begin anew, with those of other cells.
+        for groups, name in ((self._to_reorder, "reorder"), (self._to_merge, "merge")):
+            for queue in {queue for queue, _ in cells}:
+                for waiting in groups[queue].leave():
+                    if waiting in self.held and waiting not in chosen:
+                        settings = self.manners[self.held[waiting]].settings
+                        groups[queue].join(waiting, settings[name], settings["hold"] / 1000)
+        let_go(chosen, further=False)
 
     # -- interrupts --------------------------------------------------------------------------------------------------
 
-    def interrupt(self, queue: int, ring: Callable[[], None]) -> None:
+    def interrupt(self, queue: int, ring: Callable[[], None]) -> bool:
         """Interrupt as the settings say."""
-        self.rings[queue] = ring
-        self.counts["interrupts"] += 1
-        settings = self.settings
-        if settings["irq-withhold"] or (
-            settings["irq-merge"] > 1 and self.counts["interrupts"] % settings["irq-merge"]
-        ):
-            self.silent[queue] = ring
-            return
-        self.silent.pop(queue, None)
-        if not settings["irq-delay"] and not settings["irq-duplicate"]:
-            self._ring(ring)
-            return
-        for number in range(settings["irq-duplicate"] + 1):
-            delay = settings["irq-delay"] / 1000 + number * AGAIN
-            asyncio.get_running_loop().call_later(delay, self._ring, ring)
-
-    def _ring(self, ring: Callable[[], None]) -> None:
-        self.counts["rung"] += 1
-        ring()
-
-    def _ring_for_nothing(self) -> None:
-        period = self.settings["irq-spurious"]
-        self.spurious = None
-        if period:
-            for ring in self.rings.values():
-                self._ring(ring)
-            self.spurious = asyncio.get_running_loop().call_later(period / 1000, self._ring_for_nothing)
-
-    def release(self) -> None:
-        """Let everything go that is withheld, and withhold nothing more."""
-        self.settings["withhold"] = self.settings["irq-withhold"] = 0
-        waiting, self.withheld = self.withheld, []
-        self._let_go(waiting)
-        self._shuffle()
-        silent, self.silent = self.silent, {}
-        for ring in silent.values():
-            self._ring(ring)
+        interrupt = self.interrupts[queue]
+        withheld = interrupt.want(ring)
+        if queue in self._ending:
+            interrupt.release()
+            return False
+        return withheld
 
     def stopping(self, queue: int) -> None:
-        """The front-end waits for all requests: chaos ends here."""
-        del queue
-        self.release()
+        """The front-end waits for all requests of a queue: nothing is kept back there any more."""
+        self._ending.add(queue)
+        self._let_go((queue, kind) for kind in TYPES)
+        self.interrupts[queue].release()
 
     def reset(self) -> None:
         """The guest has gone, and its interrupts with it."""
-        self.silent.clear()
-        self.rings.clear()
+        for interrupt in self.interrupts:
+            interrupt.forget()
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
     async def command(self, line: str) -> str:
         """Carry out a command; ValueError if it is none."""
-        match line.split():
-            case ["set", *pairs] if pairs:
-                new = {name: int(value) for name, _, value in (pair.partition("=") for pair in pairs)}
-                if unknown := new.keys() - set(SETTINGS):
-                    raise ValueError(f"no setting {sorted(unknown)}; there are {', '.join(SETTINGS)}")
-                self.settings |= new
-                if self.settings["irq-spurious"] and self.spurious is None:
-                    self._ring_for_nothing()
-            case ["release"]:
-                self.release()
-            case ["reset"]:
-                self.settings = dict.fromkeys(SETTINGS, 0)
-                self.release()
-            case ["seed", number]:
-                self.random.seed(int(number))
-            case ["sleep", seconds]:
-                await asyncio.sleep(float(seconds))
-            case ["requests", number]:
-                waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                entry = (self.counts["requests"] + int(number), waiting)
-                self.arrived.append(entry)
-                try:
-                    await waiting
-                finally:
-                    self.arrived.remove(entry)
-            case ["status"]:
-                return " ".join(f"{name}={value}" for name, value in (self.settings | self.counts).items())
+        return await self.carry_out(parse(line, self.num_queues))
+
+    async def carry_out(self, command: Command) -> str:
+        """Carry out a command."""
+        cells = frozenset((queue, kind) for queue in command.queues for kind in command.types)
+        match command.word:
+            case "set":
+                self._set(command, cells)
+            case "release":
+                self._release(command, cells)
+            case "reset":
+                everything = parse("release", self.num_queues)
+                for manners in self.manners.values():
+                    manners.settings = dict(COMPLETIONS)
+                    manners.error = Budget(0)
+                for interrupt in self.interrupts:
+                    interrupt.set(INTERRUPTS)
+                self._release(everything, frozenset(self.manners))
+            case "seed":
+                self.random.seed(int(command.number))
+            case "sleep":
+                await asyncio.sleep(command.number)
+            case "requests":
+                await self._requests(cells, int(command.number))
             case _:
-                raise ValueError(f"no command: {line.strip()!r}")
+                return self._status(command, cells)
         return "ok"
 
-    async def run_script(self, lines: Iterable[str]) -> None:
-        """Carry out a script: a command a line, ``#`` begins a comment."""
-        for line in lines:
-            if line := line.partition("#")[0].strip():
-                print(f"chaos: {line}: {await self.command(line)}", flush=True)
+    def _set(self, command: Command, cells: Iterable[Cell]) -> None:
+        settings = command.settings
+        budgets = {name: Budget(settings[name]) for name in ("withhold", "error") if name in settings}
+        for cell in cells:
+            manners = self.manners[cell]
+            manners.settings.update((name, value) for name, value in settings.items() if name in COMPLETIONS)
+            manners.withhold = budgets.get("withhold", manners.withhold)
+            manners.error = budgets.get("error", manners.error)
+        if chosen := {name: value for name, value in settings.items() if name in INTERRUPTS}:
+            for queue in command.queues:
+                self.interrupts[queue].set(chosen)
+
+    def _release(self, command: Command, cells: frozenset[Cell]) -> None:
+        for cell in cells:
+            self.manners[cell].withhold = Budget(0)
+        self._let_go(cells)
+        if command.every_type:
+            for queue in command.queues:
+                self.interrupts[queue].settings["irq-withhold"] = 0
+                self.interrupts[queue].release()
+
+    async def _requests(self, cells: frozenset[Cell], number: int) -> None:
+        arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._arrivals[arrived] = (cells, number + self._count(cells))
+        try:
+            self._arrived()
+            await arrived
+        finally:
+            del self._arrivals[arrived]
+
+    def _arrived(self) -> None:
+        for arrived, (cells, number) in self._arrivals.items():
+            if self._count(cells) >= number and not arrived.done():
+                arrived.set_result(None)
+
+    def _count(self, cells: Iterable[Cell]) -> int:
+        return sum(self.manners[cell].requests for cell in cells)
+
+    def _status(self, command: Command, cells: frozenset[Cell]) -> str:
+        chosen = [self.manners[cell] for cell in sorted(cells)]
+        interrupts = [self.interrupts[queue] for queue in command.queues]
+        said = _common([manners.shown() for manners in chosen])
+        said |= _common([interrupt.settings for interrupt in interrupts])
+        counts = {
+            "requests": self._count(cells),
+            "errors": sum(manners.errors for manners in chosen),
+            "held": sum(cell in cells for cell in self.held.values()),
+            "interrupts": sum(interrupt.wanted for interrupt in interrupts),
+            "rung": sum(interrupt.rung for interrupt in interrupts),
+            "silent": sum(interrupt.silent for interrupt in interrupts),
+        }
+        return " ".join(f"{name}={value}" for name, value in (said | counts).items())
+
+    async def run_script(self, commands: Iterable[Command]) -> None:
+        """Carry out a script."""
+        for command in commands:
+            print(f"chaos: {command.text}: {await self.carry_out(command)}", flush=True)
 
     async def serve_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client of the control socket."""
         with contextlib.closing(writer), contextlib.suppress(ConnectionError):
-            while line := await reader.readline():
+            while line := await _line(reader):
                 try:
-                    answer = await self.command(line.decode(errors="replace"))
+                    answer = await self.command(line)
                 except ValueError as error:
                     answer = f"error: {error}"
                 writer.write(f"{answer}\n".encode())
                 await writer.drain()
 
 
-async def serve(options: argparse.Namespace, lines: Iterable[str]) -> None:
+async def _line(reader: asyncio.StreamReader) -> str:
+    """A client's next line; nothing, if there is none, or no end of it."""
+    try:
+        return (await reader.readline()).decode(errors="replace")
+    except ValueError:
+        return ""
+
+
+def _fail(request: Chain) -> int:
+    """Answer with an I/O error, and nothing else."""
+    if not request.writable:
+        return 0
+    request.writable[-1][-1] = Status.IOERR
+    return 1 if request.writable_size == 1 else 0
+
+
+def _common(settings: Sequence[dict[str, float]]) -> dict[str, str]:
+    """What several have in common; ``*`` where they differ."""
+    return {
+        name: f"{value:g}" if all(other[name] == value for other in settings) else "*"
+        for name, value in settings[0].items()
+    }
+
+
+async def serve(options: argparse.Namespace, commands: Sequence[Command]) -> None:
     """Serve until SIGTERM."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -237,24 +399,31 @@ async def serve(options: argparse.Namespace, lines: Iterable[str]) -> None:
             stack.callback(functools.partial(Path(options.control).unlink, missing_ok=True))
             stack.callback(server.close)
         chaos.backend = await stack.enter_async_context(Backend(chaos, options.socket_path))
-        if lines:
-            script = asyncio.create_task(chaos.run_script(lines))
-            stack.callback(script.cancel)
+        script = asyncio.create_task(chaos.run_script(commands))
+        # A script that cannot go on ends the run: whoever reads the results would take them for the script's.
+        script.add_done_callback(lambda task: None if task.cancelled() or task.exception() is None else stop.set())
+        stack.callback(script.cancel)
         await stop.wait()
+        if script.done():
+            script.result()
 
 
 def main() -> None:
-    """Read the command line, and serve."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--socket-path", required=True, help="where to listen for the front-end")
     parser.add_argument("--blk-file", required=True, help="the image or block device")
     parser.add_argument("--read-only", action="store_true")
     parser.add_argument("--num-queues", type=int, default=1)
-    parser.add_argument("--script", help="commands to begin with")
-    parser.add_argument("--control", help="where to listen for commands")
+    parser.add_argument("--script", help="a file of commands to carry out")
+    parser.add_argument("--control", help="where to listen for commands at run time")
     options = parser.parse_args()
-    lines = Path(options.script).read_text("utf-8").splitlines() if options.script else []
-    asyncio.run(serve(options, lines))
+    try:
+        lines = Path(options.script).read_text("utf-8").splitlines() if options.script else []
+        commands = parse_script(lines, options.num_queues)
+    except (OSError, ValueError) as error:
+        sys.exit(f"chaos_blk: {options.script}: {error}")
+    asyncio.run(serve(options, commands))
 
 
 if __name__ == "__main__":

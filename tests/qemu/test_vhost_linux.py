@@ -200,20 +200,26 @@ async def test_a_driver_stands_a_disk_that_misbehaves(image):
         for manners in (
             "jitter=3 reorder=4",
             "irq-delay=1 irq-duplicate=2",
-            # What is swallowed here the next spurious one makes good.
-            "irq-merge=3 irq-spurious=5",
+            "irq-merge=3",
+            "merge=3 delay=0.2 irq-spurious=5",
         ):
             await chaos.command("reset")
             await chaos.command(f"set {manners}")
             assert await guest(qemu, read) == digest(data[: 4 * MIB]), manners
-        assert chaos.counts["rung"] != chaos.counts["interrupts"]
+        (interrupt,) = chaos.interrupts
+        assert interrupt.rung != interrupt.wanted
         await chaos.command("reset")
+        # An I/O error is the reader's, and not the next one's.
+        await chaos.command("set type=read error-percent=100")
+        await guest(qemu, "echo 3 >/proc/sys/vm/drop_caches; ! head -c 4096 /dev/vda >/dev/null 2>&1")
+        await chaos.command("reset")
+        assert await guest(qemu, read) == digest(data[: 4 * MIB])
         # Withheld in the middle of a write: the guest waits, and goes on where it was.
         await guest(qemu, "dd if=/dev/urandom of=/new bs=1M count=4 2>/dev/null")
         writing = asyncio.ensure_future(guest(qemu, "dd if=/new of=/dev/vda bs=64k conv=fsync 2>/dev/null"))
         await chaos.command("requests 3")
         await chaos.command("set withhold=5 irq-withhold=1")
-        while not chaos.withheld and not chaos.silent:
+        while not chaos.held and not interrupt.silent:
             await asyncio.sleep(0.01)
         assert not writing.done()
         await chaos.command("release")
