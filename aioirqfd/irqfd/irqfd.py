@@ -230,7 +230,7 @@ class IrqFd:
         self._manager.trace("irqfd_masked", self)
         self.settle()
         self._masked = True
-        self._manager.take_back(self)
+        self._manager.offloading.take_back(self)
         self.arm()
 
     def unmask(self) -> None:
@@ -343,7 +343,7 @@ class IrqFd:
         route = routes[0]
         try:
             if self.resamplefd is not None and is_level(routes):
-                taken = manager.resampler(self.gsi).try_assert(routes)
+                taken = manager.lines[self.gsi].try_assert(routes)
             elif len(routes) > 1 or manager.tiers.try_inject is None:
                 return False  # several chips: always by the work queue (row M05)
             else:
@@ -448,7 +448,7 @@ class IrqFd:
             self._drop()
             return True
         if self.resamplefd is not None and is_level(routes):
-            resampler = manager.resampler(self.gsi)
+            resampler = manager.lines[self.gsi]
             if not (handlers and resampler.try_assert(routes)):
                 await resampler.assert_line(routes)
         else:
@@ -563,7 +563,7 @@ class IrqFd:
             if self._state is State.PENDING:
                 self._manager.note_pending(self)
             return
-        if self.free and self._manager.offload(self):
+        if self.free and self._manager.offloading.offload(self):
             return
         if self._step(Event.UNBLOCK) is Action.NONE:
             self.arm()
@@ -576,7 +576,7 @@ class IrqFd:
 
     def hand_over(self) -> bool:
         """Let the sink watch the eventfd, if it can; signals that are there are then the sink's."""
-        return self.free and self._manager.offload(self)
+        return self.free and self._manager.offloading.offload(self)
 
     def handed_over(self, interrupt: Interrupt, count: int) -> None:
         """The sink watches the eventfd now, and injects what was signalled before: a signal is all it takes."""
@@ -590,7 +590,7 @@ class IrqFd:
         """Watch the eventfd here again, if the sink did."""
         if self._offloaded is not None:
             interrupt, self._offloaded = self._offloaded, None
-            self._manager.reclaim(self, interrupt)
+            self._manager.offloading.reclaim(self, interrupt)
 
     def on_eventfd_closing(self) -> None:
         """The eventfd is about to be closed (row C04): deassign; what is owed is injected all the same (row W03)."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import operator
 import os
 import sys
@@ -23,13 +22,15 @@ from typing import TYPE_CHECKING, Final, Literal, ParamSpec, Self, final, overlo
 from aioirqfd.counter import TopHalf
 from aioirqfd.errors import ClosedError, EventFdBusyError, WrongLoopError
 from aioirqfd.eventfd import EventFd, Poller
-from aioirqfd.irqfd import snapshot
+from aioirqfd.irqfd import identity, snapshot
 from aioirqfd.irqfd.backpressure import Backpressure
 from aioirqfd.irqfd.gsi import GsiAllocator
 from aioirqfd.irqfd.guard import guarded, report
-from aioirqfd.irqfd.interrupt import Action, Interrupt
+from aioirqfd.irqfd.interrupt import Interrupt
 from aioirqfd.irqfd.irqfd import IrqFd
-from aioirqfd.irqfd.resampler import NO_MOVES, Resampler, is_level
+from aioirqfd.irqfd.lines import Lines
+from aioirqfd.irqfd.offloading import Offloading
+from aioirqfd.irqfd.resampler import is_level
 from aioirqfd.irqfd.retry import Retry
 from aioirqfd.irqfd.routing import RoutingTable
 from aioirqfd.irqfd.sink import SinkTiers
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from aioirqfd.counter import Drain
     from aioirqfd.irqfd.interrupt import Route
     from aioirqfd.irqfd.irqfd import WakeupHandler
-    from aioirqfd.irqfd.resampler import Moves
+    from aioirqfd.irqfd.resampler import Resampler
     from aioirqfd.irqfd.sink import InterruptSink
     from aioirqfd.tracer import Tracer
 
@@ -54,14 +55,11 @@ _AT_ONCE: Final = 256
 """Irqfds that are shut before the loop gets a turn."""
 _NO_ROUTES: Final[tuple[Route, ...]] = ()
 
-_bound: Final[set[int]] = set()
-"""The eventfd-ids that are bound, by whichever manager of this process (row I12)."""
 _managers: Final[weakref.WeakSet[IrqManager]] = weakref.WeakSet()
 
 
 def _drop_inherited() -> None:
-    """In a forked child: what the parent has bound is bound there, and free here. The parent's pollers are gone already."""
-    _bound.clear()
+    """In a forked child: what the parent has bound is free here. The parent's pollers are gone already."""
     for manager in list(_managers):
         manager._let_go()
 
@@ -138,7 +136,7 @@ class IrqManager:
         self._routing = RoutingTable.default() if routing is None else _table(routing)
         self._hold = unrouted == "hold"
         self._tracer = guarded(tracer)
-        self._per_interrupt = bool(tracer.per_interrupt)
+        self.per_interrupt: Final = bool(tracer.per_interrupt)
         self._on_error = on_error
         self.backpressure: Final = Backpressure(self.queue, self._tracer)
         self._top_half = TopHalf(
@@ -154,9 +152,9 @@ class IrqManager:
         self._gsis: GsiAllocator | None = None
         self._irqfds: dict[int, IrqFd] = {}  # by eventfd-id, oldest first
         self._leaving: set[IrqFd] = set()
-        self._offloaded: set[IrqFd] = set()
+        self.offloading: Final = Offloading(self)
         self._unrouted: set[IrqFd] = set()
-        self._resamplers: dict[int, Resampler] = {}
+        self.lines: Final = Lines(self)
         self._poller: Poller | None = None
         self._drain: Drain | None = None
         self._closed: asyncio.Event | None = None
@@ -352,34 +350,35 @@ class IrqManager:
             raise TypeError(f"a wakeup handler is a coroutine function, not {wakeup!r}")
         references: list[EventFd] = []
         try:
-            trigger, eventfd_id = _eventfd(eventfd, references)
-            resample = None if resamplefd is None else _eventfd(resamplefd, references)[0]
-            self._check_free(trigger, eventfd_id)
+            trigger, eventfd_id = identity.eventfd_and_id(eventfd, references)
+            resample = None if resamplefd is None else identity.eventfd_and_id(resamplefd, references)[0]
+            self.check_free(trigger, eventfd_id)
             irqfd = IrqFd(
                 self, trigger, eventfd_id=eventfd_id, gsi=gsi, resamplefd=resample, handlers=handlers, masked=masked
             )
             trigger._signals = trigger._wakeups = trigger._fast = 0
             if resample is not None:
-                self.resampler(gsi).join(irqfd)
+                self.lines[gsi].join(irqfd)
             try:
                 if not irqfd.hand_over():
-                    self._take_back(self._offloaded_beside(irqfd))
-                    self._watch(irqfd)
+                    self.offloading.take_back_all(self.offloading.beside(irqfd))
+                    self.watch(irqfd)
             except BaseException:
-                self._leave_line(irqfd)
+                self.lines.leave(irqfd)
                 raise
         except BaseException:
-            _close(references)
+            identity.close_all(references)
             raise
         irqfd._references = references
-        _bound.add(eventfd_id)
+        identity.bound.add(eventfd_id)
         trigger._binding = irqfd
         self._irqfds[eventfd_id] = irqfd
         self.trace("irqfd_assigned", irqfd, resample=resample is not None, offloaded=irqfd.offloaded, masked=masked)
         return irqfd
 
-    def _check_free(self, trigger: EventFd, eventfd_id: int) -> None:
-        if eventfd_id in _bound:
+    def check_free(self, trigger: EventFd, eventfd_id: int) -> None:
+        """Raise unless the eventfd can be bound here (row I12)."""
+        if eventfd_id in identity.bound:
             raise EventFdBusyError(f"fd {trigger.fileno()}")
         poller = trigger._poller
         if poller is not None and poller is not self._poller and trigger._waiters and not poller.gone:
@@ -393,7 +392,7 @@ class IrqManager:
             TypeError: Not an EventFd and not an int.
             EventFdInvalidError: EINVAL: the fd is no eventfd.
         """
-        irqfd = self._irqfds.get(_eventfd_id(eventfd))
+        irqfd = self._irqfds.get(identity.id_of(eventfd))
         return irqfd if irqfd is not None and irqfd.gsi == gsi else None
 
     @overload
@@ -428,7 +427,7 @@ class IrqManager:
             found = self.find(irqfd, gsi=gsi)
             if found is None:
                 # Perhaps another task is deassigning it just now: a barrier all the same.
-                key = _eventfd_id(irqfd), gsi
+                key = identity.id_of(irqfd), gsi
                 found = next((one for one in self._leaving if (one.eventfd_id, one.gsi) == key), None)
                 if found is None:
                     return
@@ -453,12 +452,13 @@ class IrqManager:
             eventfd._binding = None
             eventfd._waiters = None
             references, irqfd._references = irqfd._references, []
-            _close(references)
+            identity.close_all(references)
         self._irqfds.clear()
-        self._offloaded.clear()
+        self.offloading.irqfds.clear()
         self._unrouted.clear()
 
-    def _watch(self, irqfd: IrqFd) -> None:
+    def watch(self, irqfd: IrqFd) -> None:
+        """Have the loop hear of its eventfd; what that holds is an event."""
         eventfd = irqfd.eventfd
         if eventfd._poller is not self._poller:
             eventfd._detach()
@@ -481,12 +481,12 @@ class IrqManager:
                 # The virtual machine is gone, and its irqfds with it (row C05).
                 self.trace("reclaim_failed", irqfd, error=repr(error))
         poller = eventfd._poller
-        owed = self._unwatch(irqfd)
+        owed = self.unwatch(irqfd)
         if owed:
             irqfd.wakeup(owed)
         irqfd.freeze()
         eventfd._binding = None
-        _bound.discard(irqfd.eventfd_id)
+        identity.bound.discard(irqfd.eventfd_id)
         del self._irqfds[irqfd.eventfd_id]
         self._leaving.add(irqfd)
         self._unrouted.discard(irqfd)
@@ -497,7 +497,7 @@ class IrqManager:
                 eventfd._poller = poller
                 eventfd._listening = True
 
-    def _unwatch(self, irqfd: IrqFd) -> int:
+    def unwatch(self, irqfd: IrqFd) -> int:
         """Leave the poller; what was signalled up to here and is not injected. What comes later stays in the eventfd."""
         eventfd = irqfd.eventfd
         poller = eventfd._poller
@@ -520,13 +520,13 @@ class IrqManager:
     def finished(self, irqfd: IrqFd) -> None:
         """Nothing of the irqfd runs any more."""
         self._leaving.discard(irqfd)
-        self._leave_line(irqfd)
+        self.lines.leave(irqfd)
         references, irqfd._references = irqfd._references, []
         if references and self._poller is not None and self._poller.drain.dispatching:
             # What the sink just refused is yet to be given back.
-            self._poller.loop.call_soon(_close, references)
+            self._poller.loop.call_soon(identity.close_all, references)
         else:
-            _close(references)
+            identity.close_all(references)
         if self._tracer is not NULL_TRACER:
             counts = irqfd.statistics()
             self.trace(
@@ -537,17 +537,6 @@ class IrqManager:
                 coalesced=counts.coalesced,
                 dropped=counts.dropped,
             )
-
-    def _leave_line(self, irqfd: IrqFd) -> None:
-        resampler = self._resamplers.get(irqfd.gsi)
-        if irqfd.resamplefd is not None and resampler is not None:
-            resampler.leave(irqfd)
-            self.drop_resampler(resampler)
-
-    def drop_resampler(self, resampler: Resampler) -> None:
-        """Forget a resampler that nobody needs any more: no resamplefd, and its line low."""
-        if resampler.empty and self._resamplers.get(resampler.gsi) is resampler:
-            del self._resamplers[resampler.gsi]
 
     # -- routing -----------------------------------------------------------------------------------------------------
 
@@ -579,10 +568,11 @@ class IrqManager:
         self._cached.clear()
         self._top_half.generation += 1
         self._tracer.emit("routing_changed", gsis=len(table), generation=self.generation)
-        moved = [irqfd for irqfd in self._offloaded if self.routes(irqfd.gsi) != old.get(irqfd.gsi, _NO_ROUTES)]
+        moved = [irqfd for irqfd in self.offloading.irqfds if self.routes(irqfd.gsi) != old.get(irqfd.gsi, _NO_ROUTES)]
         # First, for it may bring a line that is up, which then moves along.
-        self._take_back(moved)
-        for gsi, resampler in list(self._resamplers.items()):
+        self.offloading.take_back_all(moved)
+        for resampler in self.lines.all():
+            gsi = resampler.gsi
             if self.routes(gsi) != old.get(gsi, _NO_ROUTES):
                 resampler.reroute(self.routes(gsi))
         for irqfd in moved:
@@ -618,9 +608,9 @@ class IrqManager:
         self._cached.pop(gsi, None)
         self._top_half.generation += 1
         self._tracer.emit("route_changed", gsi=gsi, routes=len(self.routes(gsi)), generation=self.generation)
-        moved = [irqfd for irqfd in self._offloaded if irqfd.gsi == gsi]
-        self._take_back(moved)
-        resampler = self._resamplers.get(gsi)
+        moved = [irqfd for irqfd in self.offloading.irqfds if irqfd.gsi == gsi]
+        self.offloading.take_back_all(moved)
+        resampler = self.lines.get(gsi)
         if resampler is not None:
             resampler.reroute(self.routes(gsi))
         for irqfd in moved:
@@ -649,7 +639,7 @@ class IrqManager:
 
     def cached_interrupt(self, gsi: int, *, level: bool) -> Interrupt | None:
         """The one Interrupt of the gsi, if the counter module may inject it by itself."""
-        if self.tiers.try_inject is None or self._per_interrupt:
+        if self.tiers.try_inject is None or self.per_interrupt:
             return None
         routes = self.routes(gsi)
         if len(routes) != 1 or (level and is_level(routes)):
@@ -680,7 +670,7 @@ class IrqManager:
         Threads:
             Any. With a sink that has ``try_inject`` the line is low when this returns.
         """
-        resampler = self._resamplers.get(gsi)
+        resampler = self.lines.get(gsi)
         if resampler is not None:
             resampler.ack()
 
@@ -696,15 +686,8 @@ class IrqManager:
         Threads:
             Any.
         """
-        resampler = self._resamplers.get(gsi)
+        resampler = self.lines.get(gsi)
         return resampler is not None and resampler.tell()
-
-    def resampler(self, gsi: int) -> Resampler:
-        """The gsi's one resampler; made at the first need."""
-        resampler = self._resamplers.get(gsi)
-        if resampler is None:
-            resampler = self._resamplers[gsi] = Resampler(self, gsi)
-        return resampler
 
     def line_failed(self, event: str, resampler: Resampler, error: Exception) -> None:
         """The sink failed to lower or to raise a line: say so and try again later."""
@@ -715,20 +698,6 @@ class IrqManager:
     def _settle_line(self, resampler: Resampler) -> None:
         # A paused manager's snapshot has what is yet to be done: it is the snapshot's, unless the manager resumes.
         resampler.settle(paused=self._paused)
-
-    def asserted(self) -> dict[int, tuple[Route, ...]]:
-        """The lines that are up, and where."""
-        return {gsi: resampler.raised for gsi, resampler in self._resamplers.items() if resampler.asserted}
-
-    def moving(self) -> dict[int, Moves]:
-        """The lines that are not where they are to be, and what is yet to be done with each."""
-        moves = ((gsi, resampler.moves) for gsi, resampler in self._resamplers.items() if resampler.members)
-        return {gsi: each for gsi, each in moves if any(each)}
-
-    def put_lines(self, asserted: Mapping[int, Sequence[Route]], moving: Mapping[int, Moves]) -> None:
-        """Make the level-triggered lines stand as a snapshot says."""
-        for gsi, resampler in self._resamplers.items():
-            resampler.put(asserted.get(gsi, _NO_ROUTES), moving.get(gsi, NO_MOVES))
 
     # -- waiting -----------------------------------------------------------------------------------------------------
 
@@ -749,7 +718,7 @@ class IrqManager:
         # What is being deassigned owes its injections too.
         irqfds = (*self._irqfds.values(), *self._leaving)
         marks = [(irqfd, irqfd.mark()) for irqfd in irqfds if irqfd.owed or irqfd.active]
-        works = [resampler.work for resampler in self._resamplers.values()]
+        works = [resampler.work for resampler in self.lines.all()]
         lines = [work for work in works if work.pending or work.running is not None]
         for irqfd, mark in marks:
             while not self._paused and not irqfd.passed(mark):
@@ -796,7 +765,7 @@ class IrqManager:
             self._pauses += 1
             self._paused = self._top_half.paused = True
             self._paused_since = time.monotonic()
-            self._take_back(list(self._offloaded))
+            self.offloading.take_back_all(list(self.offloading.irqfds))
             self._tracer.emit("manager_paused", irqfds=len(self._irqfds))
         await self.queue.drain()
 
@@ -812,7 +781,7 @@ class IrqManager:
         self._paused = self._top_half.paused = False
         paused_for = time.monotonic() - self._paused_since
         self._tracer.emit("manager_resumed", held=self._top_half.held, paused_for=paused_for)
-        for resampler in list(self._resamplers.values()):
+        for resampler in self.lines.all():
             resampler.settle(paused=False)
         for irqfd in self.irqfds:
             irqfd.release_capture()
@@ -859,97 +828,12 @@ class IrqManager:
 
     def _drop_withheld(self) -> None:
         withheld, self._withheld = self._withheld, []
-        _close([eventfd for eventfd, _ in withheld])
+        identity.close_all(eventfd for eventfd, _ in withheld)
 
     @property
     def _settled(self) -> bool:
         """Whether nothing is being injected any more. A retry that waits for its time is not."""
         return self.queue.idle and not any(irqfd.busy for irqfd in (*self._irqfds.values(), *self._leaving))
-
-    # -- offloading --------------------------------------------------------------------------------------------------
-
-    def offload(self, irqfd: IrqFd) -> bool:
-        """Let the sink watch the eventfd itself, if it can, and then all the eventfds of the same line.
-
-        A line is the sink's or the loop's as a whole: each tells its own irqfds of the end of interrupt, whoever triggered
-        (row R04).
-        """
-        routes = self.routes(irqfd.gsi)
-        if self.tiers.offload is None or len(routes) != 1 or self._per_interrupt:
-            return False
-        resampler = self._resamplers[irqfd.gsi] if irqfd.resamplefd is not None and is_level(routes) else None
-        group = [irqfd] if resampler is None else [one for one in resampler.members if not one.offloaded]
-        if not all(one.free for one in group):
-            return False
-        interrupt = Interrupt(irqfd.gsi, routes[0], Action.PULSE if resampler is None else Action.ASSERT)
-        taken: list[IrqFd] = []
-        try:
-            for one in group:
-                if not self._offload(one, interrupt):
-                    break
-                taken.append(one)
-        finally:
-            if len(taken) < len(group):
-                self._take_back(taken)
-        if len(taken) < len(group):
-            return False
-        if resampler is not None:
-            resampler.hand_over()
-        return True
-
-    def _offload(self, irqfd: IrqFd, interrupt: Interrupt) -> bool:
-        assert self.tiers.offload is not None
-        watched = irqfd.eventfd._binding is irqfd
-        owed = self._unwatch(irqfd) if watched else 0
-        try:
-            taken = self.tiers.offload(
-                irqfd.eventfd, interrupt, irqfd.resamplefd if interrupt.action is Action.ASSERT else None
-            )
-        except Exception as error:
-            if not watched:
-                raise
-            # It was assigned here long ago, so this is nobody's misuse: go on without.
-            self.trace("offload_failed", irqfd, error=repr(error))
-            taken = False
-        if not taken:
-            if watched:
-                self._watch(irqfd)
-                if owed:
-                    irqfd.wakeup(owed)
-            return False
-        self._offloaded.add(irqfd)
-        irqfd.handed_over(interrupt, owed)
-        return True
-
-    def take_back(self, irqfd: IrqFd) -> None:
-        """Watch an offloaded eventfd here again, and all those of the same line."""
-        others = self._offloaded_beside(irqfd)
-        irqfd.take_back()
-        self._take_back(others)
-
-    def _offloaded_beside(self, irqfd: IrqFd) -> list[IrqFd]:
-        """The other irqfds of its line, if the sink watches them."""
-        if not self._offloaded or irqfd.resamplefd is None or not is_level(self.routes(irqfd.gsi)):
-            return []
-        return [one for one in self._resamplers[irqfd.gsi].members if one.offloaded and one is not irqfd]
-
-    def _take_back(self, irqfds: Sequence[IrqFd]) -> None:
-        for irqfd in irqfds:
-            try:
-                irqfd.take_back()
-            except Exception as error:
-                # One that the sink does not let go of must not keep the others going.
-                self.trace("reclaim_failed", irqfd, error=repr(error))
-
-    def reclaim(self, irqfd: IrqFd, interrupt: Interrupt) -> None:
-        """Watch an offloaded eventfd here again."""
-        self._offloaded.discard(irqfd)
-        if self.tiers.reclaim is not None and not irqfd.eventfd.closed:
-            try:
-                if self.tiers.reclaim(irqfd.eventfd, interrupt):
-                    self.resampler(irqfd.gsi).adopt(interrupt)
-            finally:
-                self._watch(irqfd)
 
     # -- what happened -----------------------------------------------------------------------------------------------
 
@@ -957,10 +841,10 @@ class IrqManager:
         """The counts as they are now; looks at every irqfd."""
         return IrqManagerStatistics(
             irqfds=len(self._irqfds),
-            offloaded=len(self._offloaded),
+            offloaded=len(self.offloading.irqfds),
             held=self._top_half.held,
             broken=sum(irqfd.state is State.BROKEN for irqfd in self._irqfds.values()),
-            asserted=sum(resampler.asserted for resampler in self._resamplers.values()),
+            asserted=sum(resampler.asserted for resampler in self.lines.all()),
             dropped=self._dropped,
             queue=self.queue.statistics(),
         )
@@ -973,7 +857,7 @@ class IrqManager:
 
     def trace_interrupt(self, event: str, irqfd: IrqFd, /, **fields: object) -> None:
         """The same, for what happens at every interrupt."""
-        if self._per_interrupt:
+        if self.per_interrupt:
             self.trace(event, irqfd, **fields)
 
     def dropped(self, irqfd: IrqFd) -> None:
@@ -1004,30 +888,6 @@ class IrqManager:
 
 def _table(routing: RoutingTable | Mapping[int, Route | Sequence[Route]]) -> RoutingTable:
     return routing if isinstance(routing, RoutingTable) else RoutingTable(routing)
-
-
-def _eventfd(value: EventFd | int, references: list[EventFd]) -> tuple[EventFd, int]:
-    """The eventfd and its id; EBADF, EINVAL (row I08). What was made for an int is added to the references."""
-    if isinstance(value, EventFd):
-        try:
-            return value, value.id
-        except OSError as error:
-            if error.errno == errno.EBADF and not isinstance(error, ClosedError):
-                raise ClosedError(f"fd {value.fileno()}") from None  # closed behind its back
-            raise
-    eventfd = EventFd._reference(operator.index(value))
-    references.append(eventfd)
-    return eventfd, eventfd.id
-
-
-def _eventfd_id(value: EventFd | int) -> int:
-    """The same, where no reference is needed."""
-    return _eventfd(value, [])[1] if isinstance(value, EventFd) else EventFd.from_fd(operator.index(value)).id
-
-
-def _close(references: list[EventFd]) -> None:
-    for reference in references:
-        reference.close()
 
 
 def _raise(error: BaseException) -> None:

@@ -22,8 +22,8 @@ from aioirqfd.counter import fdinfo
 from aioirqfd.errors import ClosedError, EventFdBusyError, RoutingError, SnapshotError, WouldBlock
 from aioirqfd.eventfd import EventFd
 from aioirqfd.irqfd import msix_snapshot
+from aioirqfd.irqfd.identity import eventfd_and_id
 from aioirqfd.irqfd.interrupt import Msi
-from aioirqfd.irqfd.manager import _eventfd
 from aioirqfd.irqfd.msix_vector import MASK_BIT, MsixVector
 from aioirqfd.irqfd.routing import MAX_ROUTES
 from aioirqfd.irqfd.state import State
@@ -146,7 +146,7 @@ class MsixTable:
         taken: dict[int, int] = {}
         for number, eventfd in eventfds.items():
             vector = self._vector(number)
-            vector.eventfd, vector.eventfd_id = _eventfd(eventfd, references)
+            vector.eventfd, vector.eventfd_id = eventfd_and_id(eventfd, references)
             vector.reference = vector.eventfd is not eventfd
             if taken.setdefault(vector.eventfd_id, number) != number:
                 raise EventFdBusyError(f"one eventfd for the vectors {taken[vector.eventfd_id]} and {number}")
@@ -229,7 +229,7 @@ class MsixTable:
             raise ClosedError("the MSI-X table is closed")
         references: list[EventFd] = []
         try:
-            new, new_id = _eventfd(eventfd, references)
+            new, new_id = eventfd_and_id(eventfd, references)
             if new is entry.eventfd:
                 return
             self._check_here()
@@ -259,7 +259,7 @@ class MsixTable:
             if has and other.eventfd is not None and not other.eventfd.closed:
                 raise EventFdBusyError(f"it is the eventfd of vector {other.number}")
         if not (entry.bound and new_id == entry.eventfd_id):
-            self._manager._check_free(new, new_id)
+            self._manager.check_free(new, new_id)
 
     async def set_message(self, vector: int, /, *, address: int, data: int) -> None:
         """Change a vector's message, while signals arrive, as a barrier: after it returns, nothing is sent to the old one.

@@ -330,7 +330,7 @@ class Resampler:
         if lowered:
             self._tell_once()
         if done:
-            self._manager.drop_resampler(self)
+            self._manager.lines.drop(self)
 
     async def _lower_slowly(self) -> bool:
         while self._falling:

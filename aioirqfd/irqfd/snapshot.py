@@ -63,9 +63,9 @@ def take(manager: IrqManager, *, paused: bool) -> dict[str, object]:
         "version": VERSION,
         "routing": [[gsi, [_encode(route) for route in routes]] for gsi, routes in manager.routing.items()],
         "irqfds": irqfds,
-        "asserted": [[gsi, [_encode(route) for route in routes]] for gsi, routes in manager.asserted().items()],
+        "asserted": [[gsi, [_encode(route) for route in routes]] for gsi, routes in manager.lines.asserted().items()],
     }
-    moving = manager.moving()
+    moving = manager.lines.moving()
     if moving:
         state["moving"] = [
             {
@@ -107,7 +107,7 @@ def put(manager: IrqManager, state: object, *, paused: bool) -> None:
             count=_int(entry["count"]),
             done=_done(entry),
         )
-    manager.put_lines(asserted, moving)
+    manager.lines.put(asserted, moving)
 
 
 def _encode(route: Route) -> list[object]:

@@ -19,7 +19,7 @@ from aioirqfd.errors import RoutingError
 from aioirqfd.irqchip import IoApic, Pic
 from aioirqfd.irqchip.pic_chip import PicChip
 from aioirqfd.irqchip.pins import InputPins
-from aioirqfd.irqfd import manager as manager_module
+from aioirqfd.irqfd import identity
 from aioirqfd.irqfd.resampler import Resampler
 from aioirqfd.sinks import KvmSink
 from tests.conformance.ours import OurHost
@@ -90,7 +90,7 @@ def an_eventfd_is_known_by_its_fd(patch):
 
 @mutant("I12", "C05")
 def a_bound_eventfd_is_bound_once_more(patch):
-    patch.setattr(IrqManager, "_check_free", lambda *_: None)
+    patch.setattr(IrqManager, "check_free", lambda *_: None)
 
 
 @mutant("I09")
@@ -102,7 +102,7 @@ def what_is_refused_stays_bound(patch):
             return original(self, eventfd, **rest)
         except OSError:
             if isinstance(eventfd, EventFd):
-                manager_module._bound.add(eventfd.id)
+                identity.bound.add(eventfd.id)
             raise
 
     patch.setattr(IrqManager, "assign", assign)
@@ -119,13 +119,13 @@ def deassign_looks_at_the_eventfd_alone(patch):
 
 @mutant("I20", "W03")
 def what_was_signalled_is_lost_by_deassign(patch):
-    original = IrqManager._unwatch
+    original = IrqManager.unwatch
 
     def unwatch(self, irqfd):
         original(self, irqfd)
         return 0
 
-    patch.setattr(IrqManager, "_unwatch", unwatch)
+    patch.setattr(IrqManager, "unwatch", unwatch)
 
 
 @mutant("P01", "P02", "P12")
@@ -367,7 +367,7 @@ def noticed(call: Break, rows: Iterable[str]) -> list[str]:
     """The rows that do not give what they should while that is broken."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manager_module, "_bound", set())  # what a mutant leaves bound is nobody's afterwards
+        patch.setattr(identity, "bound", set())  # what a mutant leaves bound is nobody's afterwards
         call(patch)
         for name in rows:
             row = ROWS[name]

@@ -783,9 +783,9 @@ async def test_a_sink_that_is_gone_does_not_keep_the_manager_from_closing():
 
 
 def bound():
-    from aioirqfd.irqfd import manager
+    from aioirqfd.irqfd import identity
 
-    return set(manager._bound)
+    return set(identity.bound)
 
 
 @pytest.fixture(autouse=True)

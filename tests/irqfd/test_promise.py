@@ -319,7 +319,7 @@ class Promise(RuleBasedStateMachine):
             rest = kick._count + left[0] if slot == SEMAPHORE else 0
             assert self.call(irqfd.statistics).signals + rest == self.sent[slot]
         self.run(self.irqs.queue.drain())
-        raised = {(gsi, route) for gsi, routes in self.call(self.irqs.asserted).items() for route in routes}
+        raised = {(gsi, route) for gsi, routes in self.call(self.irqs.lines.asserted).items() for route in routes}
         assert self.sink.high == raised, "the line is not where the resampler says"
 
     # -- what always holds -------------------------------------------------------------------------------------------

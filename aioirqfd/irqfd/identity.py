@@ -1,0 +1,47 @@
+"""Which eventfd is which, and which are bound: by the kernel's number, in which all dups of an eventfd agree (rows E25, I12)."""
+
+# pyright: reportPrivateUsage=false
+# (an underscore on an EventFd says "for this package")
+from __future__ import annotations
+
+import errno
+import operator
+import os
+from typing import TYPE_CHECKING, Final
+
+from aioirqfd.errors import ClosedError
+from aioirqfd.eventfd import EventFd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+bound: Final[set[int]] = set()
+"""The eventfd-ids that are bound, by whichever manager of this process (row I12)."""
+
+# What the parent has bound is bound there.
+os.register_at_fork(after_in_child=bound.clear)
+
+
+def eventfd_and_id(value: EventFd | int, references: list[EventFd]) -> tuple[EventFd, int]:
+    """The eventfd and its id; EBADF, EINVAL (row I08). What was made for an int is added to the references."""
+    if isinstance(value, EventFd):
+        try:
+            return value, value.id
+        except OSError as error:
+            if error.errno == errno.EBADF and not isinstance(error, ClosedError):
+                raise ClosedError(f"fd {value.fileno()}") from None  # closed behind its back
+            raise
+    eventfd = EventFd._reference(operator.index(value))
+    references.append(eventfd)
+    return eventfd, eventfd.id
+
+
+def id_of(value: EventFd | int) -> int:
+    """The same, where no reference is needed."""
+    return eventfd_and_id(value, [])[1] if isinstance(value, EventFd) else EventFd.from_fd(operator.index(value)).id
+
+
+def close_all(references: Iterable[EventFd]) -> None:
+    """Close what was made for ints."""
+    for reference in references:
+        reference.close()
