@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
@@ -166,8 +167,13 @@ class IoApic:
             return
         pin = self._pins.require(interrupt)
         self._note_resampled(pin, interrupt)
-        with self._lock:
-            request = self._apply(pin, interrupt)
+        while True:
+            with self._lock:
+                early = self._too_early(pin, interrupt)
+                request = None if early else self._apply(pin, interrupt)
+            if not early:
+                break
+            await asyncio.sleep(0)  # another thread ends the pin's interrupt just now
         if request is not None:
             await self._send_waiting(request)
 
@@ -175,7 +181,8 @@ class IoApic:
         """Take an interrupt: PULSE raises and lowers the pin, ASSERT raises it, DEASSERT lowers it.
 
         Returns:
-            False if it causes a message that ``out`` refuses: :meth:`inject` it then. Else True, also for a pin that is
+            False if it causes a message that ``out`` refuses, or is a pulse that comes while the end of a level pin's interrupt is
+            told: :meth:`inject` it then. Else True, also for a pin that is
             masked or waits for its EOI, and always for DEASSERT: the line is low, whatever else the pin still owes.
 
         Raises:
@@ -184,6 +191,8 @@ class IoApic:
         pin = self._pins.require(interrupt)
         self._note_resampled(pin, interrupt)
         with self._lock:
+            if self._too_early(pin, interrupt):
+                return False
             request = self._apply(pin, interrupt)
         return request is None or self._send(request) or interrupt.action is Action.DEASSERT
 
@@ -459,6 +468,12 @@ class IoApic:
         request = self._take(pin, gsi=interrupt.gsi, kept=kept)
         self._set_pin(pin, was_high=True, high=pins.drive(pin, 0))
         return request
+
+    def _too_early(self, pin: int, interrupt: Interrupt) -> bool:
+        """Whether it is a pulse of a level pin whose end of interrupt is being told: nothing of it would be left afterwards."""
+        entry = self._entries[pin]
+        free = entry.level and not (entry.masked or entry.remote_irr)
+        return bool(free and self._held[pin] and interrupt.action is Action.PULSE)
 
     def _set_pin(self, pin: int, *, was_high: bool, high: bool) -> None:
         bit = 1 << pin
