@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -302,6 +303,29 @@ class OurMachine(Machine):
             self.bus.deassign(_open(event), address=address, length=length, datamatch=match, space=space)  # type: ignore[arg-type]
 
         return attempt(remove)
+
+    async def migrate(self, meanwhile: Callable[[], object]) -> OurMachine:
+        """The machine on other chips and under another manager, by their snapshots; signals come meanwhile."""
+        old, new = self.manager, OurMachine(self.host, len(self.chips.apics.enabled))
+        await old.pause()
+        meanwhile()
+        irqfds = [(irqfd.eventfd, irqfd.gsi, irqfd.resamplefd) for irqfd in old.irqfds]
+        state = json.loads(json.dumps([old.snapshot(), self.chips.pic.snapshot(), self.chips.ioapic.snapshot()]))
+        self.irqs = None
+        await old.aclose()
+        new.bus = self.bus
+        new.chips.slow = self.chips.slow
+        vars(new.chips.apics).update(vars(self.chips.apics))
+        await new.manager.__aenter__()
+        await new.manager.pause()
+        for eventfd, gsi, resamplefd in irqfds:
+            new.manager.assign(eventfd, gsi=gsi, resamplefd=resamplefd)
+        new.chips.pic.restore(state[1])
+        new.chips.ioapic.restore(state[2])
+        new.manager.restore(state[0])
+        new.manager.resume()
+        self.host.machines[self.host.machines.index(self)] = new
+        return new
 
     async def close(self) -> None:
         irqs, self.irqs = self.irqs, None

@@ -3,7 +3,9 @@
 ``python -m tests.conformance.stateful --sequences 10000 --seed 1`` runs many, in pieces, each with a seed of its own that is
 printed, and tells in the end how often it did what. The kernel is given the time for its work items after every operation;
 aioirqfd's loop has some turns of its own and is asked nothing, as a flush or a look at the statistics would find what a lost
-wake-up left lying. An operation is one value, drawn by weight: Hypothesis leaves rules out of whole runs, and with ``assign`` a
+wake-up left lying. What only aioirqfd has is done to it in such a way that the kernel gives the same: a mask that holds for some
+operations is a deassign there, and an assign and one write at its end; a migration to other chips and another manager is nothing.
+An operation is one value, drawn by weight: Hypothesis leaves rules out of whole runs, and with ``assign`` a
 rule of its own many runs would have nothing bound to look at.
 
 Where the two are different on purpose, the machine keeps away:
@@ -19,6 +21,11 @@ Where the two are different on purpose, the machine keeps away:
 - P06, W02: in a burst a bound semaphore is signalled or unbound once, as one look at it takes 1, and the kernel looks at each. So is
   a gsi while a device drives a line up: the first pulse only lowers the line, and a second, if it is one of its own, is an edge.
 - W04: in a burst nothing is unbound whose line is up, as it goes down before or after what others on the gsi signalled.
+- R20: while our sink takes nothing at once, the IOAPIC's pins are edge-triggered: the line goes down after the end of interrupt, and a
+  level pin that is still high at that moment goes out once more.
+- R21: a level pin that a device holds up is not unmasked while its gsi has a resampler. An edge pin is never masked: what comes
+  meanwhile is kept here, and lost there.
+- P01, P03: nothing is migrated or held masked while a bound eventfd has a count, which the second assign would inject once more.
 - The slave's pins are edge-triggered, and pin 2 is not compared: its request is a latch there and a wire here.
 """
 
@@ -61,9 +68,13 @@ _GSIS = (5, 6, 7, 9, 100)
 _MESSAGE = 101
 _BOTH_CHIPS = 102
 _UNROUTED = 103
+_IOAPIC = {110: 5, 111: 6}
+_VECTORS = {5: 0x51, 6: 0x61}
+_LEVEL, _MASKED = 1 << 15, 1 << 16
 _FIXED: dict[int, list[Route]] = {
     _MESSAGE: [("msi", 0x41)],
     _BOTH_CHIPS: [("pic", 4), ("ioapic", 20)],  # by the work queue (row M05); the IOAPIC's pin is masked
+    **{gsi: [("ioapic", pin)] for gsi, pin in _IOAPIC.items()},
 }
 _PORTS = (0x90, 0x91)
 
@@ -71,12 +82,18 @@ done: Counter[str] = Counter()
 """How often which operation was done, and some of what came of it."""
 
 slots = st.integers(0, EVENTS - 1)
-gsis = st.sampled_from([5, 5, 5, 6, 6, 7, 9, 100, _MESSAGE, _BOTH_CHIPS, _UNROUTED])
+gsis = st.sampled_from([5, 5, 5, 6, 6, 7, 9, 100, _MESSAGE, _BOTH_CHIPS, _UNROUTED, 110, 110, 111])
 kinds = st.tuples(st.sampled_from([0, 0, 1, 3]), st.booleans())
 counts = st.sampled_from([1, 1, 2, 3, 2**31, 2**32 - 1])
 ports = st.sampled_from(_PORTS)
 resamples = st.one_of(st.none(), slots)
-tables = st.tuples(st.permutations(_PINS), st.sets(st.sampled_from(_GSIS), min_size=2), st.booleans())
+tables = st.tuples(
+    st.permutations(_PINS),
+    st.sets(st.sampled_from(_GSIS), min_size=2),
+    st.booleans(),
+    st.sets(st.sampled_from(_GSIS), max_size=2),
+    st.sampled_from([0x41, 0x41, 0x42, 0x43]),
+)
 
 # What may be done several times before aioirqfd's loop has a turn.
 SIGNALS: dict[str, tuple[int, tuple[st.SearchStrategy[object], ...]]] = {
@@ -115,6 +132,10 @@ OPERATIONS: dict[str, tuple[int, tuple[st.SearchStrategy[object], ...]]] = {
     "line": (4, (gsis, st.sampled_from([0, 1]))),
     "route": (3, (tables,)),
     "unroute_and_route": (1, (gsis,)),
+    "entry": (3, (st.sampled_from(sorted(_VECTORS)), st.booleans())),
+    "hold_masked": (2, (slots,)),
+    "migrate": (2, (slots, counts)),
+    "use_a_dup": (2, (slots, gsis)),
     "doorbell": (2, (ports, slots)),
     "undoorbell": (1, (ports,)),
     "set_up_anew": (1, ()),
@@ -149,6 +170,7 @@ class Both(RuleBasedStateMachine):
         self.table: dict[int, list[Route]] = {}
         self.hurried = False
         self.resampled = False
+        self.held: int | None = None
 
     # -- doing the same to both --------------------------------------------------------------------------------------
 
@@ -188,6 +210,7 @@ class Both(RuleBasedStateMachine):
         kinds=st.lists(kinds, min_size=EVENTS, max_size=EVENTS),
         bindings=st.lists(st.tuples(gsis, resamples), min_size=EVENTS - 2, max_size=EVENTS - 2),
         ringing=slots,
+        levels=st.tuples(st.booleans(), st.booleans()),
     )
     def start(
         self,
@@ -198,6 +221,7 @@ class Both(RuleBasedStateMachine):
         kinds: list[tuple[int, bool]],
         bindings: list[tuple[int, int | None]],
         ringing: int,
+        levels: tuple[bool, bool],
     ) -> None:
         """Machines, their PICs set up, and eventfds, most of them bound. ``slow``: our sink takes nothing at once."""
         if fast_loop:
@@ -214,6 +238,12 @@ class Both(RuleBasedStateMachine):
         self.machines[1].chips.slow = slow
         self.both(lambda side: self.machines[side].enable(), settle=False)
         self.both(lambda side: self.machines[side].pic_up(level=level, auto_eoi=auto_eoi), settle=False)
+        self.entries = {
+            pin: (_LEVEL if level and not slow else 0) | _VECTORS[pin]
+            for pin, level in zip(_VECTORS, levels, strict=True)
+        }
+        for pin, low in self.entries.items():
+            self.ioapic(pin, low)
         table: dict[int, list[Route]] = {gsi: [("pic", pin)] for gsi, pin in zip(_GSIS, _PINS, strict=True)}
         self.set_table(table | _FIXED)
         self.events = [self.make(kind) for kind in kinds]
@@ -226,6 +256,8 @@ class Both(RuleBasedStateMachine):
         """One operation, and a comparison of what can be seen without asking for it."""
         name, *arguments = operation
         done[str(name)] += 1
+        if self.held is not None and not self.may_stay_held(str(name), arguments):
+            self.release()
         getattr(self, str(name))(*arguments)
         self.compare(self.seen)
 
@@ -297,6 +329,84 @@ class Both(RuleBasedStateMachine):
 
         self.both(lambda side: ours() if side else self.events[slot][0].write(n))
 
+    def hold_masked(self, slot: int) -> None:
+        """Mask, for some operations. To the kernel it is unbound meanwhile, and what came is one signal when it is bound again."""
+        gsi, event = self.bound.get(slot), self.events[slot]
+        machine = self.machines[1]
+        irqfd = machine.find(event[1], gsi) if gsi is not None else None
+        if self.held is not None or irqfd is None or irqfd.resamplefd is not None:
+            return
+        if event[1].eventfd.semaphore or event[0].count():
+            return
+
+        async def mask(side: int) -> None:
+            if side:
+                irqfd.mask()
+            else:
+                await self.machines[0].deassign(event[0], irqfd.gsi)
+
+        self.both(mask)
+        self.held = slot
+
+    def may_stay_held(self, name: str, arguments: list[object]) -> bool:
+        """Whether the operation leaves alone what is masked, and does not look at it."""
+        if name in {"write", "signal", "signal_from_a_thread"}:
+            done["- a signal while it is held masked"] += arguments[0] == self.held
+            return True
+        others = name in {"read", "signal_while_masked", "assign", "rebind", "unbind", "deassign", "use_a_dup"}
+        whole = name in {"take", "take_and_end", "end", "end_specific", "mask", "line", "entry", "route", "ring"}
+        return whole or (others and arguments[0] != self.held)
+
+    def release(self) -> None:
+        """Unmask."""
+        assert self.held is not None
+        slot, self.held = self.held, None
+        gsi, event = self.bound[slot], self.events[slot]
+
+        def release(side: int) -> object:
+            if side:
+                irqfd = self.machines[1].find(event[1], gsi)
+                assert irqfd is not None
+                return irqfd.unmask()
+            came = event[0].read()
+            assert self.machines[0].assign(event[0], gsi) == "ok"
+            if came != "EAGAIN":
+                event[0].write(1)
+            return None
+
+        done["- an unmask with something pending"] += event[0].count() > 0
+        self.both(release)
+
+    def migrate(self, slot: int, n: int) -> None:
+        """To other chips and another manager, which the kernel knows nothing of; a signal comes meanwhile."""
+        machine = self.machines[1]
+        closed = any(irqfd.resamplefd is not None and irqfd.resamplefd.closed for irqfd in machine.manager.irqfds)
+        # What an assign has left to be read would be injected at the second one, too (row P01).
+        if closed or any(self.events[other][0].count() for other in self.bound):
+            return
+        done["- a migration"] += 1
+        done["- a migration with a resample line up"] += bool(machine.manager.lines.asserted())
+        self.told(slot)
+
+        async def ours() -> object:
+            said: list[object] = []
+            new = await machine.migrate(lambda: said.append(self.events[slot][1].write(n)))
+            self.machines = (self.machines[0], new)
+            return said[0]
+
+        self.both(lambda side: ours() if side else self.events[slot][0].write(n))
+
+    def use_a_dup(self, slot: int, gsi: int) -> None:
+        """Of what is bound: it cannot be bound again, and is unbound by it. An EventFd's own close is not its dup's (row C01)."""
+        if slot in self.bound:
+            twins = [event.dup() for event in self.events[slot]]
+            self.both(lambda side: self.machines[side].assign(twins[side], gsi), settle=False)
+            self.both(lambda side: self.machines[side].deassign(twins[side], gsi), settle=False)
+            if self.bound[slot] == gsi:
+                del self.bound[slot]
+            for twin in twins:
+                twin.close()
+
     def read(self, slot: int) -> None:
         """By the owner."""
         if slot in self.bound:
@@ -322,7 +432,7 @@ class Both(RuleBasedStateMachine):
         async def hurry() -> None:
             self.hurried = True
             told: set[tuple[str, int]] = set()
-            driven = self.machines[0].lines() & ~_CASCADE
+            driven = self.machines[0].lines() & ~_CASCADE or self.machines[1].chips.ioapic._pins.raised
             try:
                 for name, *arguments in operations:
                     slot = arguments[0]
@@ -411,14 +521,19 @@ class Both(RuleBasedStateMachine):
         assert self.both(lambda side: self.machines[side].route(*entries), settle=False) == "ok"
         self.table = table
 
-    def route(self, drawn: tuple[list[int], set[int], bool]) -> None:
-        """Each gsi to a pin of its own; one whose resample line is up stays where it is (row G12)."""
-        pins, wanted, fixed = drawn
+    def route(self, drawn: tuple[list[int], set[int], bool, set[int], int]) -> None:
+        """Each gsi to a pin of its own, or to a message; one whose resample line is up stays where it is (row G12)."""
+        pins, wanted, fixed, messages, vector = drawn
         up = self.machines[1].manager.lines.asserted()
         done["- a route while a resample line is up"] += bool(up)
         done["- a route while a device's line is up"] += bool(self.machines[0].lines() & ~_CASCADE and not up)
         table = {gsi: self.table[gsi] for gsi in up}
-        table |= {gsi: routes for gsi, routes in _FIXED.items() if fixed}
+        if fixed:
+            message: list[Route] = [("msi", vector)]
+            table |= {gsi: routes for gsi, routes in _FIXED.items() if gsi not in up} | {_MESSAGE: message}
+        for index, gsi in enumerate(_GSIS):
+            if gsi in messages and gsi not in table:
+                table[gsi] = [("msi", 0x44 + index)]
         taken = [routes[0] for routes in table.values()]
         for gsi, pin in zip(_GSIS, pins, strict=True):
             if gsi in wanted and gsi not in table and ("pic", pin) not in taken:
@@ -430,6 +545,8 @@ class Both(RuleBasedStateMachine):
         up = gsi in self.machines[1].manager.lines.asserted()
         irr, _, _, lines = self.machines[0].registers()
         for route in self.table[gsi] if up else ():
+            if route[0] == "ioapic":
+                return
             bit = 1 << route[1]
             # A PIC that was set up anew does not know of a line that has been up since.
             if route[0] == "pic" and not (lines & bit and (self.level | irr) & bit):
@@ -439,6 +556,24 @@ class Both(RuleBasedStateMachine):
         for there in ({other: routes for other, routes in table.items() if other != gsi}, table):
             self.set_table(there)
 
+    def entry(self, pin: int, masked: bool) -> None:
+        """The guest masks or unmasks a pin of the IOAPIC; an edge pin stays unmasked, as what comes while it is not is kept here.
+
+        A pin that a device holds up is not unmasked while there is a resampler: that request, too, is dropped there.
+        """
+        chip = self.machines[1].chips.ioapic
+        if masked and not self.entries[pin] & _LEVEL:
+            return
+        gsi = next(gsi for gsi, one in _IOAPIC.items() if one == pin)
+        told = any(irqfd.gsi == gsi and irqfd.resamplefd is not None for irqfd in self.machines[1].manager.irqfds)
+        if not masked and told and chip._pins.raised >> pin & 1:
+            return
+        self.ioapic(pin, self.entries[pin] | (_MASKED if masked else 0))
+
+    def ioapic(self, pin: int, low: int) -> None:
+        """Write the low half of a redirection entry."""
+        self.both(lambda side: self.machines[side].ioapic(pin, low), settle=self.resampled)
+
     def line(self, gsi: int, level: int) -> None:
         """A device's."""
         self.both(lambda side: self.machines[side].line(gsi, level), settle=False)
@@ -447,11 +582,11 @@ class Both(RuleBasedStateMachine):
 
     def take(self) -> bool:
         """The CPU takes an interrupt; whether it is the PIC's to end."""
-        vector = self.both(lambda side: self.machines[side].take(), settle=self.auto_eoi)
+        vector = self.both(lambda side: self.machines[side].take(), settle=self.auto_eoi or self.resampled)
         assert vector is None or isinstance(vector, int)
         done["- an interrupt taken" if vector is not None else "- no interrupt to take"] += 1
         if vector is not None and vector >= 0x40:
-            self.both(lambda side: self.machines[side].end(vector), settle=False)
+            self.both(lambda side: self.machines[side].end(vector), settle=self.resampled)
             return False
         return vector is not None
 
@@ -509,6 +644,7 @@ class Both(RuleBasedStateMachine):
             "imr": imr,
             "lines": lines & ~_CASCADE,
             "vectors": machine.vectors(),
+            "pins": [hex(machine.pin(pin)) for pin in _VECTORS],
             # What a bound irqfd has seen may be left unread until somebody asks; not so a semaphore's rest.
             "counts": {
                 slot: event[side].count()
@@ -520,6 +656,8 @@ class Both(RuleBasedStateMachine):
 
     def compare_all(self) -> None:
         """Every count too."""
+        if self.held is not None:
+            self.release()
         self.both(lambda side: [event[side].count() for event in self.events], settle=False)
 
     def teardown(self) -> None:

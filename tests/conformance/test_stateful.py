@@ -50,6 +50,9 @@ def test_random_sequences(monkeypatch):
     assert stateful.done["sequences"] >= SEQUENCES
     assert stateful.done["- a signal of a bound eventfd"] >= SEQUENCES
     assert stateful.done["- an interrupt taken"] >= SEQUENCES // 4
+    assert stateful.done["- a migration"] >= 1
+    assert stateful.done["hold_masked"] >= 1
+    assert stateful.done["entry"] >= 1
 
 
 # -------------------------------------------------------------------------------------- what it found, and was mended
@@ -183,6 +186,28 @@ def test_a_semaphores_only_count_is_its_irqfds():
     assert ours == kernel
 
 
+def test_a_pulse_that_the_end_of_interrupt_brings_is_an_interrupt():
+    # One's resamplefd is the trigger of another irqfd, a plain one, on the same level pin.
+    async def scenario(host):
+        machine = await host.machine()
+        machine.enable()
+        machine.route((GSI, ("ioapic", GSI)))
+        machine.ioapic(GSI, 0x8031)
+        trigger, told = host.event(), host.event()
+        machine.assign(trigger, GSI, told)
+        machine.assign(told)
+        trigger.write()
+        await machine.settle()
+        taken = machine.take()
+        machine.end(0x31)
+        await machine.settle()
+        return taken, machine.take()
+
+    kernel, ours = both(scenario)
+    assert kernel == (0x31, 0x31)
+    assert ours == kernel
+
+
 # ---------------------------------------------------------------------------------- what it found: different on purpose
 
 
@@ -221,3 +246,26 @@ def test_the_slaves_request_is_a_wire_and_leaves_nothing_behind():
         return machine.take()
 
     assert both(scenario) == (0x28 + 7, None)  # the kernel's spurious interrupt 15
+
+
+def test_a_line_that_goes_down_after_the_end_of_interrupt_interrupts_once_more():
+    # The sink takes nothing at once, so the IOAPIC still sees the level pin high when its interrupt ends.
+    async def scenario(host):
+        machine = await host.machine()
+        machine.enable()
+        machine.route((GSI, ("ioapic", GSI)))
+        machine.ioapic(GSI, 0x8031)
+        if host.name == "aioirqfd":
+            machine.chips.slow = True
+        trigger, resample = host.event(), host.event()
+        machine.assign(trigger, GSI, resample)
+        trigger.write()
+        await machine.settle()
+        taken = machine.take()
+        machine.end(0x31)
+        again = machine.take()
+        for _ in range(16):
+            await asyncio.sleep(0)
+        return taken, again, resample.count()
+
+    assert both(scenario) == ((0x31, None, 1), (0x31, 0x31, 1))
