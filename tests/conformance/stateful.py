@@ -23,6 +23,7 @@ Where the two are different on purpose, the machine keeps away:
 - W04: in a burst nothing is unbound whose line is up, as it goes down before or after what others on the gsi signalled.
 - R20: while our sink takes nothing at once, the IOAPIC's pins are edge-triggered: the line goes down after the end of interrupt, and a
   level pin that is still high at that moment goes out once more.
+- R20: an edge pin of the IOAPIC keeps its route: one that had none when the kernel last looked tells nobody of its ends there.
 - R21: a level pin that a device holds up is not unmasked while its gsi has a resampler. An edge pin is never masked: what comes
   meanwhile is kept here, and lost there.
 - P01, P03: nothing is migrated or held masked while a bound eventfd has a count, which the second assign would inject once more.
@@ -531,6 +532,9 @@ class Both(RuleBasedStateMachine):
         if fixed:
             message: list[Route] = [("msi", vector)]
             table |= {gsi: routes for gsi, routes in _FIXED.items() if gsi not in up} | {_MESSAGE: message}
+        for gsi, pin in _IOAPIC.items():
+            if not self.entries[pin] & _LEVEL:
+                table[gsi] = _FIXED[gsi]
         for index, gsi in enumerate(_GSIS):
             if gsi in messages and gsi not in table:
                 table[gsi] = [("msi", 0x44 + index)]

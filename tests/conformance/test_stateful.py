@@ -269,3 +269,25 @@ def test_a_line_that_goes_down_after_the_end_of_interrupt_interrupts_once_more()
         return taken, again, resample.count()
 
     assert both(scenario) == ((0x31, None, 1), (0x31, 0x31, 1))
+
+
+def test_an_edge_pin_that_has_its_route_back_tells_of_its_ends_again():
+    # The kernel notes which edge vectors somebody hears of when a resampler comes or goes, and not when the table changes.
+    async def scenario(host):
+        machine = await host.machine()
+        machine.enable()
+        machine.route((GSI, ("ioapic", GSI)))
+        machine.ioapic(GSI, 0x31)
+        trigger, resample = host.event(), host.event()
+        machine.assign(trigger, GSI, resample)
+        machine.route()
+        machine.assign(host.event(), GSI + 1, host.event())
+        machine.take()
+        machine.route((GSI, ("ioapic", GSI)))
+        trigger.write()
+        await machine.settle()
+        taken = machine.take()
+        machine.end(0x31)
+        return taken, resample.count()
+
+    assert both(scenario) == ((0x31, 0), (0x31, 1))
