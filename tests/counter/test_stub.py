@@ -187,4 +187,4 @@ def test_the_choice_between_them(forced, expected, monkeypatch):
     live_one, module = done.stdout.split()
     if expected is not None:
         assert live_one == expected
-    assert module == {"c": "aioirqfd.counter", "python": "aioirqfd.counter._python"}[live_one]
+    assert module == {"c": "aioirqfd.counter", "python": "aioirqfd.counter._python.drain"}[live_one]

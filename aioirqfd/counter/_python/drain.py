@@ -1,0 +1,262 @@
+"""Drain: the private epoll of one loop, and the mailbox beside it."""
+
+# pyright: reportPrivateUsage=false
+# (these classes see into each other, as C structures do)
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, final
+
+from aioirqfd.counter._python.core import BATCH, MASK, lock, unraisable
+from aioirqfd.counter._python.fd import fdinfo, has_count
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aioirqfd.counter._python.eventfd_ctx import EventFdCtx
+    from aioirqfd.counter._python.top_half import TopHalf
+
+
+@final
+class Drain:
+    """The private epoll of one loop. Edge-triggered; every event is read, so a stale one finds nothing and is dropped.
+
+    Args:
+        max_events: The bound of one pass, for each of its two sources.
+        loop: The loop that runs it.
+        running_loop: Tells which loop runs in the thread that asks. Without it, the drain's thread is whichever ran it last.
+    """
+
+    def __init__(
+        self, max_events: int = BATCH, loop: object = None, running_loop: Callable[[], object] | None = None
+    ) -> None:
+        if not 1 <= max_events <= 2**20:
+            raise ValueError("max_events is 1..2**20")
+        self.max_events = max_events
+        self._loop = loop
+        self._running_loop = running_loop
+        self.thread = threading.get_ident()
+        self.dispatching = False
+        self.dead = False
+        self.unread = 0
+        # Weak, as the native module's table is: an eventfd that is dropped leaves by itself.
+        self._tenants: weakref.WeakValueDictionary[int, EventFdCtx] = weakref.WeakValueDictionary()
+        # Which registration an fd number stands for: the number may have been closed and reused behind our back.
+        self._generations: dict[int, int] = {}
+        self._registrations = 0
+        self.attached = 0
+        self._mailbox: deque[EventFdCtx] = deque()
+        self._woken = False
+        self._epoll = select.epoll()
+        self._wakefd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wakefd, select.EPOLLIN | select.EPOLLET)
+
+    def here(self) -> bool:
+        """Whether this is its thread: the one in which its loop is running now, not the one that has run it last."""
+        if self._running_loop is None:
+            return self.thread == threading.get_ident()
+        return self._running_loop() is self._loop
+
+    def fileno(self) -> int:
+        """The epoll's fd, -1 once closed."""
+        return -1 if self._epoll.closed else self._epoll.fileno()
+
+    def add(self, ctx: EventFdCtx, /) -> None:
+        """Register an eventfd; a count that is there is an event."""
+        if ctx._drain is not None or self.dead:
+            raise RuntimeError("add() takes an unregistered eventfd, and an open drain")
+        ctx._fresh = has_count(ctx._fd)
+        self._epoll.register(ctx._fd, select.EPOLLIN | select.EPOLLET)
+        self._registrations += 1
+        self._generations[ctx._fd] = ctx._generation = self._registrations
+        ctx._event = False
+        self._tenants[ctx._fd] = ctx
+        self.attached += 1
+        with lock:
+            if ctx._posted_to is not None and ctx._posted_to is not self:
+                # It has changed loops with a post under way there.
+                ctx._posted_to._mailbox.remove(ctx)
+                ctx._posted_to = None
+            ctx._drain = self
+            if ctx._count and ctx._owe():
+                self.post(ctx)
+
+    def remove(self, ctx: EventFdCtx, /) -> None:
+        """Take it out again; no event of it is dispatched from here on."""
+        if ctx._drain is not self:
+            raise TypeError("remove() takes an EventFdCtx of this drain")
+        ctx._drain = None
+        self.attached -= 1
+        # Its debt goes with it: what is counted stays counted, and is an event again wherever it is added next.
+        ctx._settle()
+        ctx._event = ctx._fresh = False
+        if self._generations.get(ctx._fd) == ctx._generation:
+            del self._generations[ctx._fd]
+            self._tenants.pop(ctx._fd, None)
+            if not self.dead:
+                with contextlib.suppress(OSError, ValueError):
+                    self._epoll.unregister(ctx._fd)
+
+    def post(self, ctx: EventFdCtx) -> None:
+        """Post an owed ctx; from any thread."""
+        with lock:
+            if self.dead or ctx._posted_to is not None:
+                return
+            ctx._posted_to = self
+            self._mailbox.append(ctx)
+            wake, self._woken = not self._woken, True
+            if wake:
+                self._wake()
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wakefd, 1)
+
+    def dispatch(self, ctx: EventFdCtx) -> None:
+        """One eventfd at once: a signal on the loop's own thread."""
+        self.dispatching = True
+        try:
+            if ctx._handler is None and ctx._is_fast():
+                assert ctx._top_half is not None
+                ctx._top_half.flush([ctx])
+            else:
+                self._slow(ctx)
+        finally:
+            self.dispatching = False
+
+    def _slow(self, ctx: EventFdCtx) -> None:
+        if ctx._top_half is not None:
+            ctx._top_half.wakeup(ctx)
+        elif ctx._settle():
+            ctx._event = False
+            try:
+                ctx._on_ready()
+            except BaseException as error:
+                unraisable(error)
+
+    def _owing(self, events: list[tuple[int, int]]) -> list[EventFdCtx]:
+        """The eventfds among the events that did not owe a dispatch before, and do now."""
+        found: list[EventFdCtx] = []
+        # All are looked up before any is dispatched, so an fd number that changes hands meanwhile misleads nobody.
+        for fd, _ in events:
+            ctx = self._tenants.get(fd)
+            if ctx is not None:
+                ctx._event = True
+                if ctx._owe():
+                    found.append(ctx)
+        return found
+
+    def run(self) -> int:
+        """One pass: take at most max_events from the epoll and as many from the mailbox, and dispatch them; return how many."""
+        if self.dead or self.dispatching:
+            return 0
+        self.thread = threading.get_ident()  # a loop may be run by one thread after another
+        events = self._epoll.poll(0, self.max_events)
+        # The mailbox first: what was held back for want of room comes through it, and must not be overtaken for ever.
+        with lock:
+            self._woken = False
+            mail = min(len(self._mailbox), self.max_events)
+        ready: list[EventFdCtx] = []
+        self.dispatching = True
+        try:
+            for _ in range(mail):
+                with lock:
+                    ctx = self._mailbox.popleft()
+                    ctx._posted_to = None
+                ready.append(ctx)
+            if self._mailbox:
+                self._wake()
+            ready += self._owing(events)
+            batches: dict[TopHalf, list[EventFdCtx]] = {}
+            slow: list[EventFdCtx] = []
+            for ctx in ready:
+                if ctx._top_half is not None and ctx._handler is None and ctx._is_fast():
+                    batches.setdefault(ctx._top_half, []).append(ctx)
+                else:
+                    slow.append(ctx)
+            for top_half, batch in batches.items():
+                top_half.flush(batch)
+            for ctx in slow:
+                if ctx._drain is self and ctx._owed:
+                    self._slow(ctx)
+        except BaseException:
+            # A Python signal handler may raise anywhere. Who still owes must be in one place all the same.
+            for ctx in ready:
+                if ctx._drain is self and ctx._owed and not ctx._held:
+                    self.post(ctx)
+            raise
+        finally:
+            self.dispatching = False
+        return len(ready)
+
+    def collect(self) -> None:
+        """Note every event there is as owed, dispatching nothing."""
+        full = not self.dead
+        # The epoll hands out in the order of arrival: after so many events nothing is left from before the call, however busy
+        # the writers are. The wake-up counts too.
+        left = self.attached + 1
+        woken = False
+        while full:
+            events = self._epoll.poll(0, self.max_events)
+            left -= len(events)
+            full = len(events) == self.max_events and left > 0
+            woken = woken or any(fd == self._wakefd for fd, _ in events)
+            for ctx in self._owing(events):
+                self.post(ctx)
+        if woken and self._mailbox:
+            self._wake()  # nobody wakes for mail that is there already
+
+    def settle(self, ctx: EventFdCtx, /) -> int:
+        """Empty the eventfd; return what of it was not injected yet (0: nothing is owed)."""
+        if ctx._drain is not self:
+            raise TypeError("settle() takes an EventFdCtx of this drain")
+        if self.dead:
+            return 0
+        info = fdinfo(ctx._fd) if ctx._leftover else None
+        old = info[0] if info else 0
+        self.collect()
+        due = ctx._settle()
+        was_leftover, ctx._leftover = ctx._leftover, False
+        ctx._event = ctx._fresh = False
+        by_ones = ctx._by_ones
+        total = ctx._take_counted(by_ones=by_ones)
+        value = 0 if by_ones and total else ctx._read_kernel()
+        ctx._signals = (ctx._signals + total + value) & MASK
+        if not due and by_ones:
+            # One of its rest, which is owed no injection (row P05); unless it was written since the first look.
+            self.collect()
+            if not ctx._settle():
+                total = value = 0
+            ctx._event = False
+        elif not due and was_leftover:
+            value = max(value - old, 0)
+        return min(total + value, MASK)  # 0 although it was due: somebody else has taken it meanwhile
+
+    def settle_unread(self, limit: int, /) -> int:
+        """Nothing to do: this module reads at every event."""
+        del limit
+        return 0
+
+    def close(self) -> None:
+        """Close the epoll; idempotent."""
+        with lock:
+            self.dead = True
+            if not self._epoll.closed:
+                self._epoll.close()
+                os.close(self._wakefd)
+            while self._mailbox:
+                self._mailbox.popleft()._posted_to = None
+
+    def abandon(self) -> None:
+        """Close it in a forked child: the parent keeps its registrations, and what it has counted is the parent's alone."""
+        for ctx in list(self._tenants.values()):
+            ctx._count = 0
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_wakefd"):
+            self.close()
