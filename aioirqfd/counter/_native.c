@@ -1,4 +1,4 @@
-/* The native counter module. Its pure-Python twin is _python.py: the same names, the same tests. */
+/* The native counter module. Its pure-Python twin is in _python/: the same names, the same tests. */
 #include "_native.h"
 
 #include <errno.h>
