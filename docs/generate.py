@@ -19,9 +19,13 @@ STATES = ROOT / "docs" / "explanation" / "irqfd-states.md"
 README = ROOT / "README.md"
 # What it prints depends on the machine.
 WITHOUT_OUTPUT = frozenset({"howto_implementation"})
-# Programs that serve until they are stopped; tests of their own talk to them.
+# Programs that serve until they are stopped, and their parts; tests of their own talk to them.
 SERVERS = frozenset(
-    {"chaos_blk", "ivshmem_peer", "ivshmem_server", "vhost_user_blk", "vhost_user_rng", "vhost_user_upper"}
+    {
+        *("chaos_blk", "chaos_command", "chaos_interrupt"),
+        *("ivshmem_peer", "ivshmem_server"),
+        *("vhost_user_blk", "vhost_user_rng", "vhost_user_upper"),
+    }
 )
 
 
