@@ -68,7 +68,7 @@ FOR_USERS = {
             "resume",
             "routing",
         ),
-        *("set_routing", "snapshot", "statistics"),
+        *("set_route", "set_routing", "snapshot", "statistics"),
     },
     "WorkQueue": {"aclose", "drain", "flush", "full", "schedule", "statistics"},
 }
@@ -138,13 +138,18 @@ def skip_internal(_app: Sphinx, _what: str, name: str, member: object, _skip: ob
 
 
 def join_colon(_app: Sphinx, what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
-    """Napoleon takes what comes before a colon in a property's first line for its type: put the sentence together again."""
+    """Napoleon takes what comes before a colon in a first line for a type: put the sentence together again."""
     if what in {"attribute", "data", "property"}:
         for line in lines:
             if line.startswith(":type: "):
                 lines.remove(line)
                 lines[0] = f"{line.removeprefix(':type: ')}: {lines[0]}"
                 return
+    # The same of what a function returns; its type is in the signature.
+    begin = next((at for at, line in enumerate(lines) if line.startswith(":returns: ")), None)
+    end = next((at for at, line in enumerate(lines) if line.startswith(":rtype: ")), None)
+    if begin is not None and end is not None:
+        lines[begin] = f":returns: {lines.pop(end).removeprefix(':rtype: ')}: {lines[begin].removeprefix(':returns: ')}"
 
 
 def drop_signature(

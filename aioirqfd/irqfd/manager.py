@@ -316,6 +316,8 @@ class IrqManager:
     ) -> IrqFd:
         """Bind an eventfd to a gsi (``KVM_IRQFD``). Synchronous, as the ioctl is; what the eventfd holds counts as a signal (row P01).
 
+        Whatever is raised, nothing was changed. The order of the checks is the kernel's (row I02).
+
         Args:
             eventfd: The trigger. An int is an eventfd's fd that stays the caller's and may be closed at any time: the irqfd
                 has a reference (a dup) of its own, as the kernel's has, and what was written is injected all the same (W03).
@@ -338,8 +340,6 @@ class IrqManager:
             EventFdInvalidError: EINVAL: an fd is no eventfd.
             EventFdBusyError: EBUSY: the eventfd is bound already, by any manager, through any dup (row I12).
             OSError: EMFILE, where an int is given and there is no room for the dup.
-
-            Whatever is raised, nothing was changed. The order of the checks is the kernel's (row I02).
         """
         self.check_here()
         self.queue.check_open()

@@ -125,7 +125,7 @@ class Vm(Descriptor):
         :class:`BufferError`): that is until its slot is deleted or replaced, or the VM is closed.
 
         Args:
-            slot: 0..``KVM_CAP_NR_MEMSLOTS`` - 1. A slot that is in use can be moved or deleted, not resized.
+            slot: ``0..KVM_CAP_NR_MEMSLOTS - 1``. A slot that is in use can be moved or deleted, not resized.
             guest_phys_addr: Where the guest sees it, in bytes; page-aligned.
             memory: A writable mapping, or None to delete the slot.
             flags: ``KVM_MEM_*``.
@@ -287,7 +287,7 @@ class Vm(Descriptor):
         """A virtual CPU, which the caller closes.
 
         Args:
-            vcpu_id: 0..``KVM_CAP_MAX_VCPUS`` - 1, also its local APIC's id. The first one made is the one that boots.
+            vcpu_id: ``0..KVM_CAP_MAX_VCPUS - 1``, also its local APIC's id. The first one made is the one that boots.
 
         Raises:
             OSError: As the kernel says: EEXIST, EINVAL.

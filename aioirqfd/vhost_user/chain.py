@@ -107,7 +107,7 @@ class Chain:
         How long a request is, the guest says. Its buffers may overlap, so that it may be longer than all of its memory.
 
         Args:
-            size: How many bytes at most; None: all of them, but no more than :data:`READ_LIMIT`.
+            size: How many bytes at most; None: all of them, but no more than 2**20.
             offset: How many bytes to skip first.
 
         Returns:

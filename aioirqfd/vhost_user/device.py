@@ -55,7 +55,7 @@ class Device:
             request: The chain of buffers. The driver may change what is in them at any time: copy, then decide.
 
         Returns:
-            How many bytes were written, from the first writable buffer on: 0..``request.writable_size``; None is 0.
+            How many bytes were written, from the first writable buffer on: ``0..request.writable_size``; None is 0.
 
         Cancellation:
             The queue is stopping, or the front-end has gone. The request stays with the driver, and comes again when the
