@@ -1,7 +1,8 @@
 """A pytest plugin. It brings fixtures and nothing else: no hooks, no options, no autouse, no async plugin of its own.
 
-Installed, it is found by itself; otherwise ``pytest -p aioirqfd.testing.plugin``. ``irq_manager`` is a plain function, so it
-works under pytest-asyncio, anyio's plugin or a bare ``asyncio.run``::
+Say ``pytest_plugins = ["aioirqfd.testing.plugin"]`` in the ``conftest.py`` at the root of your tests, or
+``pytest -p aioirqfd.testing.plugin``. ``irq_manager`` is a plain function, so it works under pytest-asyncio, anyio's plugin
+or a bare ``asyncio.run``::
 
     async def test_my_device(irq_manager, recording_sink):
         async with irq_manager() as irqs:
