@@ -17,6 +17,8 @@ The guest echoes its serial input to its console: the bytes go to standard outpu
 Without --input, and with nothing on standard input until the last tick, a short text is used. Ctrl-C stops the guest; what it has taken until
 then is still answered for, and a second Ctrl-C does not wait for that.
 
+A guest that is late handles several ticks with one interrupt, and hears of each.
+
 exit status: 0 nothing lost; 1 a tick, an answer or a byte lost; 2 it could not run; 130 stopped by Ctrl-C, nothing lost
 """
 
