@@ -350,11 +350,13 @@ class Chaos(Blk):
             print(f"chaos: {command.text}: {await self.carry_out(command)}", flush=True)
 
     async def serve_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one client of the control socket."""
-        with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+        """Serve one client of the control socket; cancelled, it ends like any other, for nobody asks how it has ended."""
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.CancelledError):
             while line := await _line(reader):
+                if not line.partition("#")[0].strip():
+                    continue
                 try:
-                    answer = await self.command(line)
+                    answer = await self.command(line.partition("#")[0])
                 except ValueError as error:
                     answer = f"error: {error}"
                 writer.write(f"{answer}\n".encode())

@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 import weakref
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, ParamSpec, Self, final, overload
 
@@ -39,7 +40,7 @@ from aioirqfd.irqfd.workqueue import WorkQueue, WorkQueueStatistics
 from aioirqfd.tracer import NULL_TRACER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from aioirqfd.counter import Drain
@@ -345,7 +346,7 @@ class IrqManager:
         self.queue.check_open()
         if not 0 <= operator.index(gsi) < _U32:
             raise ValueError(f"a gsi is 0..2**32-1, not {gsi}")
-        handlers = (wakeup,) if callable(wakeup) else tuple(wakeup)
+        handlers = (wakeup,) if callable(wakeup) or not isinstance(wakeup, Iterable) else tuple(wakeup)
         if not all(map(callable, handlers)):
             raise TypeError(f"a wakeup handler is a coroutine function, not {wakeup!r}")
         references: list[EventFd] = []
@@ -379,7 +380,7 @@ class IrqManager:
     def check_free(self, trigger: EventFd, eventfd_id: int) -> None:
         """Raise unless the eventfd can be bound here (row I12)."""
         if eventfd_id in identity.bound:
-            raise EventFdBusyError(f"fd {trigger.fileno()}")
+            raise EventFdBusyError(f"fd {trigger.fileno()} is bound to an irqfd already")
         poller = trigger._poller
         if poller is not None and poller is not self._poller and trigger._waiters and not poller.gone:
             raise WrongLoopError("the eventfd is in use on another event loop")
@@ -558,6 +559,7 @@ class IrqManager:
 
         Raises:
             RoutingError: EINVAL; the old table stays in force (row G09).
+            TypeError: Not a mapping.
             WrongLoopError: Not called on the manager's loop.
         """
         self.check_here()
@@ -887,6 +889,8 @@ class IrqManager:
 
 
 def _table(routing: RoutingTable | Mapping[int, Route | Sequence[Route]]) -> RoutingTable:
+    if not isinstance(routing, Mapping):
+        raise TypeError(f"a routing table maps gsis to routes; {routing!r} does not")
     return routing if isinstance(routing, RoutingTable) else RoutingTable(routing)
 
 

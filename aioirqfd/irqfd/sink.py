@@ -113,7 +113,7 @@ class SinkTiers:
     __slots__ = ("bind", "inject", "offload", "reclaim", "set_routing", "sink", "try_inject", "try_inject_batch")
 
     def __init__(self, sink: InterruptSink) -> None:
-        if not callable(getattr(sink, "inject", None)):
+        if isinstance(sink, type) or not callable(getattr(sink, "inject", None)):
             raise TypeError(f"an interrupt sink has a coroutine method inject(); {sink!r} has not")
         self.sink = sink
         self.inject: Callable[[Interrupt], Awaitable[None]] = sink.inject

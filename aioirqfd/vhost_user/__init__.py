@@ -4,8 +4,8 @@ Subclass :class:`Device`, and give it to a :class:`Backend`, or to :func:`run`.
 
 From the ground up: ``errors``, ``features``, ``messages`` and ``protocol`` (the codec), ``ring`` (figures), ``memory``
 (the guest's memory), ``inflight`` (requests that outlive a crash), ``chain`` and ``virtqueue`` (requests), ``driver``
-(the other side, for tests), ``blockfile`` (requests that need no handler). None of these does any I/O but mapping memory. Above them: ``device``, ``eager`` (coroutines
-begun on the spot), ``calls`` (interrupts), ``vring`` (a queue's life), ``connection``, ``session`` and ``backend``.
+(the other side, for tests), ``blockfile`` (requests that need no handler). None of these does any I/O but mapping
+memory. Above them: ``device``, ``eager`` (coroutines begun on the spot), ``calls`` (interrupts), ``vring`` (a queue's life), ``connection``, ``session`` and ``backend``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,17 @@ from aioirqfd.vhost_user.backend import Backend, BackendStatistics, run
 from aioirqfd.vhost_user.blockfile import BlockFile
 from aioirqfd.vhost_user.chain import Chain
 from aioirqfd.vhost_user.device import Device
+from aioirqfd.vhost_user.errors import ChainError, VhostUserError
 from aioirqfd.vhost_user.vring import VringStatistics
 
-__all__ = ["Backend", "BackendStatistics", "BlockFile", "Chain", "Device", "VringStatistics", "run"]
+__all__ = [
+    "Backend",
+    "BackendStatistics",
+    "BlockFile",
+    "Chain",
+    "ChainError",
+    "Device",
+    "VhostUserError",
+    "VringStatistics",
+    "run",
+]

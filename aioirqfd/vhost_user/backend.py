@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import inspect
 import os
 import signal
 import socket
@@ -17,9 +18,11 @@ from aioirqfd.counter import Kicks
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.manager import IrqManager
 from aioirqfd.tracer import NULL_TRACER
+from aioirqfd.vhost_user.blockfile import BlockFile
 from aioirqfd.vhost_user.calls import Calls
 from aioirqfd.vhost_user.connection import Connection
 from aioirqfd.vhost_user.eager import Eager
+from aioirqfd.vhost_user.messages import MAX_CONFIG
 from aioirqfd.vhost_user.session import Session
 from aioirqfd.vhost_user.vring import Vring
 
@@ -85,6 +88,9 @@ class Backend:
     Used as ``async with``. Leaving it cancels the requests under way, closes the connection, and takes the socket away.
 
     Raises:
+        ValueError: The device says of itself what cannot be: how many queues, which of them receive, how many requests at
+            once, its configuration.
+        TypeError: Its ``handle`` is no coroutine function, or its file no :class:`BlockFile`.
         OSError: EADDRINUSE, somebody listens at the path already; on entering.
 
     Threads: the loop's.
@@ -98,8 +104,7 @@ class Backend:
         tracer: Tracer = NULL_TRACER,
         require_seal: bool = False,
     ) -> None:
-        if not 1 <= device.num_queues <= 256:
-            raise ValueError(f"a device has 1..256 queues, not {device.num_queues}")
+        _check(device)
         self.device = device
         self._path = os.fspath(path)
         self._tracer = tracer
@@ -224,6 +229,23 @@ async def _serve(device: Device, path: str | os.PathLike[str], tracer: Tracer) -
         loop.add_signal_handler(number, stop.set)
     async with Backend(device, path, tracer=tracer):
         await stop.wait()
+
+
+def _check(device: Device) -> None:
+    """Raise if a device cannot be what it says. Else it would be found out by a driver, which can tell nobody."""
+    count = device.num_queues
+    if not 1 <= count <= 256:
+        raise ValueError(f"a device has 1..256 queues, not {count}")
+    if not all(0 <= queue < count for queue in device.receive_queues):
+        raise ValueError(f"receive queues {device.receive_queues} of {count}")
+    if device.concurrency < 1:
+        raise ValueError(f"a queue has 1 or more requests under way at once, not {device.concurrency}")
+    if len(memoryview(device.config)) > MAX_CONFIG:
+        raise ValueError(f"a configuration space of {len(device.config)} bytes, more than {MAX_CONFIG}")
+    if not inspect.iscoroutinefunction(device.handle):
+        raise TypeError(f"handle() is a coroutine function, not {device.handle!r}")
+    if device.file is not None and not isinstance(device.file, BlockFile):
+        raise TypeError(f"a file is a BlockFile, not {device.file!r}")
 
 
 def _listen(path: str) -> socket.socket:

@@ -305,3 +305,26 @@ async def test_a_queue_that_is_in_use():
 def test_every_error_is_one_of_ours():
     for error in (ClosedError, EventFdBusyError, EventFdInvalidError, RoutingError, WrongLoopError):
         assert issubclass(error, IrqfdError)
+
+
+@pytest.mark.parametrize("table", [None, "x", 5, [(5, IrqchipPin("ioapic", 5))]])
+async def test_a_table_that_is_none_is_refused(table):
+    async with IrqManager(RecordingSink()) as irqs:
+        before = irqs.routing
+        with pytest.raises(TypeError, match="maps gsis to routes"):
+            irqs.set_routing(table)
+        assert irqs.routing is before
+
+
+@pytest.mark.parametrize("wakeup", [5, "x", [5]])
+async def test_a_wakeup_handler_that_is_none_is_refused(wakeup):
+    async with IrqManager(RecordingSink()) as irqs:
+        with EventFd() as kick:
+            with pytest.raises(TypeError, match="a wakeup handler is a coroutine function"):
+                irqs.assign(kick, gsi=5, wakeup=wakeup)
+            assert irqs.irqfds == ()
+
+
+def test_a_sinks_class_is_no_sink():
+    with pytest.raises(TypeError, match="an interrupt sink has a coroutine method"):
+        IrqManager(RecordingSink)

@@ -758,3 +758,24 @@ async def test_a_device_that_withholds_an_interrupt_is_asked_with_the_next_batch
             assert await queue.call.read() == 1
             assert [used.data for used in queue.driver.collect()] == [b"A"] * 3
         assert device.asked == 9
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "error"),
+    [
+        ("num_queues", 0, ValueError),
+        ("num_queues", 257, ValueError),
+        ("concurrency", 0, ValueError),
+        ("receive_queues", (1,), ValueError),
+        ("receive_queues", (-1,), ValueError),
+        ("config", bytes(257), ValueError),
+        ("config", "text", TypeError),
+        ("file", 5, TypeError),
+        ("handle", lambda request: 0, TypeError),
+    ],
+)
+def test_a_device_that_cannot_be_is_refused(path, attribute, value, error):
+    device = Upper()
+    setattr(device, attribute, value)
+    with pytest.raises(error):
+        Backend(device, path)
