@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, ParamSpec, Self, final, overload
 
@@ -346,7 +346,7 @@ class IrqManager:
         self.queue.check_open()
         if not 0 <= operator.index(gsi) < _U32:
             raise ValueError(f"a gsi is 0..2**32-1, not {gsi}")
-        handlers = (wakeup,) if callable(wakeup) or not isinstance(wakeup, Iterable) else tuple(wakeup)
+        handlers = (wakeup,) if callable(wakeup) else tuple(wakeup)
         if not all(map(callable, handlers)):
             raise TypeError(f"a wakeup handler is a coroutine function, not {wakeup!r}")
         references: list[EventFd] = []
@@ -889,7 +889,7 @@ class IrqManager:
 
 
 def _table(routing: RoutingTable | Mapping[int, Route | Sequence[Route]]) -> RoutingTable:
-    if not isinstance(routing, Mapping):
+    if not isinstance(routing, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  callers without a type checker
         raise TypeError(f"a routing table maps gsis to routes; {routing!r} does not")
     return routing if isinstance(routing, RoutingTable) else RoutingTable(routing)
 

