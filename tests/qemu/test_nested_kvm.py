@@ -33,7 +33,7 @@ LATER = (
 )
 # The rows tell of newer kernels; these were others in Linux 6.1, Debian 12's.
 OLDER: dict[str, object] = {
-    "E05": ["EINVAL", "EINVAL", "EINVAL", 8, 8, 8],  # only a write of less than 8 bytes was refused
+    "E05": ["EINVAL", "EINVAL", "EINVAL", 8, 8, True, 32, 8, 32],  # only a write of less than 8 bytes was refused
     "E25": "raised KeyError('eventfd-semaphore')",  # /proc did not say the kind
     "I12": ["EBUSY", "EBUSY", "EBUSY", "EBUSY", "ok"],  # another machine could bind the eventfd too, until 6.17,
     "C05": ["ok", "EBUSY"],  # and had it from then on
