@@ -422,6 +422,8 @@ class IrqManager:
         Cancellation:
             The irqfd is deassigned all the same; only the wait for what runs is given up.
         """
+        if self._poller is not None and self.inherited:
+            self.check_here()  # a forked child's copy is no manager of anything (row I17)
         if not isinstance(irqfd, IrqFd):
             if gsi is None:
                 raise TypeError("an irqfd, or an eventfd and its gsi")
