@@ -110,14 +110,19 @@ class FrontEnd:
         self.queues: dict[int, Queue] = {}
 
     async def __aenter__(self) -> Self:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.setblocking(False)
-        try:
-            await asyncio.get_running_loop().sock_connect(sock, self.path)
-        except BaseException:
-            sock.close()
-            raise
-        self.sock = sock
+        async with asyncio.timeout(20):
+            while True:
+                self.sock = sock = socket.socket(socket.AF_UNIX)
+                sock.setblocking(False)
+                try:
+                    await asyncio.get_running_loop().sock_connect(sock, self.path)
+                    break
+                except ConnectionRefusedError:
+                    sock.close()
+                    await asyncio.sleep(0.01)  # another process has made its socket, and is about to listen
+                except BaseException:
+                    sock.close()
+                    raise
         self.connection = Connection(sock, Direction.REPLY)
         return self
 
