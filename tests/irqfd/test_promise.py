@@ -373,7 +373,7 @@ class PromiseOnUvloop(Promise):
 
 
 @pytest.mark.parametrize("machine", [Promise, PromiseOnUvloop], ids=["asyncio", "uvloop"])
-@pytest.mark.parametrize("examples", [150, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.stress])])
+@pytest.mark.parametrize("examples", [150, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.stress])])
 @pytest.mark.timeout(600)
 def test_the_promise(machine, examples):
     from hypothesis.stateful import run_state_machine_as_test
