@@ -11,6 +11,7 @@ import os
 import threading
 from collections import deque
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING, Final, Literal, Self, final
 
 from aioirqfd.counter import Counter
@@ -246,6 +247,7 @@ class IoBus:
             IoEventFdInvalidError: EINVAL: another length (O01), a datamatch with length 0 (O02), address + length beyond 2**64
                 (O03), a value out of range, another space.
             ValueError: ``values`` is out of range.
+            TypeError: ``address`` or ``datamatch`` is no integer.
             ClosedError: EBADF: the eventfd is closed (O05).
             EventFdInvalidError: EINVAL: the fd is no eventfd (O05).
             IoEventFdExistsError: EEXIST: it collides with one that is there (O07).
@@ -253,10 +255,14 @@ class IoBus:
         """
         if length not in _LENGTHS:
             raise IoEventFdInvalidError(f"a doorbell has 0, 1, 2, 4 or 8 bytes, not {length!r}")
-        if not 0 <= address < _U64 or (length and address + length >= _U64):
+        if not 0 <= index(address) < _U64:
+            raise IoEventFdInvalidError(f"an address is 0..2**64-1, not {address:#x}")
+        if length and address + length >= _U64:
             raise IoEventFdInvalidError(f"no room for {length} bytes at {address:#x}")
-        if datamatch is not None and (not length or not 0 <= datamatch < _U64):
-            raise IoEventFdInvalidError("a datamatch is 0..2**64-1, and needs a length")
+        if datamatch is not None and not (length and 0 <= index(datamatch) < _U64):
+            raise IoEventFdInvalidError(
+                f"a datamatch is 0..2**64-1, and needs a length; not {datamatch} of {length} bytes"
+            )
         if space not in {"pio", "mmio"}:
             raise IoEventFdInvalidError(f"a space is 'pio' or 'mmio', not {space!r}")
         if not 0 <= values <= _MAX_VALUES:

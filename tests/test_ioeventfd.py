@@ -109,6 +109,14 @@ def test_the_end_of_the_address_space(bus, efd, address, length, fits):
             bus.ioeventfd(efd, address=address, length=length)
 
 
+@pytest.mark.parametrize("value", [1.0, "1"])
+@pytest.mark.parametrize("name", ["address", "datamatch"])
+def test_what_is_no_integer(bus, efd, name, value):
+    with pytest.raises(TypeError, match="integer"):
+        bus.ioeventfd(efd, **{"address": 0, "length": 4, name: value})
+    assert len(bus) == 0
+
+
 def test_spaces_there_are_not(bus, efd):
     for space in ("", "PIO", "mem", None, 0):
         with pytest.raises(IoEventFdInvalidError):

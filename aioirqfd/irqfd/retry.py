@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +14,10 @@ class Retry:
         attempts: Further attempts after the first failure, 0 or more. Then the irqfd is marked broken, its interrupt kept.
         initial: Seconds before the first of them.
         maximum: Seconds that no pause exceeds.
+
+    Raises:
+        ValueError: Out of range, or not a number.
+        TypeError: ``attempts`` is no integer, or what are to be seconds no number.
     """
 
     attempts: int = 5
@@ -20,7 +25,8 @@ class Retry:
     maximum: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.attempts < 0 or self.initial < 0 or self.maximum < self.initial:
+        # The other way round would let NaN pass.
+        if index(self.attempts) < 0 or not 0 <= self.initial <= self.maximum:
             raise ValueError(f"a back-off has attempts >= 0 and 0 <= initial <= maximum, not {self!r}")
 
     def delay(self, failures: int) -> float:

@@ -14,6 +14,7 @@ import contextlib
 import time
 from collections import deque
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING, Final, Protocol, Self, final
 
 from aioirqfd.errors import ClosedError, QueueFullError
@@ -112,11 +113,15 @@ class WorkQueue:
         workers: How many may run at once, at least 1. With more than one, items of one queue overlap, though never one with
             itself.
 
+    Raises:
+        ValueError: One of them is less than 1.
+        TypeError: One of them is no integer.
+
     Used as ``async with``: leaving it normally runs what is queued, leaving it by an exception cancels.
     """
 
     def __init__(self, maxsize: int = 1024, workers: int = 1) -> None:
-        if maxsize < 1 or workers < 1:
+        if index(maxsize) < 1 or index(workers) < 1:
             raise ValueError(f"a work queue has room for 1 or more, and 1 or more workers, not {maxsize} and {workers}")
         self.maxsize = maxsize
         self.workers = workers

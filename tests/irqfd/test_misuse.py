@@ -285,9 +285,15 @@ def test_what_is_no_sink(sink):
         IrqManager(sink)
 
 
-@pytest.mark.parametrize("retry", [(-1,), (1, -0.1), (1, 2.0, 1.0)])
+@pytest.mark.parametrize("retry", [(-1,), (1, -0.1), (1, 2.0, 1.0), (1, float("nan")), (1, 0.1, float("nan"))])
 def test_bad_back_offs(retry):
     with Case(ValueError):
+        Retry(*retry)
+
+
+@pytest.mark.parametrize("retry", [(1.5,), ("1",), (1, "0.1")])
+def test_back_offs_that_are_no_numbers(retry):
+    with Case(TypeError):
         Retry(*retry)
 
 

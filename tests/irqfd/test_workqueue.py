@@ -48,6 +48,12 @@ def test_nonsense_is_refused(maxsize, workers):
         WorkQueue(maxsize=maxsize, workers=workers)
 
 
+@pytest.mark.parametrize(("maxsize", "workers"), [(1.5, 1), (1, 1.5), ("1", 1)])
+def test_what_is_no_number_of_items_is_refused(maxsize, workers):
+    with pytest.raises(TypeError, match="integer"):
+        WorkQueue(maxsize=maxsize, workers=workers)
+
+
 async def test_items_run_in_the_order_they_came(queue):
     log = []
     for name in "abc":
