@@ -425,7 +425,10 @@ def main() -> None:
         commands = parse_script(lines, options.num_queues)
     except (OSError, ValueError) as error:
         sys.exit(f"chaos_blk: {options.script}: {error}")
-    asyncio.run(serve(options, commands))
+    try:
+        asyncio.run(serve(options, commands))
+    except OSError as error:
+        sys.exit(f"chaos_blk: {error}")
 
 
 if __name__ == "__main__":

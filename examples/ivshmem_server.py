@@ -21,6 +21,7 @@ import mmap
 import os
 import signal
 import socket
+import sys
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -272,15 +273,18 @@ class Server:
 def _bind(listener: socket.socket, path: str) -> None:
     """Bind to a path, and take away first what a dead server has left there."""
     try:
-        listener.bind(path)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE or not Path(path).is_socket():
-            raise
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(path) != errno.ECONNREFUSED:
+        try:
+            listener.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not Path(path).is_socket():
                 raise
-        Path(path).unlink()
-        listener.bind(path)
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(path) != errno.ECONNREFUSED:
+                    raise
+            Path(path).unlink()
+            listener.bind(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def size_of(text: str) -> int:
@@ -320,4 +324,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except OSError as error:
+        sys.exit(f"ivshmem_server: {error}")

@@ -9,6 +9,7 @@ import enum
 import errno
 import os
 import struct
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
@@ -298,7 +299,10 @@ def main() -> None:
     parser.add_argument("--num-queues", type=int, default=1)
     parser.add_argument("--serial", default="aioirqfd")
     options = parser.parse_args()
-    blk = Blk(options.blk_file, num_queues=options.num_queues, read_only=options.read_only, serial=options.serial)
+    try:
+        blk = Blk(options.blk_file, num_queues=options.num_queues, read_only=options.read_only, serial=options.serial)
+    except OSError as error:
+        sys.exit(str(error))
     run(blk, options.socket_path)
     blk.close()
 

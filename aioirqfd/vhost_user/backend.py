@@ -212,6 +212,9 @@ def run(device: Device, path: str | os.PathLike[str], *, tracer: Tracer = NULL_T
         device: The device.
         path: Where the socket is made.
         tracer: Hears what happens.
+
+    Raises:
+        SystemExit: It cannot listen at the path, with a line that says why.
     """
     new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
     with contextlib.suppress(ImportError):
@@ -219,7 +222,12 @@ def run(device: Device, path: str | os.PathLike[str], *, tracer: Tracer = NULL_T
 
         new_loop = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_serve(device, path, tracer))
+        try:
+            runner.run(_serve(device, path, tracer))
+        except OSError as error:
+            if error.filename != os.fspath(path):
+                raise
+            raise SystemExit(str(error)) from None
 
 
 async def _serve(device: Device, path: str | os.PathLike[str], tracer: Tracer) -> None:
@@ -262,8 +270,10 @@ def _listen(path: str) -> socket.socket:
             listener.bind(path)
         listener.listen()
         listener.setblocking(False)
-    except BaseException:
+    except BaseException as error:
         listener.close()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, path) from None
         raise
     return listener
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import socket
 import struct
 import subprocess
 import sys
@@ -306,3 +307,34 @@ async def test_each_example_is_one_command(name, path, disk):
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(
+    "name", ["vhost_user_rng", "vhost_user_upper", "vhost_user_blk", "chaos_blk", "ivshmem_server"]
+)
+async def test_an_example_says_in_a_line_why_it_cannot_serve(name, path, disk):
+    arguments = ["socket"] if name in {"vhost_user_upper", "ivshmem_server"} else ["--socket-path", "socket"]
+    if name.endswith("blk"):
+        arguments += ["--blk-file", str(disk)]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        told = [said(name, *arguments)]
+        if name.endswith("blk"):
+            told.append(said(name, *arguments[:-1], "nowhere"))
+    assert told[0].endswith("Address already in use: 'socket'\n")
+    assert all(line.endswith("No such file or directory: 'nowhere'\n") for line in told[1:])
+    assert all(line.count("\n") == 1 for line in told)
+
+
+def said(name, *arguments):
+    """What an example prints that ends by itself and is not content."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", f"examples.{name}", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    return done.stderr

@@ -484,9 +484,10 @@ async def test_closing_cancels_what_is_under_way(path):
 
 async def test_a_dead_sockets_file_is_taken_over_and_a_live_ones_is_not(path):
     async with Backend(Upper(), path):
-        with pytest.raises(OSError, match="in use"):
+        with pytest.raises(OSError, match="in use") as caught:
             async with Backend(Upper(), path):
                 pass
+        assert caught.value.filename == path
     assert not Path(path).exists()
     dead = socket.socket(socket.AF_UNIX)
     dead.bind(path)
