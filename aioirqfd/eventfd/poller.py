@@ -70,6 +70,10 @@ class Poller:
     def get(cls, *, max_events: int = 1024) -> Poller:
         """The running loop's poller; made now if there is none.
 
+        Args:
+            max_events: For the one that is made now, 1..2**20; one that is there keeps its own. So who wants another bound asks
+                for it, and acquires it, before the first eventfd is waited for.
+
         Raises:
             WrongLoopError: There is no running loop.
         """

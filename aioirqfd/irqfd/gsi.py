@@ -154,11 +154,17 @@ class GsiAllocator:
         self._idle.pop(gsi, None)
 
     def wait(self, key: object, on_gsi: Callable[[], object]) -> None:
-        """Be called once, in the order of asking, when there may be a gsi. Asking again keeps the place."""
+        """Be called once, in the order of asking, when there may be a gsi. Asking again keeps the place.
+
+        Args:
+            key: Who asks: anything that can be hashed. :meth:`forget` takes the same.
+            on_gsi: Called on the loop, from within whatever let go of a gsi, and must not raise; :meth:`allocate` may still give
+                it None, for somebody else was quicker.
+        """
         self._waiting.setdefault(key, on_gsi)
 
     def forget(self, key: object) -> None:
-        """Not be called any more."""
+        """Not be called any more; nothing happens if the key does not wait."""
         self._waiting.pop(key, None)
 
     def _serve(self) -> None:

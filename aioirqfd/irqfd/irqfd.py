@@ -46,6 +46,9 @@ class Mark:
 class IrqFdStatistics:
     """Counts of one irqfd since it was assigned.
 
+    What a snapshot brought is injected by the manager that it is restored into, and was counted as a signal by the other one: there
+    ``injections`` can be more than ``signals``.
+
     Attributes:
         signals: The sum of the counts that were taken out of its eventfd, less what was put back.
         wakeups: How often the loop noticed.
@@ -187,7 +190,11 @@ class IrqFd:
 
     @property
     def pending(self) -> bool:
-        """Whether an injection is owed and has not begun; right also for signals that are still inside the eventfd."""
+        """Whether an injection is owed and has not begun; right also for signals that are still inside the eventfd.
+
+        Threads:
+            The manager's loop.
+        """
         eventfd = self.eventfd
         poller = eventfd._poller
         if self._state in OWING or self._lined_up or self._closing or poller is None or not eventfd._registered:
@@ -201,7 +208,11 @@ class IrqFd:
         return self._error
 
     def statistics(self) -> IrqFdStatistics:
-        """The counts as they are now."""
+        """The counts as they are now.
+
+        Threads:
+            The manager's loop: what was injected without its count having been read is read now.
+        """
         self.settle()
         eventfd = self.eventfd
         signals, wakeups, fast = self._final or (eventfd._signals, eventfd._wakeups, eventfd._fast)

@@ -797,7 +797,7 @@ class IrqManager:
         self.backpressure.progress()
 
     def snapshot(self) -> dict[str, object]:
-        """Everything an interrupt can be in, as a JSON-able dict: see :mod:`aioirqfd.irqfd.snapshot`.
+        """Everything an interrupt can be in, as a JSON-able dict: see the module ``aioirqfd.irqfd.snapshot``.
 
         Raises:
             SnapshotError: The manager is not paused; or something is being injected yet, because :meth:`pause` was given up.

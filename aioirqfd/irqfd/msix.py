@@ -373,7 +373,18 @@ class MsixTable:
         return self._pba_offset + -(-len(self._vectors) // _PBA_WORD) * 8
 
     def read(self, offset: int, size: int, /) -> int:
-        """The guest reads 4 or 8 bytes, aligned to their size; anything else gives 0."""
+        """The guest reads 4 or 8 bytes, aligned to their size; anything else gives 0.
+
+        Args:
+            offset: In bytes from the table's start; the pending-bit array is at ``pba_offset``.
+            size: 4 or 8.
+
+        Returns:
+            The little-endian value, as the guest gets it.
+
+        Raises:
+            WrongLoopError: The pending bits are asked for elsewhere than on the manager's loop.
+        """
         if size not in _SIZES or offset % size or not 0 <= offset <= self.size - size:
             self._manager._tracer.emit("msix_access_ignored", write=False, offset=offset, size=size)
             return 0
@@ -384,6 +395,14 @@ class MsixTable:
         """The guest writes 4 or 8 bytes, aligned to their size; anything else, and the pending-bit array, is left alone.
 
         Eight bytes take effect at once: an address or, with the mask bit, a message is never seen half-written.
+
+        Args:
+            offset: In bytes from the table's start.
+            value: The little-endian value, 0..2**64-1; of one for 4 bytes the upper half is ignored.
+            size: 4 or 8.
+
+        Raises:
+            WrongLoopError: Not called on the manager's loop.
         """
         if size not in _SIZES or offset % size or not 0 <= offset <= len(self._vectors) * _ENTRY - size:
             self._manager._tracer.emit("msix_access_ignored", write=True, offset=offset, size=size)

@@ -1,7 +1,7 @@
 """The KVM ioctls and structures that the KVM sink, the tests and the example VMM need; x86-64, pure Python.
 
-:class:`Kvm` makes a :class:`Vm`, a :class:`Vm` makes a :class:`Vcpu`. The numbers are in :mod:`aioirqfd.kvm.ioctls`,
-the structures in :mod:`aioirqfd.kvm.structures`. :func:`usable` says why there is no KVM to be used.
+:class:`Kvm` makes a :class:`Vm`, a :class:`Vm` makes a :class:`Vcpu`. The numbers are in ``aioirqfd.kvm.ioctls``,
+the structures in ``aioirqfd.kvm.structures``. :func:`usable` says why there is no KVM to be used.
 """
 
 from __future__ import annotations

@@ -105,8 +105,8 @@ class Vcpu(Descriptor):
     Threads: one thread at a time in :meth:`run`; it needs not be always the same. :meth:`kick` from any thread. The
     rest from the thread that runs it, or while it does not run.
 
-    The first vCPU gives :data:`KICK_SIGNAL` a handler that does nothing; a program must leave that signal alone, and
-    not block it in a thread that runs a vCPU.
+    The first vCPU gives ``KICK_SIGNAL``, which is ``SIGRTMIN + 6``, a handler that does nothing; a program must leave that
+    signal alone, and not block it in a thread that runs a vCPU.
 
     Raises:
         RuntimeError: Something else in the process handles that signal.

@@ -93,7 +93,16 @@ class Vm(Descriptor):
         return self.ioctl(KVM_CHECK_EXTENSION, capability)
 
     def enable_cap(self, capability: int, *args: int, flags: int = 0) -> None:
-        """``KVM_ENABLE_CAP``, with up to 4 arguments of 64 bits."""
+        """``KVM_ENABLE_CAP``.
+
+        Args:
+            capability: A ``KVM_CAP_*`` number.
+            *args: What it takes: up to 4 numbers, 0..2**64-1.
+            flags: None are defined so far.
+
+        Raises:
+            OSError: EINVAL: KVM does not know it, or not with these arguments.
+        """
         self.ioctl(KVM_ENABLE_CAP, KvmEnableCap(capability, flags, args))
 
     def create_irqchip(self) -> None:
@@ -109,11 +118,25 @@ class Vm(Descriptor):
         self.enable_cap(KVM_CAP_SPLIT_IRQCHIP, pins)
 
     def create_pit(self, flags: int = 0) -> None:
-        """``KVM_CREATE_PIT2``: an in-kernel 8254 on gsi 0. After :meth:`create_irqchip`."""
+        """``KVM_CREATE_PIT2``: an in-kernel 8254 on gsi 0. After :meth:`create_irqchip`.
+
+        Args:
+            flags: ``KVM_PIT_SPEAKER_DUMMY`` (1) has it answer at port 0x61 too.
+
+        Raises:
+            OSError: EEXIST: there is one; ENOENT or EINVAL: there is no irqchip.
+        """
         self.ioctl(KVM_CREATE_PIT2, KvmPitConfig(flags))
 
     def set_tss_addr(self, address: int) -> None:
-        """Three pages (0..2**32-1, below 4 GiB) for the kernel's own use, which older Intel CPUs need for real mode."""
+        """Where the kernel may have three pages for its own use, which older Intel CPUs need for real mode.
+
+        Args:
+            address: Of the first; all three below 4 GiB, and no memory of the guest's.
+
+        Raises:
+            OSError: EINVAL: it is too high.
+        """
         self.ioctl(KVM_SET_TSS_ADDR, address)
 
     def set_user_memory_region(

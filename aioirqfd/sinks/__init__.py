@@ -10,9 +10,18 @@ from aioirqfd.sinks.recording import RecordingSink
 
 if TYPE_CHECKING:
     from aioirqfd.sinks.kvm import KvmSink
-    from aioirqfd.sinks.qtest import QtestSink
+    from aioirqfd.sinks.qtest import QtestClient, QtestClosedError, QtestError, QtestSink
 
-__all__ = ["CallbackSink", "EventFdSink", "KvmSink", "QtestSink", "RecordingSink"]
+__all__ = [
+    "CallbackSink",
+    "EventFdSink",
+    "KvmSink",
+    "QtestClient",
+    "QtestClosedError",
+    "QtestError",
+    "QtestSink",
+    "RecordingSink",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -21,8 +30,8 @@ def __getattr__(name: str) -> object:
         from aioirqfd.sinks.kvm import KvmSink  # noqa: PLC0415
 
         return KvmSink
-    if name == "QtestSink":
-        from aioirqfd.sinks.qtest import QtestSink  # noqa: PLC0415  as little needed by most
+    if name.startswith("Qtest") and name in __all__:
+        from aioirqfd.sinks import qtest  # noqa: PLC0415  as little needed by most
 
-        return QtestSink
+        return getattr(qtest, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

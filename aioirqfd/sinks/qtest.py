@@ -130,7 +130,7 @@ class QtestSink:
 
         Raises:
             OSError: Nobody listens.
-            QtestError: QEMU hung up, or it is none; :class:`aioirqfd.sinks.qmp.QmpError` for the QMP socket.
+            QtestError: QEMU hung up, or it is none; ``aioirqfd.sinks.qmp.QmpError`` for the QMP socket.
         """
         pins: dict[IrqchipPin, tuple[str, int]] = {}
         if qmp is not None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @final
 class RecordingSink:
-    """Takes every interrupt at once and keeps it, in order, in :attr:`interrupts`."""
+    """Takes every interrupt at once and keeps it, in order, in ``interrupts``."""
 
     __slots__ = ("interrupts",)
 

@@ -77,7 +77,7 @@ class Chain:
     The buffers lie in the guest's memory, and the guest may change them at any time: copy what is decided upon
     (:meth:`read`), then decide on the copy.
 
-    Made by :meth:`VirtQueue.pop <aioirqfd.vhost_user.virtqueue.VirtQueue.pop>`, which fills in the attributes.
+    Made by ``VirtQueue.pop``, which fills in the attributes.
 
     Attributes:
         head: The number of the chain's first descriptor, which names the request to the driver.
@@ -124,7 +124,15 @@ class Chain:
         return data
 
     def write(self, data: bytes | bytearray | memoryview, *, offset: int = 0) -> int:
-        """Copy into the writable buffers; return how many bytes found room."""
+        """Copy into the writable buffers.
+
+        Args:
+            data: Bytes.
+            offset: How many bytes of the buffers to leave alone first.
+
+        Returns:
+            How many bytes found room, 0 where the offset is beyond the end.
+        """
         return scatter(self.writable, data, offset=offset)
 
     def __repr__(self) -> str:

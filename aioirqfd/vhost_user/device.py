@@ -97,6 +97,12 @@ class Device:
     def write_config(self, offset: int, data: bytes) -> None:
         """The driver writes its configuration space (``SET_CONFIG``).
 
+        Called on the loop between two messages; requests may be under way.
+
+        Args:
+            offset: Where, in bytes: 0..2**32-1, as the front-end says; it may be beyond the end of ``config``.
+            data: What: at most 256 bytes.
+
         Raises:
             ValueError: It is not the driver's to write; this method always says so.
         """

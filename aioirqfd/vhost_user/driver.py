@@ -1,7 +1,7 @@
 """The other side, for tests of devices: guest memory of one's own, and a driver for a queue in it.
 
 A device is tested without a guest: :class:`DriverMemory` is the guest's RAM, :class:`DriverQueue` puts requests into a
-ring there and takes the answers out, and a :class:`~aioirqfd.vhost_user.virtqueue.VirtQueue`, or a whole back-end over
+ring there and takes the answers out, and a ``aioirqfd.vhost_user.virtqueue.VirtQueue``, or a whole back-end over
 a socket, serves it.
 
 ::
