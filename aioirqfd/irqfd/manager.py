@@ -40,7 +40,7 @@ from aioirqfd.irqfd.workqueue import WorkQueue, WorkQueueStatistics
 from aioirqfd.tracer import NULL_TRACER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from aioirqfd.counter import Drain
@@ -572,19 +572,7 @@ class IrqManager:
         self._cached.clear()
         self._top_half.generation += 1
         self._tracer.emit("routing_changed", gsis=len(table), generation=self.generation)
-        moved = [irqfd for irqfd in self.offloading.irqfds if self.routes(irqfd.gsi) != old.get(irqfd.gsi, _NO_ROUTES)]
-        # First, for it may bring a line that is up, which then moves along.
-        self.offloading.take_back_all(moved)
-        for resampler in self.lines.all():
-            gsi = resampler.gsi
-            if self.routes(gsi) != old.get(gsi, _NO_ROUTES):
-                resampler.reroute(self.routes(gsi))
-        for irqfd in moved:
-            irqfd.unblock()
-        for irqfd in list(self._unrouted):
-            if irqfd.gsi in table:
-                self._unrouted.discard(irqfd)
-                irqfd.unblock()
+        self._move_along(lambda gsi: self.routes(gsi) != old.get(gsi, _NO_ROUTES), self.lines.all())
         if self._gsis is not None:
             self._gsis.unrouted(*(old.keys() - table.keys()))
 
@@ -612,19 +600,24 @@ class IrqManager:
         self._cached.pop(gsi, None)
         self._top_half.generation += 1
         self._tracer.emit("route_changed", gsi=gsi, routes=len(self.routes(gsi)), generation=self.generation)
-        moved = [irqfd for irqfd in self.offloading.irqfds if irqfd.gsi == gsi]
-        self.offloading.take_back_all(moved)
         resampler = self.lines.get(gsi)
-        if resampler is not None:
-            resampler.reroute(self.routes(gsi))
-        for irqfd in moved:
-            irqfd.unblock()
-        if gsi in table:
-            for irqfd in [irqfd for irqfd in self._unrouted if irqfd.gsi == gsi]:
-                self._unrouted.discard(irqfd)
-                irqfd.unblock()
+        self._move_along(lambda other: other == gsi, () if resampler is None else (resampler,))
         if self._gsis is not None and table.entries < old.entries:
             self._gsis.unrouted(*(() if gsi in table else (gsi,)))
+
+    def _move_along(self, changed: Callable[[int], bool], resamplers: Iterable[Resampler]) -> None:
+        """Have what is bound to the gsis that changed follow; the resamplers are theirs, or more."""
+        moved = [irqfd for irqfd in self.offloading.irqfds if changed(irqfd.gsi)]
+        # First, for it may bring a line that is up, which then moves along.
+        self.offloading.take_back_all(moved)
+        for resampler in resamplers:
+            if changed(resampler.gsi):
+                resampler.reroute(self.routes(resampler.gsi))
+        for irqfd in moved:
+            irqfd.unblock()
+        for irqfd in [irqfd for irqfd in self._unrouted if irqfd.gsi in self._routing]:
+            self._unrouted.discard(irqfd)
+            irqfd.unblock()
 
     @property
     def gsis(self) -> GsiAllocator:
