@@ -72,13 +72,14 @@ FOR_USERS = {
         "IrqManager": "ack aclose assign deassign flush gsis irqfds pause resample restore resume routing set_route set_routing"
         " snapshot statistics",
         "Poller": "acquire get gone loop release",
+        "QtestClient": "aclose closed command commands connect on_irq outstanding replies submit",
         "Resampler": "asserted gsi members raised",
         "Work": "completed func pending running",
         "WorkQueue": "aclose drain flush full idle schedule statistics waiting",
     }.items()
 }
 
-INTERNAL_ATTRIBUTES = {"captured", "dropped_under", "on_room"}
+INTERNAL_ATTRIBUTES = {"captured", "dropped_under", "on_end", "on_room", "work"}
 
 
 def public_packages() -> list[str]:

@@ -301,7 +301,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         blk = Blk(options.blk_file, num_queues=options.num_queues, read_only=options.read_only, serial=options.serial)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.exit(str(error))
     run(blk, options.socket_path)
     blk.close()

@@ -124,7 +124,7 @@ class Vm(Descriptor):
             flags: ``KVM_PIT_SPEAKER_DUMMY`` (1) has it answer at port 0x61 too.
 
         Raises:
-            OSError: EEXIST: there is one; ENOENT or EINVAL: there is no irqchip.
+            OSError: EEXIST: there is one; ENOENT: there is no irqchip.
         """
         self.ioctl(KVM_CREATE_PIT2, KvmPitConfig(flags))
 

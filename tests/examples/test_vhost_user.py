@@ -327,6 +327,14 @@ async def test_an_example_says_in_a_line_why_it_cannot_serve(name, path, disk):
     assert all(line.count("\n") == 1 for line in told)
 
 
+def test_a_disk_has_whole_sectors(path):
+    Path("odd").write_bytes(bytes(700))
+    line = said("vhost_user_blk", "--socket-path", path, "--blk-file", "odd")
+    assert "not a file of whole sectors" in line
+    assert line.count("\n") == 1
+    assert not Path(path).exists()
+
+
 def said(name, *arguments):
     """What an example prints that ends by itself and is not content."""
     done = subprocess.run(
