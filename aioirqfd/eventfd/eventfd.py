@@ -28,12 +28,17 @@ if TYPE_CHECKING:
 _U32 = 2**32
 
 
-class _Binding(Protocol):
+class Binding(Protocol):
     """What an irqfd is to its eventfd."""
 
-    def on_eventfd_closing(self) -> None: ...
-    def settle(self) -> None: ...
-    def settle_owed(self) -> None: ...
+    def on_eventfd_closing(self) -> None:
+        """The eventfd is about to be closed."""
+
+    def settle(self) -> None:
+        """Count what was injected without a read."""
+
+    def settle_owed(self) -> None:
+        """Take what is owed and is not to be injected just now."""
 
 
 @final
@@ -55,7 +60,7 @@ class EventFd(EventFdCtx):
 
     __slots__ = ("_binding", "_closing_calls", "_made_at", "_owns", "_poller", "_waiters")
 
-    _binding: _Binding | None
+    _binding: Binding | None
     _poller: Poller | None
     _waiters: deque[tuple[asyncio.Future[int], bool]] | None
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Final, final
 from aioirqfd.errors import ClosedError, QueueFullError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aioirqfd.counter import TopHalf
     from aioirqfd.irqfd.workqueue import Work, WorkQueue
-    from aioirqfd.tracer import Tracer
 
 
 @final
@@ -25,18 +26,19 @@ class Backpressure:
 
     Args:
         queue: The work queue.
-        tracer: Hears ``queue_full`` and ``queue_resumed``.
+        emit: Tells the tracer of ``queue_full`` and ``queue_resumed``.
 
     Attributes:
+        queue: The work queue.
         accepting: Whether work is queued at all; otherwise it is left undone, and goes back into its eventfd.
         closing: Whether it is no error any more that nothing runs.
     """
 
-    __slots__ = ("_full_since", "_queue", "_top_half", "_tracer", "_waiters", "_waiting", "accepting", "closing")
+    __slots__ = ("_emit", "_full_since", "_top_half", "_waiters", "_waiting", "accepting", "closing", "queue")
 
-    def __init__(self, queue: WorkQueue, tracer: Tracer) -> None:
-        self._queue: Final = queue
-        self._tracer: Final = tracer
+    def __init__(self, queue: WorkQueue, emit: Callable[..., None]) -> None:
+        self.queue: Final = queue
+        self._emit: Final = emit
         self._top_half: TopHalf | None = None
         self._waiting: OrderedDict[Work, None] = OrderedDict()
         self._waiters: list[asyncio.Future[None]] = []
@@ -47,9 +49,9 @@ class Backpressure:
     def open(self, top_half: TopHalf) -> None:
         """Begin: the queue runs, and the top half's irqfds are to be queued."""
         self._top_half = top_half
-        self._queue.on_room = self._room
-        self._queue.on_end = self.progress
-        self._queue.join(top_half)
+        self.queue.on_room = self._room
+        self.queue.on_end = self.progress
+        self.queue.join(top_half)
         self.accepting = True
 
     def forget(self) -> None:
@@ -64,7 +66,7 @@ class Backpressure:
         if not self.accepting:
             return
         try:
-            self._queue.schedule(work)
+            self.queue.schedule(work)
         except QueueFullError:
             self._waiting[work] = None  # once, however often it comes
         except ClosedError:
@@ -73,27 +75,27 @@ class Backpressure:
 
     def ready(self) -> None:
         """Handlers are to be run. Called by the counter module, once a pass."""
-        self._queue.wake()
+        self.queue.wake()
         self._check_full()
 
     def _check_full(self) -> None:
         top_half = self._top_half
-        if top_half is not None and self._queue.full and not top_half.full:
+        if top_half is not None and self.queue.full and not top_half.full:
             top_half.full = True
             self._full_since = time.monotonic()
-            self._queue.watch_room()
-            self._tracer.emit("queue_full", maxsize=self._queue.maxsize)
+            self.queue.watch_room()
+            self._emit("queue_full", maxsize=self.queue.maxsize)
 
     def _room(self) -> None:
-        while self._waiting and not self._queue.full:
-            self._queue.schedule(self._waiting.popitem(last=False)[0])
-        if self._queue.full:
-            self._queue.watch_room()
+        while self._waiting and not self.queue.full:
+            self.queue.schedule(self._waiting.popitem(last=False)[0])
+        if self.queue.full:
+            self.queue.watch_room()
             return
         top_half = self._top_half
         assert top_half is not None
         top_half.full = False
-        self._tracer.emit("queue_resumed", held=top_half.held, after=time.monotonic() - self._full_since)
+        self._emit("queue_resumed", held=top_half.held, after=time.monotonic() - self._full_since)
         if not top_half.paused:
             top_half.release()
 
@@ -102,7 +104,7 @@ class Backpressure:
     def check_alive(self) -> None:
         """Raise ClosedError if somebody else has cancelled the work queue's tasks, and waiting would be for ever."""
         if not self.closing:
-            self._queue.check_open()
+            self.queue.check_open()
 
     def waits_for_room(self, work: Work) -> bool:
         """Whether the item found the queue full, and is to be queued as soon as it is not."""
@@ -111,13 +113,13 @@ class Backpressure:
     async def flush(self, work: Work) -> bool:
         """Wait for what is queued or running of an item, wherever it waits; False if it waits for the caller."""
         while work in self._waiting:
-            if self._queue.inside:
+            if self.queue.inside:
                 del self._waiting[work]
-                await self._queue.expedite(work)
+                await self.queue.expedite(work)
             else:
                 self.check_alive()
                 await self.next_progress()
-        return await self._queue.flush(work)
+        return await self.queue.flush(work)
 
     def progress(self) -> None:
         """An injection has ended, one way or another. Called by the counter module too, while somebody waits."""

@@ -9,11 +9,13 @@ import operator
 import os
 from typing import TYPE_CHECKING, Final
 
-from aioirqfd.errors import ClosedError
+from aioirqfd.errors import ClosedError, EventFdBusyError, WrongLoopError
 from aioirqfd.eventfd import EventFd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from aioirqfd.eventfd import Poller
 
 bound: Final[set[int]] = set()
 """The eventfd-ids that are bound, by whichever manager of this process (row I12)."""
@@ -39,6 +41,20 @@ def eventfd_and_id(value: EventFd | int, references: list[EventFd]) -> tuple[Eve
 def id_of(value: EventFd | int) -> int:
     """The same, where no reference is needed."""
     return eventfd_and_id(value, [])[1] if isinstance(value, EventFd) else EventFd.from_fd(operator.index(value)).id
+
+
+def check_free(eventfd: EventFd, eventfd_id: int, poller: Poller | None) -> None:
+    """Raise unless the eventfd can be bound on this loop (row I12)."""
+    if eventfd_id in bound:
+        raise EventFdBusyError(f"fd {eventfd.fileno()} is bound to an irqfd already")
+    other = eventfd._poller
+    if other is not None and other is not poller and eventfd._waiters and not other.gone:
+        raise WrongLoopError("the eventfd is in use on another event loop")
+
+
+def reference(fd: int) -> EventFd:
+    """An EventFd of one's own for an eventfd's fd."""
+    return EventFd._reference(fd)
 
 
 def close_all(references: Iterable[EventFd]) -> None:

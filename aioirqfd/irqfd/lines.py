@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.irqfd.resampler import NO_MOVES, Resampler
+from aioirqfd.irqfd.routing import NO_ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from aioirqfd.irqfd.backpressure import Backpressure
+    from aioirqfd.irqfd.delivery import Delivery
     from aioirqfd.irqfd.interrupt import Route
-    from aioirqfd.irqfd.irqfd import IrqFd
-    from aioirqfd.irqfd.manager import IrqManager
-    from aioirqfd.irqfd.resampler import Moves
-
-_NO_ROUTES: Final[tuple[Route, ...]] = ()
+    from aioirqfd.irqfd.resampler import Member, Moves
+    from aioirqfd.irqfd.routing import Routes
 
 
 @final
@@ -22,20 +22,25 @@ class Lines:
     """A manager's resamplers, by gsi.
 
     Args:
-        manager: Whose.
+        delivery: Has the sink.
+        routes: Says where a gsi goes.
+        backpressure: Queues what the sink does not take at once.
     """
 
-    __slots__ = ("_manager", "_resamplers")
+    __slots__ = ("_backpressure", "_delivery", "_resamplers", "_routes")
 
-    def __init__(self, manager: IrqManager) -> None:
-        self._manager: Final = manager
+    def __init__(self, delivery: Delivery, routes: Routes, backpressure: Backpressure) -> None:
+        self._delivery: Final = delivery
+        self._routes: Final = routes
+        self._backpressure: Final = backpressure
         self._resamplers: Final[dict[int, Resampler]] = {}
 
     def __getitem__(self, gsi: int) -> Resampler:
         """The gsi's one resampler; made at the first need."""
         resampler = self._resamplers.get(gsi)
         if resampler is None:
-            resampler = self._resamplers[gsi] = Resampler(self._manager, gsi)
+            resampler = Resampler(gsi, self._delivery, self._routes, self._backpressure, self.drop)
+            self._resamplers[gsi] = resampler
         return resampler
 
     def get(self, gsi: int) -> Resampler | None:
@@ -46,9 +51,9 @@ class Lines:
         """All that there are just now."""
         return list(self._resamplers.values())
 
-    def leave(self, irqfd: IrqFd) -> None:
+    def leave(self, irqfd: Member, gsi: int) -> None:
         """The irqfd is gone."""
-        resampler = self._resamplers.get(irqfd.gsi)
+        resampler = self._resamplers.get(gsi)
         if irqfd.resamplefd is not None and resampler is not None:
             resampler.leave(irqfd)
             self.drop(resampler)
@@ -70,4 +75,4 @@ class Lines:
     def put(self, asserted: Mapping[int, Sequence[Route]], moving: Mapping[int, Moves]) -> None:
         """Make them stand as a snapshot says."""
         for gsi, resampler in self._resamplers.items():
-            resampler.put(asserted.get(gsi, _NO_ROUTES), moving.get(gsi, NO_MOVES))
+            resampler.put(asserted.get(gsi, NO_ROUTES), moving.get(gsi, NO_MOVES))

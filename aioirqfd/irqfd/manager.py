@@ -4,12 +4,9 @@ It owns the irqfds of one virtual machine, their routing, the work queue and the
 its loop (below) and one interrupt sink (above).
 """
 
-# pyright: reportPrivateUsage=false
-# (the same)
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import operator
 import os
 import sys
@@ -20,22 +17,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, ParamSpec, Self, final, overload
 
-from aioirqfd.counter import TopHalf
-from aioirqfd.errors import ClosedError, EventFdBusyError, WrongLoopError
+from aioirqfd.counter import MAX, TopHalf
+from aioirqfd.errors import ClosedError, SnapshotError, WrongLoopError
 from aioirqfd.eventfd import EventFd, Poller
 from aioirqfd.irqfd import identity, snapshot
 from aioirqfd.irqfd.backpressure import Backpressure
+from aioirqfd.irqfd.delivery import Delivery
 from aioirqfd.irqfd.gsi import GsiAllocator
-from aioirqfd.irqfd.guard import guarded, report
-from aioirqfd.irqfd.interrupt import Interrupt
 from aioirqfd.irqfd.irqfd import IrqFd
 from aioirqfd.irqfd.lines import Lines
 from aioirqfd.irqfd.offloading import Offloading
-from aioirqfd.irqfd.resampler import is_level
 from aioirqfd.irqfd.retry import Retry
-from aioirqfd.irqfd.routing import RoutingTable
+from aioirqfd.irqfd.routing import NO_ROUTES, Routes, RoutingTable
 from aioirqfd.irqfd.sink import SinkTiers
 from aioirqfd.irqfd.state import State
+from aioirqfd.irqfd.trigger import Trigger
 from aioirqfd.irqfd.workqueue import WorkQueue, WorkQueueStatistics
 from aioirqfd.tracer import NULL_TRACER
 
@@ -43,7 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
-    from aioirqfd.counter import Drain
     from aioirqfd.irqfd.interrupt import Route
     from aioirqfd.irqfd.irqfd import WakeupHandler
     from aioirqfd.irqfd.resampler import Resampler
@@ -54,7 +49,6 @@ _P = ParamSpec("_P")
 _U32: Final = 2**32
 _AT_ONCE: Final = 256
 """Irqfds that are shut before the loop gets a turn."""
-_NO_ROUTES: Final[tuple[Route, ...]] = ()
 
 _managers: Final[weakref.WeakSet[IrqManager]] = weakref.WeakSet()
 
@@ -62,7 +56,7 @@ _managers: Final[weakref.WeakSet[IrqManager]] = weakref.WeakSet()
 def _drop_inherited() -> None:
     """In a forked child: what the parent has bound is free here. The parent's pollers are gone already."""
     for manager in list(_managers):
-        manager._let_go()
+        manager._let_go()  # pyright: ignore[reportPrivateUsage]
 
 
 os.register_at_fork(after_in_child=_drop_inherited)
@@ -131,53 +125,46 @@ class IrqManager:
     ) -> None:
         if unrouted not in {"drop", "hold"}:
             raise ValueError(f"unrouted is 'drop' or 'hold', not {unrouted!r}")
-        self.tiers: Final = SinkTiers(sink)
+        tiers = SinkTiers(sink)
         self.queue: Final = queue if queue is not None else WorkQueue()
-        self.retry: Final = retry if retry is not None else Retry()
-        self._routing = RoutingTable.default() if routing is None else _table(routing)
-        self._hold = unrouted == "hold"
-        self._tracer = guarded(tracer)
-        self.per_interrupt: Final = bool(tracer.per_interrupt)
-        self._on_error = on_error
-        self.backpressure: Final = Backpressure(self.queue, self._tracer)
+        self.routes: Final = Routes(
+            RoutingTable.default() if routing is None else _table(routing), hold=unrouted == "hold"
+        )
+        self.delivery: Final = Delivery(tiers, tracer, retry if retry is not None else Retry(), on_error)
+        self.backpressure: Final = Backpressure(self.queue, self.delivery.emit)
+        self.lines: Final = Lines(self.delivery, self.routes, self.backpressure)
+        self.offloading: Final = Offloading(self.delivery, self.routes, self.lines, self._watch)
         self._top_half = TopHalf(
-            self.tiers.try_inject,
-            self.tiers.try_inject_batch,
-            _weakly(self.fast_path_failed),
+            tiers.try_inject,
+            tiers.try_inject_batch,
+            _weakly(self._fast_path_failed),
             self.backpressure.ready,
             self.backpressure.progress,
         )
         # A tracer with a ring (the flight recorder) has the counter module write into it.
         self._top_half.flight = getattr(tracer, "ring", None)
-        self._cached: dict[int, Interrupt] = {}
         self._gsis: GsiAllocator | None = None
         self._irqfds: dict[int, IrqFd] = {}  # by eventfd-id, oldest first
         self._leaving: set[IrqFd] = set()
-        self.offloading: Final = Offloading(self)
         self._unrouted: set[IrqFd] = set()
-        self.lines: Final = Lines(self)
         self._poller: Poller | None = None
-        self._drain: Drain | None = None
         self._closed: asyncio.Event | None = None
         self._entered = False
-        self._paused = False
-        self._pauses = 0  # so many times, so that a snapshot's owner knows whether it went on since
-        self._aborting = False
-        self._dropped = 0
+        self.pauses = 0
+        """So many times was it paused: a snapshot's owner knows whether it went on since."""
         self._paused_since = 0.0
         # What a snapshot has of irqfds that were deassigned since: the eventfds, and how many signals.
         self._withheld: list[tuple[EventFd, int]] = []
-        self._first_error: Exception | None = None
         self._process = os.getpid()
-        frame = sys._getframe(1)
+        frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
         self._made_at = (frame.f_code, frame.f_lineno)
-        if self.tiers.bind is not None:
-            self.tiers.bind(_weakly(self.ack))
-        if self.tiers.set_routing is not None:
-            self.tiers.set_routing(self._routing)
+        if tiers.bind is not None:
+            tiers.bind(_weakly(self.ack))
+        if tiers.set_routing is not None:
+            tiers.set_routing(self.routing)
 
     def __repr__(self) -> str:
-        return f"<IrqManager irqfds={len(self._irqfds)} sink={self.tiers.sink!r}>"
+        return f"<IrqManager irqfds={len(self._irqfds)} sink={self.delivery.tiers.sink!r}>"
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -192,7 +179,7 @@ class IrqManager:
             raise
         self._entered = True
         self._poller = poller
-        self._drain = poller.drain
+        self.delivery.open(poller)
         _managers.add(self)
         poller.acquire()
         self.backpressure.open(self._top_half)
@@ -202,8 +189,8 @@ class IrqManager:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._close(abort=exc_type is not None)
-        if exc_type is None and self._first_error is not None:
-            raise self._first_error
+        if exc_type is None and self.delivery.first_error is not None:
+            raise self.delivery.first_error
 
     async def aclose(self) -> None:
         """Inject what was signalled, deassign everything, end the work queue; idempotent: a second call waits for the first.
@@ -216,7 +203,7 @@ class IrqManager:
             Cuts it short: what was not injected goes back into its eventfd. Everything is closed all the same.
         """
         await self._close(abort=False)
-        error, self._first_error = self._first_error, None
+        error, self.delivery.first_error = self.delivery.first_error, None
         if error is not None:
             raise error
 
@@ -229,6 +216,7 @@ class IrqManager:
             return
         self._closed = asyncio.Event()
         self.backpressure.closing = True
+        self.delivery.raising = False
         irqfds = list(self._irqfds.values())
         try:
             if not abort:
@@ -240,7 +228,7 @@ class IrqManager:
                     await irqfd.drained()
                 await self.queue.drain()
         finally:
-            self._aborting = True
+            self.routes.aborting = True
             self.backpressure.forget()
             try:
                 await self.queue.aclose()
@@ -266,7 +254,7 @@ class IrqManager:
             )
         finally:
             self._poller = None
-            self._aborting = True
+            self.routes.aborting = True
             self.backpressure.forget()
             for irqfd in [*self._irqfds.values(), *self._leaving]:
                 irqfd.shut()
@@ -287,6 +275,11 @@ class IrqManager:
                 raise WrongLoopError("this needs a running event loop")
             raise ClosedError("the manager is not open")
         self._poller.check_here()
+
+    @property
+    def poller(self) -> Poller | None:
+        """Its loop's poller, while it is open."""
+        return self._poller
 
     @property
     def _open(self) -> Poller:
@@ -353,37 +346,30 @@ class IrqManager:
         try:
             trigger, eventfd_id = identity.eventfd_and_id(eventfd, references)
             resample = None if resamplefd is None else identity.eventfd_and_id(resamplefd, references)[0]
-            self.check_free(trigger, eventfd_id)
+            identity.check_free(trigger, eventfd_id, self._poller)
             irqfd = IrqFd(
-                self, trigger, eventfd_id=eventfd_id, gsi=gsi, resamplefd=resample, handlers=handlers, masked=masked
+                self, Trigger(trigger, eventfd_id), gsi=gsi, resamplefd=resample, handlers=handlers, masked=masked
             )
-            trigger._signals = trigger._wakeups = trigger._fast = 0
             if resample is not None:
                 self.lines[gsi].join(irqfd)
             try:
-                if not irqfd.hand_over():
+                if not self.offloading.offload(irqfd):
                     self.offloading.take_back_all(self.offloading.beside(irqfd))
-                    self.watch(irqfd)
+                    self._watch(irqfd)
             except BaseException:
-                self.lines.leave(irqfd)
+                self.lines.leave(irqfd, gsi)
                 raise
         except BaseException:
             identity.close_all(references)
             raise
-        irqfd._references = references
+        irqfd.trigger.references = references
         identity.bound.add(eventfd_id)
-        trigger._binding = irqfd
+        irqfd.trigger.bind(irqfd)
         self._irqfds[eventfd_id] = irqfd
-        self.trace("irqfd_assigned", irqfd, resample=resample is not None, offloaded=irqfd.offloaded, masked=masked)
+        self.delivery.trace(
+            "irqfd_assigned", irqfd, resample=resample is not None, offloaded=irqfd.offloaded, masked=masked
+        )
         return irqfd
-
-    def check_free(self, trigger: EventFd, eventfd_id: int) -> None:
-        """Raise unless the eventfd can be bound here (row I12)."""
-        if eventfd_id in identity.bound:
-            raise EventFdBusyError(f"fd {trigger.fileno()} is bound to an irqfd already")
-        poller = trigger._poller
-        if poller is not None and poller is not self._poller and trigger._waiters and not poller.gone:
-            raise WrongLoopError("the eventfd is in use on another event loop")
 
     def find(self, eventfd: EventFd | int, *, gsi: int) -> IrqFd | None:
         """The irqfd by the kernel's key: the eventfd, any dup of which will do, and the gsi (row I14). None: there is none here.
@@ -437,7 +423,7 @@ class IrqManager:
             irqfd = found
         elif gsi is not None:
             raise TypeError("an irqfd, or an eventfd and its gsi; not both")
-        if irqfd._manager is not self or irqfd.state is State.CLOSED:
+        if not irqfd.owned_by(self) or irqfd.state is State.CLOSED:
             return
         if self._poller is not None:
             self.check_here()
@@ -447,92 +433,60 @@ class IrqManager:
     def _let_go(self) -> None:
         """In a forked child: its eventfds are nobody's here, and what is pending is pending in the parent."""
         for irqfd in self._irqfds.values():
-            irqfd._closing, irqfd._state = True, State.CLOSED
-            eventfd = irqfd.eventfd
-            if eventfd._poller is not None:
-                eventfd._recall()
-                eventfd._unbind()
-            eventfd._binding = None
-            eventfd._waiters = None
-            references, irqfd._references = irqfd._references, []
-            identity.close_all(references)
+            irqfd.inherit()
         self._irqfds.clear()
         self.offloading.irqfds.clear()
         self._unrouted.clear()
 
-    def watch(self, irqfd: IrqFd) -> None:
-        """Have the loop hear of its eventfd; what that holds is an event."""
-        eventfd = irqfd.eventfd
-        if eventfd._poller is not self._poller:
-            eventfd._detach()
-        if eventfd._registered:
-            # It has waiting readers; register it anew, so that what it holds is an event of the irqfd's.
-            eventfd._detach()
-        eventfd._attach()
-        eventfd._gsi = irqfd.gsi
-        handlers = irqfd._handlers
-        eventfd._bind(self._top_half, irqfd, bool(handlers), handlers[0] if len(handlers) == 1 else None)
+    def _watch(self, irqfd: IrqFd) -> None:
+        irqfd.trigger.watch(self._top_half, irqfd, irqfd.gsi, irqfd.handlers)
         irqfd.arm()
 
-    def shut(self, irqfd: IrqFd) -> None:
-        """The eventfd is nobody's from here on; what it owes is the irqfd's."""
-        eventfd = irqfd.eventfd
-        if irqfd.offloaded:
-            try:
-                irqfd.take_back()
-            except Exception as error:
-                # The virtual machine is gone, and its irqfds with it (row C05).
-                self.trace("reclaim_failed", irqfd, error=repr(error))
-        poller = eventfd._poller
-        owed = self.unwatch(irqfd)
-        if owed:
-            irqfd.wakeup(owed)
-        irqfd.freeze()
-        eventfd._binding = None
-        identity.bound.discard(irqfd.eventfd_id)
-        del self._irqfds[irqfd.eventfd_id]
-        self._leaving.add(irqfd)
-        self._unrouted.discard(irqfd)
-        if eventfd._waiters and poller is not None and not poller.gone:
-            # They wait on the manager's loop, which need not be running just now.
-            with contextlib.suppress(OSError):
-                poller.attach(eventfd)
-                eventfd._poller = poller
-                eventfd._listening = True
+    # What an irqfd asks of its manager: see irqfd.Owner.
 
-    def unwatch(self, irqfd: IrqFd) -> int:
-        """Leave the poller; what was signalled up to here and is not injected. What comes later stays in the eventfd."""
-        eventfd = irqfd.eventfd
-        poller = eventfd._poller
-        owed = 0
-        if poller is not None and eventfd._registered:
-            poller.drain.collect()
-            # A deassign takes one of a semaphore's rest, as the kernel's does (row P05); a migration leaves it whole.
-            if eventfd._owed or not (eventfd.semaphore and self._paused):
-                before = eventfd._signals
-                owed = poller.drain.settle(eventfd)
-                irqfd.note_unread(eventfd._signals - before - owed)
-        recalled = eventfd._recall()
-        eventfd._unbind()
-        eventfd._spill()
-        eventfd._detach()
-        if owed:
-            eventfd._wakeups += 1
-        return owed + recalled
+    def offload(self, irqfd: IrqFd) -> bool:
+        """Let the sink watch its eventfd, if it can."""
+        return self.offloading.offload(irqfd)
+
+    def take_back(self, irqfd: IrqFd) -> None:
+        """Watch its eventfd here."""
+        self.offloading.take_back(irqfd)
+
+    def wants_route(self, irqfd: IrqFd) -> None:
+        """An interrupt is owed and blocked; if for want of a route, remember who waits for one."""
+        if self.routes.holds(irqfd.gsi) and irqfd not in self._unrouted:
+            self._unrouted.add(irqfd)
+            self.delivery.trace("interrupt_held", irqfd)
+
+    def leaving(self, irqfd: IrqFd) -> None:
+        """The eventfd is nobody's from here on; what it owes is the irqfd's."""
+        try:
+            self.offloading.reclaim(irqfd)
+        except Exception as error:
+            # The virtual machine is gone, and its irqfds with it (row C05).
+            self.delivery.trace("reclaim_failed", irqfd, error=repr(error))
+        poller = irqfd.trigger.eventfd_poller
+        try:
+            owed = irqfd.unwatch(whole=self.routes.paused)
+            if owed:
+                irqfd.wakeup(owed)
+        finally:
+            del self._irqfds[irqfd.eventfd_id]
+            self._leaving.add(irqfd)
+            self._unrouted.discard(irqfd)
+            irqfd.trigger.let_go(poller)
 
     def finished(self, irqfd: IrqFd) -> None:
         """Nothing of the irqfd runs any more."""
         self._leaving.discard(irqfd)
-        self.lines.leave(irqfd)
-        references, irqfd._references = irqfd._references, []
-        if references and self._poller is not None and self._poller.drain.dispatching:
-            # What the sink just refused is yet to be given back.
-            self._poller.loop.call_soon(identity.close_all, references)
-        else:
-            identity.close_all(references)
-        if self._tracer is not NULL_TRACER:
+        if irqfd.resamplefd is not None:
+            self.lines.leave(irqfd, irqfd.gsi)
+        # What the sink just refused is yet to be given back.
+        if not (irqfd.trigger.references and self.delivery.call_soon(irqfd.trigger.close_references)):
+            irqfd.trigger.close_references()
+        if self.delivery.traced:
             counts = irqfd.statistics()
-            self.trace(
+            self.delivery.trace(
                 "irqfd_deassigned",
                 irqfd,
                 signals=counts.signals,
@@ -541,17 +495,28 @@ class IrqManager:
                 dropped=counts.dropped,
             )
 
+    def withhold(self, eventfd: EventFd, count: int) -> bool:
+        """An irqfd is deassigned whose signals a snapshot has: its eventfd gets them back if the manager resumes after all.
+
+        False: there is no room for a dup. They are rather injected twice than lost.
+        """
+        if self._poller is not None and not self.inherited:
+            try:
+                self._withheld.append((identity.reference(eventfd.fileno()), count))
+            except OSError:
+                return False
+        return True
+
+    def _drop_withheld(self) -> None:
+        withheld, self._withheld = self._withheld, []
+        identity.close_all(eventfd for eventfd, _ in withheld)
+
     # -- routing -----------------------------------------------------------------------------------------------------
 
     @property
     def routing(self) -> RoutingTable:
         """The table in force."""
-        return self._routing
-
-    @property
-    def generation(self) -> int:
-        """Counts the tables."""
-        return self._top_half.generation
+        return self.routes.table
 
     def set_routing(self, routing: RoutingTable | Mapping[int, Route | Sequence[Route]]) -> None:
         """Replace the routing table as a whole (``KVM_SET_GSI_ROUTING``). Bound irqfds see it on their next event (row G10).
@@ -566,15 +531,20 @@ class IrqManager:
         """
         self.check_here()
         table = _table(routing)
-        if self.tiers.set_routing is not None:
-            self.tiers.set_routing(table)
-        old, self._routing = self._routing, table
-        self._cached.clear()
-        self._top_half.generation += 1
-        self._tracer.emit("routing_changed", gsis=len(table), generation=self.generation)
-        self._move_along(lambda gsi: self.routes(gsi) != old.get(gsi, _NO_ROUTES), self.lines.all())
+        old = self._put_routing(table)
+        self.delivery.emit("routing_changed", gsis=len(table), generation=self.routes.generation)
+        self._move_along(lambda gsi: self.routes.of(gsi) != old.get(gsi, NO_ROUTES), self.lines.all())
         if self._gsis is not None:
             self._gsis.unrouted(*(old.keys() - table.keys()))
+
+    def _put_routing(self, table: RoutingTable, changed: int | None = None) -> RoutingTable:
+        """Put it in force, if the sink agrees; the old one."""
+        set_routing = self.delivery.tiers.set_routing
+        if set_routing is not None:
+            set_routing(table)
+        old = self.routes.replace(table, changed)
+        self._top_half.generation = self.routes.generation
+        return old
 
     def set_route(self, gsi: int, routes: Route | Sequence[Route]) -> None:
         """Change where one gsi goes, and leave the rest of the table alone; all or nothing, as :meth:`set_routing`.
@@ -590,16 +560,11 @@ class IrqManager:
             WrongLoopError: Not called on the manager's loop.
         """
         self.check_here()
-        old = self._routing
-        table = old.with_route(gsi, routes)
-        if table is old:
+        table = self.routing.with_route(gsi, routes)
+        if table is self.routing:
             return
-        if self.tiers.set_routing is not None:
-            self.tiers.set_routing(table)
-        self._routing = table
-        self._cached.pop(gsi, None)
-        self._top_half.generation += 1
-        self._tracer.emit("route_changed", gsi=gsi, routes=len(self.routes(gsi)), generation=self.generation)
+        old = self._put_routing(table, gsi)
+        self.delivery.emit("route_changed", gsi=gsi, routes=len(self.routes.of(gsi)), generation=self.routes.generation)
         resampler = self.lines.get(gsi)
         self._move_along(lambda other: other == gsi, () if resampler is None else (resampler,))
         if self._gsis is not None and table.entries < old.entries:
@@ -612,10 +577,10 @@ class IrqManager:
         self.offloading.take_back_all(moved)
         for resampler in resamplers:
             if changed(resampler.gsi):
-                resampler.reroute(self.routes(resampler.gsi))
+                resampler.reroute(self.routes.of(resampler.gsi))
         for irqfd in moved:
             irqfd.unblock()
-        for irqfd in [irqfd for irqfd in self._unrouted if irqfd.gsi in self._routing]:
+        for irqfd in [irqfd for irqfd in self._unrouted if irqfd.gsi in self.routing]:
             self._unrouted.discard(irqfd)
             irqfd.unblock()
 
@@ -627,35 +592,8 @@ class IrqManager:
         """
         gsis = self._gsis
         if gsis is None:
-            gsis = self._gsis = GsiAllocator(lambda gsi: gsi in self._routing)
+            gsis = self._gsis = GsiAllocator(lambda gsi: gsi in self.routing)
         return gsis
-
-    def routes(self, gsi: int) -> tuple[Route, ...]:
-        """Where the gsi goes now; empty: nowhere."""
-        return self._routing.get(gsi, _NO_ROUTES)
-
-    def cached_interrupt(self, gsi: int, *, level: bool) -> Interrupt | None:
-        """The one Interrupt of the gsi, if the counter module may inject it by itself."""
-        if self.tiers.try_inject is None or self.per_interrupt:
-            return None
-        routes = self.routes(gsi)
-        if len(routes) != 1 or (level and is_level(routes)):
-            return None
-        interrupt = self._cached.get(gsi)
-        if interrupt is None:
-            interrupt = self._cached[gsi] = Interrupt(gsi, routes[0])
-        return interrupt
-
-    def try_inject(self, interrupt: Interrupt) -> bool:
-        """Have the sink take it at once, if it can. What it signals meanwhile comes later: it is not entered from within itself."""
-        try_inject, drain = self.tiers.try_inject, self._drain
-        if try_inject is None or drain is None:
-            return False
-        nested, drain.dispatching = drain.dispatching, True
-        try:
-            return bool(try_inject(interrupt))
-        finally:
-            drain.dispatching = nested
 
     # -- level-triggered lines ---------------------------------------------------------------------------------------
 
@@ -686,16 +624,6 @@ class IrqManager:
         resampler = self.lines.get(gsi)
         return resampler is not None and resampler.tell()
 
-    def line_failed(self, event: str, resampler: Resampler, error: Exception) -> None:
-        """The sink failed to lower or to raise a line: say so and try again later."""
-        self._tracer.emit(event, gsi=resampler.gsi, error=repr(error))
-        if self._poller is not None:
-            self._poller.loop.call_later(self.retry.maximum, self._settle_line, resampler)
-
-    def _settle_line(self, resampler: Resampler) -> None:
-        # A paused manager's snapshot has what is yet to be done: it is the snapshot's, unless the manager resumes.
-        resampler.settle(paused=self._paused)
-
     # -- waiting -----------------------------------------------------------------------------------------------------
 
     async def flush(self) -> None:
@@ -714,12 +642,12 @@ class IrqManager:
         drain.collect()
         # What is being deassigned owes its injections too.
         irqfds = (*self._irqfds.values(), *self._leaving)
-        marks = [(irqfd, irqfd.mark()) for irqfd in irqfds if irqfd.owed or irqfd.active]
+        marks = [(irqfd, irqfd.mark()) for irqfd in irqfds if irqfd.trigger.owed or irqfd.active]
         works = [resampler.work for resampler in self.lines.all()]
         lines = [work for work in works if work.pending or work.running is not None]
         for irqfd, mark in marks:
-            while not self._paused and not irqfd.passed(mark):
-                if irqfd.owed and not irqfd.eventfd._held:
+            while not self.routes.paused and not irqfd.passed(mark):
+                if irqfd.trigger.owed and not irqfd.trigger.held:
                     drain.run()
                     await asyncio.sleep(0)
                 else:
@@ -729,20 +657,6 @@ class IrqManager:
             await self.backpressure.flush(work)
 
     # -- blocking ----------------------------------------------------------------------------------------------------
-
-    def blocks(self, gsi: int) -> bool:
-        """Whether nothing may be injected for the gsi just now."""
-        return self._paused or self._aborting or self.holds(gsi)
-
-    def holds(self, gsi: int) -> bool:
-        """Whether the gsi waits for a route."""
-        return self._hold and gsi not in self._routing
-
-    def note_pending(self, irqfd: IrqFd) -> None:
-        """An interrupt is owed and blocked; if for want of a route, remember who waits for one."""
-        if self.holds(irqfd.gsi) and irqfd not in self._unrouted:
-            self._unrouted.add(irqfd)
-            self.trace("interrupt_held", irqfd)
 
     async def pause(self) -> None:
         """Inject nothing from here on; return when nothing is being injected any more. Signals wait in their eventfds.
@@ -756,14 +670,14 @@ class IrqManager:
         """
         drain = self._open.drain
         self.queue.check_outside()
-        if not self._paused:
+        if not self.routes.paused:
             # Counts that were injected and not read yet: from here on they could not be told from what waits.
             drain.settle_unread(drain.unread)
-            self._pauses += 1
-            self._paused = self._top_half.paused = True
+            self.pauses += 1
+            self.routes.paused = self._top_half.paused = True
             self._paused_since = time.monotonic()
             self.offloading.take_back_all(list(self.offloading.irqfds))
-            self._tracer.emit("manager_paused", irqfds=len(self._irqfds))
+            self.delivery.emit("manager_paused", irqfds=len(self._irqfds))
         await self.queue.drain()
 
     def resume(self) -> None:
@@ -773,18 +687,18 @@ class IrqManager:
             WrongLoopError: Not called on the manager's loop.
         """
         self.check_here()
-        if not self._paused:
+        if not self.routes.paused:
             return
-        self._paused = self._top_half.paused = False
+        self.routes.paused = self._top_half.paused = False
         paused_for = time.monotonic() - self._paused_since
-        self._tracer.emit("manager_resumed", held=self._top_half.held, paused_for=paused_for)
+        self.delivery.emit("manager_resumed", held=self._top_half.held, paused_for=paused_for)
         for resampler in self.lines.all():
             resampler.settle(paused=False)
         for irqfd in self.irqfds:
-            irqfd.release_capture()
+            irqfd.debt.release()
             irqfd.unblock()
         for eventfd, count in self._withheld:
-            eventfd.signal(min(count, 2**64 - 2))
+            eventfd.signal(min(count, MAX))
         self._drop_withheld()
         self._top_half.release()
         self.backpressure.progress()
@@ -797,7 +711,8 @@ class IrqManager:
             WrongLoopError: Not called on the manager's loop.
         """
         self.check_here()
-        return snapshot.take(self, paused=self._paused and self._settled)
+        self._check_settled()
+        return snapshot.take(self.irqfds, self.routing, self.lines)
 
     def restore(self, state: Mapping[str, object]) -> None:
         """Put a snapshot's state into this manager, whose irqfds are assigned as they were; it must be paused.
@@ -808,29 +723,25 @@ class IrqManager:
             WrongLoopError: Not called on the manager's loop.
         """
         self.check_here()
-        snapshot.put(self, state, paused=self._paused and self._settled)
+        self._check_settled()
+        plan = snapshot.check(self.irqfds, state)
+        try:
+            self.set_routing(plan.routing)
+        except Exception as error:
+            raise SnapshotError(f"routing: the sink refuses it: {error}") from error
+        plan.put(self.lines)
         self._drop_withheld()
 
-    def withhold(self, eventfd: EventFd, count: int) -> bool:
-        """An irqfd is deassigned whose signals a snapshot has: its eventfd gets them back if the manager resumes after all.
-
-        False: there is no room for a dup. They are rather injected twice than lost.
-        """
-        if self._poller is not None and not self.inherited:
-            try:
-                self._withheld.append((EventFd._reference(eventfd.fileno()), count))
-            except OSError:
-                return False
-        return True
-
-    def _drop_withheld(self) -> None:
-        withheld, self._withheld = self._withheld, []
-        identity.close_all(eventfd for eventfd, _ in withheld)
-
     @property
-    def _settled(self) -> bool:
-        """Whether nothing is being injected any more. A retry that waits for its time is not."""
-        return self.queue.idle and not any(irqfd.busy for irqfd in (*self._irqfds.values(), *self._leaving))
+    def paused(self) -> bool:
+        """Whether nothing is injected for the time being."""
+        return self.routes.paused
+
+    def _check_settled(self) -> None:
+        """Raise unless nothing is being injected any more. A retry that waits for its time is not."""
+        busy = any(irqfd.busy for irqfd in (*self._irqfds.values(), *self._leaving))
+        if not self.routes.paused or not self.queue.idle or busy:
+            raise SnapshotError("pause the manager first, and let it finish what it injects")
 
     # -- what happened -----------------------------------------------------------------------------------------------
 
@@ -842,55 +753,18 @@ class IrqManager:
             held=self._top_half.held,
             broken=sum(irqfd.state is State.BROKEN for irqfd in self._irqfds.values()),
             asserted=sum(resampler.asserted for resampler in self.lines.all()),
-            dropped=self._dropped,
+            dropped=self.delivery.dropped,
             queue=self.queue.statistics(),
         )
 
-    def trace(self, event: str, irqfd: IrqFd, /, **fields: object) -> None:
-        """Tell the tracer something about an irqfd."""
-        tracer = self._tracer
-        if tracer is not NULL_TRACER:
-            tracer.emit(event, gsi=irqfd.gsi, fd=irqfd.eventfd._fd, eventfd_id=irqfd.eventfd_id, **fields)
-
-    def trace_interrupt(self, event: str, irqfd: IrqFd, /, **fields: object) -> None:
-        """The same, for what happens at every interrupt."""
-        if self.per_interrupt:
-            self.trace(event, irqfd, **fields)
-
-    def dropped(self, irqfd: IrqFd) -> None:
-        """An interrupt had no route. Traced once for each irqfd and table."""
-        self._dropped += 1
-        if irqfd._dropped_under != self.generation:
-            irqfd._dropped_under = self.generation
-            self.trace("interrupt_dropped", irqfd)
-
-    def fast_path_failed(self, error: BaseException) -> None:
-        """``try_inject`` raised; the work queue tries again."""
-        self._tracer.emit("fast_path_failed", error=repr(error))
-        if not isinstance(error, (Exception, asyncio.CancelledError)) and self._poller is not None:
-            # Ctrl-C or sys.exit() is not the sink's failure. The interrupt is safe; now let it end the loop.
-            self._poller.loop.call_soon(_raise, error)
-
-    def broken(self, irqfd: IrqFd, error: Exception) -> None:
-        """The sink failed for good."""
-        self.trace("irqfd_broken", irqfd, error=repr(error.__cause__))
-        if self._first_error is None:
-            self._first_error = error
-        if self._on_error is not None:
-            try:
-                self._on_error(error)
-            except Exception as another:
-                report(f"aioirqfd: on_error raised: {self._on_error!r}", another)
+    def _fast_path_failed(self, error: BaseException) -> None:
+        self.delivery.fast_path_failed(error)
 
 
 def _table(routing: RoutingTable | Mapping[int, Route | Sequence[Route]]) -> RoutingTable:
     if not isinstance(routing, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  callers without a type checker
         raise TypeError(f"a routing table maps gsis to routes; {routing!r} does not")
     return routing if isinstance(routing, RoutingTable) else RoutingTable(routing)
-
-
-def _raise(error: BaseException) -> None:
-    raise error
 
 
 def _weakly(method: Callable[_P, object]) -> Callable[_P, None]:

@@ -22,7 +22,7 @@ from aioirqfd.counter import fdinfo
 from aioirqfd.errors import ClosedError, EventFdBusyError, RoutingError, SnapshotError, WouldBlock
 from aioirqfd.eventfd import EventFd
 from aioirqfd.irqfd import msix_snapshot
-from aioirqfd.irqfd.identity import eventfd_and_id
+from aioirqfd.irqfd.identity import check_free, eventfd_and_id
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.msix_vector import MASK_BIT, MsixVector
 from aioirqfd.irqfd.routing import MAX_ROUTES
@@ -259,7 +259,7 @@ class MsixTable:
             if has and other.eventfd is not None and not other.eventfd.closed:
                 raise EventFdBusyError(f"it is the eventfd of vector {other.number}")
         if not (entry.bound and new_id == entry.eventfd_id):
-            self._manager.check_free(new, new_id)
+            check_free(new, new_id, self._manager.poller)
 
     async def set_message(self, vector: int, /, *, address: int, data: int) -> None:
         """Change a vector's message, while signals arrive, as a barrier: after it returns, nothing is sent to the old one.
@@ -311,7 +311,7 @@ class MsixTable:
         enabled, function_mask = bool(value & self.ENABLE), bool(value & self.FUNCTION_MASK)
         if (enabled, function_mask) == (self._enabled, self._function_mask):
             return
-        self._manager._tracer.emit("msix_control", enabled=enabled, function_mask=function_mask)
+        self._manager.delivery.emit("msix_control", enabled=enabled, function_mask=function_mask)
         self._enabled, self._function_mask = enabled, function_mask
         for vector in self._vectors:
             self._update(vector)
@@ -386,7 +386,7 @@ class MsixTable:
             WrongLoopError: The pending bits are asked for elsewhere than on the manager's loop.
         """
         if size not in _SIZES or offset % size or not 0 <= offset <= self.size - size:
-            self._manager._tracer.emit("msix_access_ignored", write=False, offset=offset, size=size)
+            self._manager.delivery.emit("msix_access_ignored", write=False, offset=offset, size=size)
             return 0
         value = self._read_dword(offset)
         return value | self._read_dword(offset + 4) << 32 if size == 8 else value
@@ -405,7 +405,7 @@ class MsixTable:
             WrongLoopError: Not called on the manager's loop.
         """
         if size not in _SIZES or offset % size or not 0 <= offset <= len(self._vectors) * _ENTRY - size:
-            self._manager._tracer.emit("msix_access_ignored", write=True, offset=offset, size=size)
+            self._manager.delivery.emit("msix_access_ignored", write=True, offset=offset, size=size)
             return
         self._check_here()
         vector = self._vectors[offset // _ENTRY]
@@ -517,7 +517,7 @@ class MsixTable:
             else:
                 self._deactivate(vector)
         except Exception as error:
-            self._manager._tracer.emit("msix_vector_failed", vector=vector.number, gsi=vector.gsi, error=repr(error))
+            self._manager.delivery.emit("msix_vector_failed", vector=vector.number, gsi=vector.gsi, error=repr(error))
             self._retire((vector,))
 
     def _activate(self, vector: MsixVector) -> None:
@@ -531,7 +531,7 @@ class MsixTable:
         if vector.gsi is None:
             if not self._obtain(vector, message):
                 if not vector.starved:
-                    manager._tracer.emit("msix_no_gsi", vector=vector.number)
+                    manager.delivery.emit("msix_no_gsi", vector=vector.number)
                 vector.starved = True
                 gsis.wait(vector, lambda: self._update(vector))
                 return
@@ -624,7 +624,7 @@ class MsixTable:
             else:
                 manager.set_routing({gsi: routes for gsi, routes in manager.routing.items() if gsi not in gone})
         except Exception as error:
-            manager._tracer.emit("msix_unroute_failed", gsis=len(gone), error=repr(error))
+            manager.delivery.emit("msix_unroute_failed", gsis=len(gone), error=repr(error))
         for gsi in sorted(gone):
             manager.gsis.release(gsi)
 

@@ -68,7 +68,7 @@ def take(
     entries: list[list[object]] = []
     for vector in vectors:
         count = _count(vector)
-        vector.captured = (count, manager._pauses)
+        vector.captured = (count, manager.pauses)
         registers = (vector.address, vector.data, vector.control)
         if registers != (0, 0, MASK_BIT) or vector.gsi is not None or count:
             entries.append([vector.number, *registers, vector.gsi, count])
@@ -86,7 +86,7 @@ def leave(manager: IrqManager, vector: MsixVector) -> None:
     captured, pause = vector.captured or (0, 0)
     vector.captured = None
     eventfd = vector.eventfd
-    if not captured or not manager._paused or pause != manager._pauses or eventfd is None or eventfd.closed:
+    if not captured or not manager.paused or pause != manager.pauses or eventfd is None or eventfd.closed:
         return
     with contextlib.suppress(BlockingIOError):
         count = eventfd.read_nowait()
@@ -189,7 +189,7 @@ def _take(manager: IrqManager, entry: Entry, devid: int | None) -> None:
 
 def _check_paused(manager: IrqManager) -> None:
     manager.check_here()
-    if not manager._paused:
+    if not manager.paused:
         raise SnapshotError("pause the manager first")
 
 

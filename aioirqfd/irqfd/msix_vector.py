@@ -93,14 +93,14 @@ class MsixVector:
     @property
     def bound(self) -> bool:
         """Whether signals go to its irqfd; otherwise they stay in the eventfd."""
-        return self.irqfd is not None and not self.irqfd._closing
+        return self.irqfd is not None and not self.irqfd.closing
 
     @property
     def pending(self) -> bool:
         """Whether an interrupt is owed, wherever its signal is."""
         irqfd, eventfd = self.irqfd, self.eventfd
         if irqfd is not None:
-            if not irqfd._closing:
+            if not irqfd.closing:
                 return irqfd.pending
             if irqfd.state in OWING:
                 return True  # on its way back into the eventfd

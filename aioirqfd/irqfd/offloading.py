@@ -1,19 +1,19 @@
 """Which irqfds the sink itself watches (``KVM_IRQFD``): of a level-triggered line all, or none."""
 
-# pyright: reportPrivateUsage=false
-# (an underscore on an EventFd says "for this package")
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, cast, final
 
 from aioirqfd.irqfd.interrupt import Action, Interrupt
-from aioirqfd.irqfd.resampler import is_level
+from aioirqfd.irqfd.routing import is_level
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from aioirqfd.irqfd.delivery import Delivery
     from aioirqfd.irqfd.irqfd import IrqFd
-    from aioirqfd.irqfd.manager import IrqManager
+    from aioirqfd.irqfd.lines import Lines
+    from aioirqfd.irqfd.routing import Routes
 
 
 @final
@@ -21,31 +21,40 @@ class Offloading:
     """Hands eventfds over to a manager's sink, and takes them back.
 
     Args:
-        manager: Whose.
+        delivery: Has the sink.
+        routes: Says where a gsi goes.
+        lines: Say which irqfds are one line's.
+        watch: Has the loop hear of an irqfd's eventfd again.
 
     Attributes:
         irqfds: Those that the sink watches.
     """
 
-    __slots__ = ("_manager", "_tiers", "irqfds")
+    __slots__ = ("_delivery", "_lines", "_routes", "_watch", "irqfds")
 
-    def __init__(self, manager: IrqManager) -> None:
-        self._manager: Final = manager
-        self._tiers: Final = manager.tiers
+    def __init__(self, delivery: Delivery, routes: Routes, lines: Lines, watch: Callable[[IrqFd], None]) -> None:
+        self._delivery: Final = delivery
+        self._routes: Final = routes
+        self._lines: Final = lines
+        self._watch: Final = watch
         self.irqfds: Final[set[IrqFd]] = set()
 
     def offload(self, irqfd: IrqFd) -> bool:
         """Let the sink watch the eventfd itself, if it can, and then all the eventfds of the same line.
 
         A line is the sink's or the loop's as a whole: each tells its own irqfds of the end of interrupt, whoever triggered
-        (row R04).
+        (row R04). Signals that are there are then the sink's.
         """
-        manager = self._manager
-        routes = manager.routes(irqfd.gsi)
-        if self._tiers.offload is None or len(routes) != 1 or manager.per_interrupt:
+        delivery = self._delivery
+        if delivery.tiers.offload is None or delivery.per_interrupt or not irqfd.free:
             return False
-        resampler = manager.lines[irqfd.gsi] if irqfd.resamplefd is not None and is_level(routes) else None
-        group = [irqfd] if resampler is None else [one for one in resampler.members if not one.offloaded]
+        routes = self._routes.of(irqfd.gsi)
+        if len(routes) != 1:
+            return False
+        resampler = self._lines[irqfd.gsi] if irqfd.resamplefd is not None and is_level(routes) else None
+        group = [irqfd]
+        if resampler is not None:
+            group = [one for one in self._of(irqfd.gsi) if not one.offloaded]
         if not all(one.free for one in group):
             return False
         interrupt = Interrupt(irqfd.gsi, routes[0], Action.PULSE if resampler is None else Action.ASSERT)
@@ -65,23 +74,21 @@ class Offloading:
         return True
 
     def _offload(self, irqfd: IrqFd, interrupt: Interrupt) -> bool:
-        manager = self._manager
-        assert self._tiers.offload is not None
-        watched = irqfd.eventfd._binding is irqfd
-        owed = manager.unwatch(irqfd) if watched else 0
+        offload = self._delivery.tiers.offload
+        assert offload is not None
+        watched = irqfd.trigger.bound
+        owed = irqfd.unwatch(whole=self._routes.paused) if watched else 0
         try:
-            taken = self._tiers.offload(
-                irqfd.eventfd, interrupt, irqfd.resamplefd if interrupt.action is Action.ASSERT else None
-            )
+            taken = offload(irqfd.eventfd, interrupt, irqfd.resamplefd if interrupt.action is Action.ASSERT else None)
         except Exception as error:
             if not watched:
                 raise
             # It was assigned here long ago, so this is nobody's misuse: go on without.
-            manager.trace("offload_failed", irqfd, error=repr(error))
+            self._delivery.trace("offload_failed", irqfd, error=repr(error))
             taken = False
         if not taken:
             if watched:
-                manager.watch(irqfd)
+                self._watch(irqfd)
                 if owed:
                     irqfd.wakeup(owed)
             return False
@@ -92,32 +99,37 @@ class Offloading:
     def take_back(self, irqfd: IrqFd) -> None:
         """Watch an offloaded eventfd here again, and all those of the same line."""
         others = self.beside(irqfd)
-        irqfd.take_back()
+        self.reclaim(irqfd)
         self.take_back_all(others)
 
     def beside(self, irqfd: IrqFd) -> list[IrqFd]:
         """The other irqfds of its line, if the sink watches them."""
-        manager = self._manager
-        if not self.irqfds or irqfd.resamplefd is None or not is_level(manager.routes(irqfd.gsi)):
+        if not self.irqfds or irqfd.resamplefd is None or not is_level(self._routes.of(irqfd.gsi)):
             return []
-        return [one for one in manager.lines[irqfd.gsi].members if one.offloaded and one is not irqfd]
+        return [one for one in self._of(irqfd.gsi) if one.offloaded and one is not irqfd]
 
     def take_back_all(self, irqfds: Sequence[IrqFd]) -> None:
         """Watch these here again."""
         for irqfd in irqfds:
             try:
-                irqfd.take_back()
+                self.reclaim(irqfd)
             except Exception as error:
                 # One that the sink does not let go of must not keep the others going.
-                self._manager.trace("reclaim_failed", irqfd, error=repr(error))
+                self._delivery.trace("reclaim_failed", irqfd, error=repr(error))
 
-    def reclaim(self, irqfd: IrqFd, interrupt: Interrupt) -> None:
-        """Watch an offloaded eventfd here again."""
-        manager = self._manager
+    def reclaim(self, irqfd: IrqFd) -> None:
+        """Watch an eventfd here again, if the sink did."""
+        interrupt, irqfd.offloaded_as = irqfd.offloaded_as, None
         self.irqfds.discard(irqfd)
-        if self._tiers.reclaim is not None and not irqfd.eventfd.closed:
+        if interrupt is None:
+            return
+        reclaim = self._delivery.tiers.reclaim
+        if reclaim is not None and not irqfd.eventfd.closed:
             try:
-                if self._tiers.reclaim(irqfd.eventfd, interrupt):
-                    manager.lines[irqfd.gsi].adopt(interrupt)
+                if reclaim(irqfd.eventfd, interrupt):
+                    self._lines[irqfd.gsi].adopt(interrupt)
             finally:
-                manager.watch(irqfd)
+                self._watch(irqfd)
+
+    def _of(self, gsi: int) -> list[IrqFd]:
+        return cast("list[IrqFd]", self._lines[gsi].members)  # whoever has joined is one

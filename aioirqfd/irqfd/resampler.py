@@ -11,24 +11,44 @@ level-triggered line runs under the resampler's lock: it must not wait there for
 """
 
 # pyright: reportPrivateUsage=false
-# (as in manager.py)
+# (an underscore on an EventFd says "for this package")
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
 import threading
-from typing import TYPE_CHECKING, Final, NamedTuple, final
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, final
 
 from aioirqfd.eventfd import EventFd
-from aioirqfd.irqfd.interrupt import Action, Interrupt, IrqchipPin, Route
+from aioirqfd.irqfd.interrupt import Action, Interrupt, Route
+from aioirqfd.irqfd.routing import is_level
 from aioirqfd.irqfd.workqueue import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from aioirqfd.irqfd.irqfd import IrqFd
-    from aioirqfd.irqfd.manager import IrqManager
+    from aioirqfd.irqfd.backpressure import Backpressure
+    from aioirqfd.irqfd.delivery import Delivery
+    from aioirqfd.irqfd.routing import Routes
+
+
+class Member(Protocol):
+    """A resample irqfd, as its line sees it."""
+
+    @property
+    def resamplefd(self) -> EventFd | None:
+        """Who is told."""
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether the sink watches its eventfd, and tells."""
+        ...
+
+    @property
+    def captured(self) -> bool:
+        """Whether what is to be told is a snapshot's."""
+        ...
 
 
 class Moves(NamedTuple):
@@ -54,26 +74,39 @@ class Resampler:
 
     __slots__ = (
         "_again",
+        "_backpressure",
         "_busy",
+        "_delivery",
         "_falling",
         "_heirs",
         "_loop",
-        "_manager",
+        "_low",
         "_notify_after",
         "_raised",
+        "_routes",
         "_serial",
         "gsi",
         "members",
         "work",
     )
 
-    def __init__(self, manager: IrqManager, gsi: int) -> None:
+    def __init__(
+        self,
+        gsi: int,
+        delivery: Delivery,
+        routes: Routes,
+        backpressure: Backpressure,
+        low: Callable[[Resampler], None],
+    ) -> None:
         self.gsi: Final = gsi
-        self.members: Final[list[IrqFd]] = []
+        self.members: Final[list[Member]] = []
         """The gsi's resample irqfds, oldest first."""
         self.work: Final = Work(self._move)
         """Lowers and raises the line where the sink takes its time."""
-        self._manager = manager
+        self._delivery: Final = delivery
+        self._routes: Final = routes
+        self._backpressure: Final = backpressure
+        self._low: Final = low
         self._loop = asyncio.get_running_loop()
         self._heirs: dict[EventFd, EventFd] = {}  # a resamplefd that its owner closed: our own reference to the eventfd
         self._raised: tuple[Interrupt, ...] = ()
@@ -123,12 +156,12 @@ class Resampler:
             self._again = moves.again or (bool(missing) and (slow or not self._raise_now(missing)))
             self._notify_after = moves.tell
 
-    def join(self, irqfd: IrqFd) -> None:
+    def join(self, irqfd: Member) -> None:
         """An irqfd is assigned; a resamplefd that several share is told once for each (row R10)."""
         self.members.append(irqfd)
         _resamplefd(irqfd)._on_close(self._inherit)
 
-    def leave(self, irqfd: IrqFd) -> None:
+    def leave(self, irqfd: Member) -> None:
         """An irqfd was deassigned. The last one to go lowers the line, and nobody is told (rows R13, R14)."""
         resamplefd = _resamplefd(irqfd)
         self.members.remove(irqfd)
@@ -154,14 +187,13 @@ class Resampler:
 
     def try_assert(self, routes: Sequence[Route]) -> bool:
         """Raise the line now, if the sink takes it at once."""
-        if self._manager.tiers.try_inject is None:
+        if self._delivery.tiers.try_inject is None:
             return False
         with self._busy:
             return not self._serial.locked() and self._assert_now(routes)
 
     def _assert_now(self, routes: Sequence[Route]) -> bool:
-        try_inject = self._manager.tiers.try_inject
-        if try_inject is None:
+        if self._delivery.tiers.try_inject is None:
             return False
         for route in routes:
             interrupt = Interrupt(self.gsi, route, Action.ASSERT)
@@ -169,7 +201,7 @@ class Resampler:
             news = self._note(interrupt)
             taken = False
             try:
-                taken = try_inject(interrupt)
+                taken = self._delivery.try_inject(interrupt)
             finally:
                 if news and not taken:
                     self._doubt(interrupt)
@@ -189,7 +221,7 @@ class Resampler:
         with self._busy:
             news = self._note(interrupt)
         try:
-            await self._manager.tiers.inject(interrupt)
+            await self._delivery.inject(interrupt)
         except BaseException:
             if news:
                 with self._busy:
@@ -261,9 +293,9 @@ class Resampler:
 
     def _missing(self) -> list[Route]:
         """Where the line is to be raised again, and may be just now. There it is not lowered first."""
-        if not self._again or self._manager.blocks(self.gsi):
+        if not self._again or self._routes.blocks(self.gsi):
             return []
-        routes = self._manager.routes(self.gsi)
+        routes = self._routes.of(self.gsi)
         raised = self.raised
         missing = [route for route in routes if route not in raised]
         self._again = bool(missing) or not routes
@@ -275,7 +307,7 @@ class Resampler:
             if not self._assert_now(missing):
                 return False
         except Exception as error:
-            self._manager.fast_path_failed(error)
+            self._delivery.fast_path_failed(error)
             return False
         self._again = False
         return True
@@ -302,16 +334,15 @@ class Resampler:
 
     def _schedule(self) -> None:
         if asyncio._get_running_loop() is self._loop:
-            self._manager.backpressure.schedule(self.work)
+            self._backpressure.schedule(self.work)
         else:
-            self._loop.call_soon_threadsafe(self._manager.backpressure.schedule, self.work)
+            self._loop.call_soon_threadsafe(self._backpressure.schedule, self.work)
 
     def _lower_now(self) -> bool:
-        try_inject = self._manager.tiers.try_inject
         while self._falling:
             interrupt = self._falling[0]
             try:
-                if try_inject is None or not try_inject(Interrupt(self.gsi, interrupt.route, Action.DEASSERT)):
+                if not self._delivery.try_inject(Interrupt(self.gsi, interrupt.route, Action.DEASSERT)):
                     return False
             except Exception:
                 return False  # the slow way meets the error again, and reports it
@@ -327,18 +358,18 @@ class Resampler:
             # A pin that cannot be lowered does not keep the line from being raised elsewhere.
             lowered = await self._lower_slowly()
             done = await self._raise_slowly() and lowered
-        if lowered:
-            self._tell_once()
+        if not self._falling:
+            self._tell_once()  # one that was acknowledged meanwhile is told when it is low
         if done:
-            self._manager.lines.drop(self)
+            self._low(self)
 
     async def _lower_slowly(self) -> bool:
         while self._falling:
             interrupt = self._falling[0]
             try:
-                await self._manager.tiers.inject(Interrupt(self.gsi, interrupt.route, Action.DEASSERT))
+                await self._delivery.inject(Interrupt(self.gsi, interrupt.route, Action.DEASSERT))
             except Exception as error:
-                self._manager.line_failed("lowering_failed", self, error)
+                self._failed("lowering_failed", error)
                 return False
             with self._busy:
                 self._falling = _without(self._falling, interrupt)
@@ -353,8 +384,14 @@ class Resampler:
             try:
                 await self._assert(missing[0])
             except Exception as error:
-                self._manager.line_failed("raising_failed", self, error)
+                self._failed("raising_failed", error)
                 return False
+
+    def _failed(self, event: str, error: Exception) -> None:
+        """The sink failed to lower or to raise the line: say so and try again later."""
+        self._delivery.emit(event, gsi=self.gsi, error=repr(error))
+        # A paused manager's snapshot has what is yet to be done: it is the snapshot's, unless the manager resumes.
+        self._delivery.call_later(self._delivery.retry.maximum, lambda: self.settle(paused=self._routes.paused))
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
@@ -382,15 +419,10 @@ class Resampler:
             self._heirs.get(resamplefd, resamplefd).signal()
 
 
-def _resamplefd(irqfd: IrqFd) -> EventFd:
+def _resamplefd(irqfd: Member) -> EventFd:
     assert irqfd.resamplefd is not None
     return irqfd.resamplefd
 
 
 def _without(interrupts: tuple[Interrupt, ...], interrupt: Interrupt) -> tuple[Interrupt, ...]:
     return tuple(other for other in interrupts if other != interrupt)
-
-
-def is_level(routes: Sequence[Route]) -> bool:
-    """Whether a resample irqfd with these routes drives a line; an MSI has none and is just sent (row M07)."""
-    return bool(routes) and isinstance(routes[0], IrqchipPin)

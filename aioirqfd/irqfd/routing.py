@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, cast, final
 
 from aioirqfd.errors import RoutingError
-from aioirqfd.irqfd.interrupt import IOAPIC_PINS, IrqchipPin, Msi, Route
+from aioirqfd.irqfd.interrupt import IOAPIC_PINS, Interrupt, IrqchipPin, Msi, Route
 
 MAX_GSI: Final = 4096
 """One more than the highest gsi that can be routed (``KVM_MAX_IRQ_ROUTES``; row G03)."""
 MAX_ROUTES: Final = 4096
 """Entries a table may have in all (row G02)."""
+NO_ROUTES: Final[tuple[Route, ...]] = ()
 _PIC_MASTER_PINS: Final = 8
 
 
@@ -126,3 +127,65 @@ def _entry(gsi: object, value: object) -> tuple[Route, ...]:
         raise RoutingError(f"gsi {gsi!r}: a route is an IrqchipPin, an Msi or a sequence of them, not {value!r}")
     _check(gsi, entry)
     return entry
+
+
+@final
+class Routes:
+    """The table in force, and whether a gsi may inject just now.
+
+    Args:
+        table: The first one.
+        hold: Whether a gsi without a route waits for one; else its interrupts are dropped.
+
+    Attributes:
+        table: The table in force.
+        generation: Counts the tables.
+        paused: Nothing is injected for the time being.
+        aborting: Nothing is injected any more.
+    """
+
+    __slots__ = ("_hold", "_interrupts", "aborting", "generation", "paused", "table")
+
+    def __init__(self, table: RoutingTable, *, hold: bool) -> None:
+        self.table = table
+        self.generation = 0
+        self.paused = self.aborting = False
+        self._hold = hold
+        self._interrupts: dict[int, Interrupt] = {}
+
+    def of(self, gsi: int) -> tuple[Route, ...]:
+        """Where the gsi goes now; empty: nowhere."""
+        return self.table.get(gsi, NO_ROUTES)
+
+    def replace(self, table: RoutingTable, changed: int | None = None) -> RoutingTable:
+        """Put another table in force, in which this gsi alone may be different, and return the old one."""
+        old, self.table = self.table, table
+        if changed is None:
+            self._interrupts.clear()
+        else:
+            self._interrupts.pop(changed, None)
+        self.generation += 1
+        return old
+
+    def pulse(self, gsi: int, *, level: bool) -> Interrupt | None:
+        """The one edge that the gsi always stands for; None if it has several routes or drives a line."""
+        routes = self.of(gsi)
+        if len(routes) != 1 or (level and is_level(routes)):
+            return None
+        interrupt = self._interrupts.get(gsi)
+        if interrupt is None:
+            interrupt = self._interrupts[gsi] = Interrupt(gsi, routes[0])
+        return interrupt
+
+    def blocks(self, gsi: int) -> bool:
+        """Whether nothing may be injected for the gsi just now."""
+        return self.paused or self.aborting or self.holds(gsi)
+
+    def holds(self, gsi: int) -> bool:
+        """Whether the gsi waits for a route."""
+        return self._hold and gsi not in self.table
+
+
+def is_level(routes: Sequence[Route]) -> bool:
+    """Whether a resample irqfd with these routes drives a line; an MSI has none and is just sent (row M07)."""
+    return bool(routes) and isinstance(routes[0], IrqchipPin)

@@ -22,7 +22,7 @@ A manager that is closed after its snapshot leaves what the snapshot took to the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from aioirqfd.counter import MAX
 from aioirqfd.errors import RoutingError, SnapshotError
@@ -35,19 +35,17 @@ from aioirqfd.irqfd.state import State
 if TYPE_CHECKING:
     from aioirqfd.irqfd.interrupt import Route
     from aioirqfd.irqfd.irqfd import IrqFd
-    from aioirqfd.irqfd.manager import IrqManager
+    from aioirqfd.irqfd.lines import Lines
 
 VERSION: Final = 1
 _U32: Final = 2**32
 _FIELDS: Final = {"gsi": int, "level": bool, "masked": bool, "pending": bool, "count": int}
 
 
-def take(manager: IrqManager, *, paused: bool) -> dict[str, object]:
+def take(bound: Sequence[IrqFd], routing: RoutingTable, lines: Lines) -> dict[str, object]:
     """The state of a manager that is paused, with nothing being injected any more."""
-    if not paused:
-        raise SnapshotError("pause the manager first, and let it finish what it injects")
     irqfds: list[dict[str, object]] = []
-    for irqfd in manager.irqfds:
+    for irqfd in bound:
         pending, count, done = irqfd.capture()
         entry: dict[str, object] = {
             "gsi": irqfd.gsi,
@@ -61,11 +59,11 @@ def take(manager: IrqManager, *, paused: bool) -> dict[str, object]:
         irqfds.append(entry)
     state: dict[str, object] = {
         "version": VERSION,
-        "routing": [[gsi, [_encode(route) for route in routes]] for gsi, routes in manager.routing.items()],
+        "routing": [[gsi, [_encode(route) for route in routes]] for gsi, routes in routing.items()],
         "irqfds": irqfds,
-        "asserted": [[gsi, [_encode(route) for route in routes]] for gsi, routes in manager.lines.asserted().items()],
+        "asserted": [[gsi, [_encode(route) for route in routes]] for gsi, routes in lines.asserted().items()],
     }
-    moving = manager.lines.moving()
+    moving = lines.moving()
     if moving:
         state["moving"] = [
             {
@@ -79,35 +77,42 @@ def take(manager: IrqManager, *, paused: bool) -> dict[str, object]:
     return state
 
 
-def put(manager: IrqManager, state: object, *, paused: bool) -> None:
-    """Put a state into a manager that is paused, likewise: check all of it, then change."""
-    if not paused:
-        raise SnapshotError("pause the manager first, and let it finish what it injects")
+class Plan(NamedTuple):
+    """A snapshot that is well-formed and fits: what is to be done to restore it, once its routing is in force."""
+
+    routing: RoutingTable
+    irqfds: list[tuple[IrqFd, Mapping[str, object]]]
+    asserted: dict[int, list[Route]]
+    moving: dict[int, Moves]
+
+    def put(self, lines: Lines) -> None:
+        """Do it."""
+        for irqfd, entry in self.irqfds:
+            irqfd.restore(
+                masked=entry["masked"] is True,
+                pending=entry["pending"] is True,
+                count=_int(entry["count"]),
+                done=_done(entry),
+            )
+        lines.put(self.asserted, self.moving)
+
+
+def check(bound: Sequence[IrqFd], state: object) -> Plan:
+    """Hold a state against the irqfds it is for; SnapshotError if it does not fit."""
     check_integers(state)
     names = {"version", "routing", "irqfds", "asserted"}
     state = _fields(state, {*names, "moving"} if _has(state, "moving") else names, "a snapshot")
     if _int(state["version"]) != VERSION:
         raise SnapshotError(f"this is version {state['version']!r}; this package reads {VERSION}")
     routing = _routing(state["routing"])
-    pairs = _match(manager, state["irqfds"])
+    pairs = _match(bound, state["irqfds"])
     level_gsis = {irqfd.gsi for irqfd, _ in pairs if irqfd.resamplefd is not None}
     asserted = _asserted(state["asserted"], level_gsis, routing)
     moving = _moving(state.get("moving", ()), level_gsis, asserted)
     for irqfd, entry in pairs:
         if _done(entry)[2] and _done(entry)[2] >= len(routing.get(irqfd.gsi, ())):
             raise SnapshotError(f"irqfds: gsi {irqfd.gsi} has no more routes than are done: {entry!r}")
-    try:
-        manager.set_routing(routing)
-    except Exception as error:
-        raise SnapshotError(f"routing: the sink refuses it: {error}") from error
-    for irqfd, entry in pairs:
-        irqfd.put(
-            masked=entry["masked"] is True,
-            pending=entry["pending"] is True,
-            count=_int(entry["count"]),
-            done=_done(entry),
-        )
-    manager.lines.put(asserted, moving)
+    return Plan(routing, pairs, asserted, moving)
 
 
 def _encode(route: Route) -> list[object]:
@@ -200,9 +205,9 @@ def _moving(value: object, level_gsis: set[int], asserted: Mapping[int, Sequence
     return moving
 
 
-def _match(manager: IrqManager, value: object) -> list[tuple[IrqFd, Mapping[str, object]]]:
+def _match(bound: Sequence[IrqFd], value: object) -> list[tuple[IrqFd, Mapping[str, object]]]:
     waiting: dict[int, list[IrqFd]] = {}
-    for irqfd in manager.irqfds:
+    for irqfd in bound:
         waiting.setdefault(irqfd.gsi, []).append(irqfd)
     pairs: list[tuple[IrqFd, Mapping[str, object]]] = []
     for entry in _list(value, "irqfds"):

@@ -197,6 +197,8 @@ class WorkQueue:
         work.pending = True
         self._scheduled += 1
         self._resize(1)
+        # Whoever finds it full from here on waits for room: the lane by itself, without asking.
+        self._was_full = self._was_full or self.full
         if work.running is None:
             self._ready.append(work)
             self._wake_worker()

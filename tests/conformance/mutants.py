@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aioirqfd import EventFd, IoBus, IoEventFd, IrqFd, IrqManager, Msi, RoutingTable
+from aioirqfd import EventFd, IoBus, IoEventFd, IrqManager, Msi, RoutingTable
 from aioirqfd.errors import RoutingError
 from aioirqfd.irqchip import IoApic, Pic
 from aioirqfd.irqchip.pic_chip import PicChip
 from aioirqfd.irqchip.pins import InputPins
 from aioirqfd.irqfd import identity
+from aioirqfd.irqfd.injection import Injection
 from aioirqfd.irqfd.resampler import Resampler
+from aioirqfd.irqfd.routing import Routes
+from aioirqfd.irqfd.trigger import Trigger
 from aioirqfd.sinks import KvmSink
 from tests.conformance.ours import OurHost
 from tests.conformance.row import ROWS, plain
@@ -90,7 +93,7 @@ def an_eventfd_is_known_by_its_fd(patch):
 
 @mutant("I12", "C05")
 def a_bound_eventfd_is_bound_once_more(patch):
-    patch.setattr(IrqManager, "check_free", lambda *_: None)
+    patch.setattr(identity, "check_free", lambda *_: None)
 
 
 @mutant("I09")
@@ -119,13 +122,12 @@ def deassign_looks_at_the_eventfd_alone(patch):
 
 @mutant("I20", "W03")
 def what_was_signalled_is_lost_by_deassign(patch):
-    original = IrqManager.unwatch
+    original = Trigger.unwatch
 
-    def unwatch(self, irqfd):
-        original(self, irqfd)
-        return 0
+    def unwatch(self, *, whole):
+        return original(self, whole=whole)._replace(owed=0)
 
-    patch.setattr(IrqManager, "unwatch", unwatch)
+    patch.setattr(Trigger, "unwatch", unwatch)
 
 
 @mutant("P01", "P02", "P12")
@@ -150,17 +152,17 @@ def a_kvm_sink_takes_any_machine(patch):
 
 @mutant("W01", "M05")
 def only_the_first_chip_hears_of_it(patch):
-    original = IrqFd._deliver_pulses
+    original = Injection._deliver_pulses
 
     async def deliver(self, routes):
         await original(self, routes[:1])
 
-    patch.setattr(IrqFd, "_deliver_pulses", deliver)
+    patch.setattr(Injection, "_deliver_pulses", deliver)
 
 
 @mutant("W08", "G11")
 def what_has_no_route_is_held(patch):
-    patch.setattr(IrqManager, "holds", lambda self, gsi: gsi not in self.routing)
+    patch.setattr(Routes, "holds", lambda self, gsi: gsi not in self.table)
 
 
 @mutant("G09")
@@ -179,14 +181,14 @@ def a_table_that_is_refused_clears_the_old_one(patch):
 
 @mutant("G10")
 def a_bound_irqfd_keeps_its_first_route(patch):
-    original = IrqManager.routes
+    original = Routes.of
     first = {}
 
-    def routes(self, gsi):
+    def of(self, gsi):
         found = original(self, gsi)
         return first.setdefault((id(self), gsi), found) if found else found
 
-    patch.setattr(IrqManager, "routes", routes)
+    patch.setattr(Routes, "of", of)
 
 
 @mutant("G08")

@@ -7,7 +7,7 @@ import contextlib
 import gc
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from aioirqfd import EventFd, IoBus, IrqchipPin, IrqManager, Msi
 from aioirqfd.errors import ClosedError, WouldBlock
@@ -177,7 +177,7 @@ class OurMachine(Machine):
 
     def line(self, gsi: int, level: int) -> int:
         # The sum of what the chips say, and -1 only if all ignored it (row L02).
-        results = [self.chips.set_irq(route, level) for route in self.manager.routes(gsi)]
+        results = [self.chips.set_irq(route, level) for route in self.manager.routes.of(gsi)]
         counted = [result for result in results if result >= 0]
         return sum(counted) if counted else -1
 
@@ -330,7 +330,7 @@ class OurMachine(Machine):
     async def close(self) -> None:
         irqs, self.irqs = self.irqs, None
         if self.held is not None:
-            irqs = self.held._manager
+            irqs = cast("IrqManager", self.held._owner)
         if irqs is not None:
             await irqs.aclose()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
 
 import pytest
 import uvloop
@@ -14,9 +12,6 @@ from aioirqfd import ClosedError, EventFd, InjectionError, IrqFd, IrqManager, Re
 from aioirqfd.sinks import CallbackSink, RecordingSink
 from aioirqfd.testing import FlakySink, GatedSink, RecordingTracer, RefusingSink
 from tests.irqfd.helpers import MSI, SlowSink, pulse, turns, write
-
-if TYPE_CHECKING:
-    from aioirqfd import Tracer
 
 AT_ONCE = Retry(attempts=5, initial=0, maximum=0)
 NEVER = Retry(attempts=0)
@@ -177,7 +172,7 @@ async def test_a_signal_between_two_attempts_reaches_the_handlers_too(failing):
                     if event == "injection_failed":
                         asyncio.get_running_loop().call_soon(kick.signal, 10)
 
-                irqs._tracer = cast("Tracer", SimpleNamespace(emit=emit, per_interrupt=False))
+                irqs.delivery.emit = emit
             kick.signal(1)
             await irqs.flush()
             await turns()

@@ -57,11 +57,11 @@ async def unchanged(irqs, kick):
     assert irqs.irqfds == (irqfd,)
     assert irqs.routing is routing
     assert irqs.statistics() == stats
-    injected = len(irqs.tiers.sink.interrupts)
+    injected = len(irqs.delivery.tiers.sink.interrupts)
     kick.signal()
     write(kick)
     await irqs.flush()
-    assert irqs.tiers.sink.interrupts[injected:] == [pulse(5, MSI)] * 2
+    assert irqs.delivery.tiers.sink.interrupts[injected:] == [pulse(5, MSI)] * 2
 
 
 class Case:

@@ -279,8 +279,8 @@ async def test_held_and_masked_needs_both_to_go():
 
 async def test_a_message_among_pins_and_the_generation():
     async with IrqManager(RecordingSink()) as irqs:
-        before = irqs.generation
+        before = irqs.routes.generation
         irqs.set_routing(RoutingTable({5: MSI}))
-        assert irqs.generation == before + 1
-        assert irqs.routes(5) == (MSI,)
-        assert irqs.routes(6) == ()
+        assert irqs.routes.generation == before + 1
+        assert irqs.routes.of(5) == (MSI,)
+        assert irqs.routes.of(6) == ()

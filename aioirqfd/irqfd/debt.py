@@ -1,0 +1,143 @@
+"""What an irqfd owes once its signals have left the counter module: how many, and how far the injection that pays is done.
+
+No I/O, no clock, no loop: numbers alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+if TYPE_CHECKING:
+    from aioirqfd.irqfd.interrupt import Route
+
+Done = tuple[int, int, int]
+"""So many of the signals were told to so many handlers, and so many routes have had their interrupt."""
+NOTHING_DONE: Done = (0, 0, 0)
+
+
+@final
+class Debt:
+    """Signals that are owed, in two heaps: those that the handlers have not heard of, and those of the injection under way.
+
+    Injections are numbered as they begin, so that a flush can tell when those it waits for are over.
+
+    Attributes:
+        count: Signalled, and not yet told to the handlers.
+        told: Given to the handlers of the injection under way.
+        stage: How many handlers and then routes of it are done; a retry goes on from there.
+        routes: Whose stages these are.
+        begun: The number of the last injection that has begun.
+        finished: That of the last that has ended.
+        covering: That of the first which begins after the last deferral.
+        deferrals: How often something was added.
+        returned: Signals that were put back into the eventfd.
+        baseline: How much of what is owed is a snapshot's, since it was taken or restored; None: there is none.
+        captured: Whether that is another manager's now.
+    """
+
+    __slots__ = (
+        "baseline",
+        "begun",
+        "captured",
+        "count",
+        "covering",
+        "deferrals",
+        "finished",
+        "returned",
+        "routes",
+        "stage",
+        "told",
+    )
+
+    def __init__(self) -> None:
+        self.count = self.told = self.stage = self.returned = 0
+        self.begun = self.finished = self.covering = self.deferrals = 0
+        self.routes: tuple[Route, ...] = ()
+        self.baseline: int | None = None
+        self.captured = False
+
+    @property
+    def owed(self) -> int:
+        """What was signalled and is not injected; only of meaning while nothing runs."""
+        return self.count + self.told
+
+    def add(self, count: int) -> None:
+        """Signals came that nobody has heard of."""
+        self.count += count
+        self.deferrals += 1
+        self.covering = self.begun + 1
+
+    def add_told(self, count: int, stage: int, routes: tuple[Route, ...]) -> None:
+        """Signals came that were told to so many handlers already."""
+        self.told += count
+        self.stage = stage
+        self.routes = routes
+        self.deferrals += 1
+        self.covering = self.begun + 1
+
+    def note_unread(self, count: int) -> None:
+        """So many signals had been seen and left unread: what they called for is still owed, and they are in its count."""
+        self.count += max(count - self.owed, 0)
+
+    def begin(self) -> int:
+        """An injection begins: its number."""
+        self.begun += 1
+        return self.begun
+
+    def take(self, handlers: int) -> None:
+        """An injection begins: if with its handlers, they are told of everything."""
+        if self.stage == 0:
+            self.told += self.count
+            self.count = 0
+            if not self.told:
+                # No signal, but a line that is to be raised again where its gsi goes now.
+                self.stage = handlers
+
+    def follow(self, routes: tuple[Route, ...], handlers: int) -> None:
+        """The handlers are through. Re-routed since the last attempt, the new routes have seen nothing yet."""
+        if self.routes != routes:
+            self.stage = handlers
+            self.routes = routes
+
+    def paid(self, number: int) -> bool:
+        """That injection has ended well; whether signals came between two attempts, which it did not pay."""
+        self.stage = self.told = 0
+        self.finished = number
+        return self.count > 0
+
+    def give_back(self) -> int:
+        """Owe nothing any more; what the eventfd is to have back."""
+        count, self.count, self.told, self.stage = self.owed, 0, 0, 0
+        self.returned += count
+        return count
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------
+
+    def capture(self, handlers: int, routes: tuple[Route, ...]) -> tuple[int, Done]:
+        """How many signals are owed, and what of them is done. They are the snapshot's from here on."""
+        self.baseline, self.captured = self.owed, True
+        told = min(self.stage, handlers)
+        routed = self.stage - told if self.routes == routes else 0
+        return self.owed, (self.told, told, routed) if told or routed else NOTHING_DONE
+
+    def release(self) -> None:
+        """The manager goes on: what a snapshot took is injected here after all."""
+        self.baseline, self.captured = None, False
+
+    def withheld(self) -> int:
+        """What of it is a snapshot's, and not the eventfd's to have back."""
+        return min(self.baseline or 0, self.owed) if self.captured else 0
+
+    def leave(self, count: int) -> None:
+        """So many of them are somebody else's."""
+        self.count, self.told = max(self.owed - count, 0), 0
+
+    def restore(self, count: int, done: Done, handlers: int, routes: tuple[Route, ...]) -> int:
+        """Stand as a snapshot says; how many signals of one's own, that were in no snapshot, are owed all the same."""
+        own = self.owed - (self.baseline or 0)
+        self.told, told, routed = done
+        self.stage = told if told < handlers else handlers + routed
+        self.routes = routes
+        self.count = count + own - self.told
+        self.baseline, self.captured = count, False
+        return own

@@ -1,0 +1,147 @@
+"""How interrupts get to the sink, and who hears what became of them.
+
+The sink is never entered from within itself: while it has an interrupt in its hands, what it signals on this loop waits for the next
+pass. So nobody calls a sink's ``try_inject`` but the counter module and :meth:`Delivery.try_inject`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, Protocol, final
+
+from aioirqfd.irqfd.guard import guarded, report
+from aioirqfd.tracer import NULL_TRACER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aioirqfd.eventfd import EventFd, Poller
+    from aioirqfd.irqfd.interrupt import Interrupt
+    from aioirqfd.irqfd.retry import Retry
+    from aioirqfd.irqfd.sink import SinkTiers
+    from aioirqfd.tracer import Tracer
+
+
+class _Named(Protocol):
+    """Whom an event is about."""
+
+    @property
+    def gsi(self) -> int: ...
+    @property
+    def eventfd(self) -> EventFd: ...
+    @property
+    def eventfd_id(self) -> int: ...
+
+
+@final
+class Delivery:
+    """One manager's sink, tracer and errors.
+
+    Attributes:
+        tiers: What the sink can do.
+        inject: The slow way.
+        fast: Whether the counter module may hand interrupts to the sink by itself.
+        per_interrupt: Whether the tracer is told of each interrupt.
+        retry: The back-off.
+        first_error: The first that an irqfd was given up for.
+        dropped: Interrupts that had no route.
+        raising: Whether Ctrl-C and the like in the sink are to end the loop.
+    """
+
+    __slots__ = (
+        "_on_error",
+        "_poller",
+        "dropped",
+        "emit",
+        "fast",
+        "first_error",
+        "inject",
+        "per_interrupt",
+        "raising",
+        "retry",
+        "tiers",
+        "traced",
+    )
+
+    def __init__(
+        self, tiers: SinkTiers, tracer: Tracer, retry: Retry, on_error: Callable[[Exception], object] | None
+    ) -> None:
+        self.tiers: Final = tiers
+        self.inject: Final = tiers.inject
+        self.retry: Final = retry
+        self.emit = guarded(tracer).emit
+        self.traced: Final = tracer is not NULL_TRACER
+        self.per_interrupt: Final = bool(tracer.per_interrupt)
+        self.fast: Final = tiers.try_inject is not None and not self.per_interrupt
+        self._on_error: Final = on_error
+        self._poller: Poller | None = None
+        self.first_error: Exception | None = None
+        self.dropped = 0
+        self.raising = False
+
+    def open(self, poller: Poller) -> None:
+        """Begin, on this loop."""
+        self._poller = poller
+        self.raising = True
+
+    def try_inject(self, interrupt: Interrupt) -> bool:
+        """Have the sink take it at once, if it can. Any thread, for that of an ack."""
+        try_inject, poller = self.tiers.try_inject, self._poller
+        if try_inject is None or poller is None:
+            return False
+        if asyncio._get_running_loop() is not poller.loop:
+            return bool(try_inject(interrupt))
+        drain = poller.drain
+        nested, drain.dispatching = drain.dispatching, True
+        try:
+            return bool(try_inject(interrupt))
+        finally:
+            drain.dispatching = nested
+
+    # -- what happened -----------------------------------------------------------------------------------------------
+
+    def trace(self, event: str, who: _Named, /, **fields: object) -> None:
+        """Tell the tracer something about an irqfd."""
+        if self.traced:
+            eventfd = who.eventfd
+            fd = -1 if eventfd.closed else eventfd.fileno()
+            self.emit(event, gsi=who.gsi, fd=fd, eventfd_id=who.eventfd_id, **fields)
+
+    def injected(self, who: _Named, *, fast: bool) -> None:
+        """An interrupt reached the sink."""
+        if self.per_interrupt:
+            self.trace("interrupt_injected", who, fast=fast)
+
+    def fast_path_failed(self, error: BaseException) -> None:
+        """``try_inject`` raised; the work queue tries again."""
+        self.emit("fast_path_failed", error=repr(error))
+        if not isinstance(error, (Exception, asyncio.CancelledError)) and self.raising and self._poller is not None:
+            # Ctrl-C or sys.exit() is not the sink's failure. The interrupt is safe; now let it end the loop.
+            self._poller.loop.call_soon(_raise, error)
+
+    def broken(self, who: _Named, error: Exception) -> None:
+        """The sink failed for good."""
+        self.trace("irqfd_broken", who, error=repr(error.__cause__))
+        if self.first_error is None:
+            self.first_error = error
+        if self._on_error is not None:
+            try:
+                self._on_error(error)
+            except Exception as another:
+                report(f"aioirqfd: on_error raised: {self._on_error!r}", another)
+
+    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
+        """Call it on the loop, if that goes on."""
+        if self.raising and self._poller is not None:
+            self._poller.loop.call_later(seconds, call)
+
+    def call_soon(self, call: Callable[..., object], *args: object) -> bool:
+        """Call it after the pass that is under way; False: none is."""
+        if not self.raising or self._poller is None or not self._poller.drain.dispatching:
+            return False
+        self._poller.loop.call_soon(call, *args)
+        return True
+
+
+def _raise(error: BaseException) -> None:
+    raise error

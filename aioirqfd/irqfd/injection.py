@@ -1,0 +1,200 @@
+"""The bottom half of an irqfd: its item on the work queue, which runs the wakeup handlers and then hands the interrupt to the sink."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, Protocol, final
+
+from aioirqfd.errors import InjectionError
+from aioirqfd.irqfd.interrupt import Interrupt
+from aioirqfd.irqfd.routing import is_level
+from aioirqfd.irqfd.state import Action, Event, State
+from aioirqfd.irqfd.workqueue import Work
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from aioirqfd.eventfd import EventFd
+    from aioirqfd.irqfd.debt import Debt
+    from aioirqfd.irqfd.delivery import Delivery
+    from aioirqfd.irqfd.interrupt import Route
+    from aioirqfd.irqfd.lines import Lines
+    from aioirqfd.irqfd.routing import Routes
+
+
+class _Injected(Protocol):
+    """Whose injection it is."""
+
+    @property
+    def gsi(self) -> int: ...
+    @property
+    def eventfd(self) -> EventFd: ...
+    @property
+    def eventfd_id(self) -> int: ...
+    @property
+    def resamplefd(self) -> EventFd | None: ...
+    @property
+    def state(self) -> State: ...
+    @property
+    def closing(self) -> bool: ...
+
+    def step(self, event: Event, /) -> Action: ...
+    def arm(self) -> None: ...
+    def dropped(self) -> None: ...
+    def ended(self) -> None: ...
+
+
+@final
+class Injection:
+    """Pays an irqfd's debt, one attempt after the other.
+
+    Attributes:
+        work: Its item on the work queue.
+        slow: How many interrupts it brought to the sink.
+        retries: Attempts after a failure.
+        error: The last failure, while the irqfd is broken.
+    """
+
+    __slots__ = (
+        "_debt",
+        "_delivery",
+        "_failures",
+        "_handlers",
+        "_irqfd",
+        "_lines",
+        "_retry",
+        "_routes",
+        "error",
+        "retries",
+        "slow",
+        "work",
+    )
+
+    def __init__(
+        self,
+        irqfd: _Injected,
+        debt: Debt,
+        handlers: tuple[Callable[..., Awaitable[None]], ...],
+        delivery: Delivery,
+        routes: Routes,
+        lines: Lines,
+    ) -> None:
+        self._irqfd: Final = irqfd
+        self._debt: Final = debt
+        self._handlers: Final = handlers
+        self._delivery: Final = delivery
+        self._routes: Final = routes
+        self._lines: Final = lines
+        self.work: Final = Work(self._run)
+        self.slow = self.retries = self._failures = 0
+        self.error: Exception | None = None
+        self._retry: asyncio.TimerHandle | None = None
+
+    async def _run(self) -> None:
+        """One attempt. Called by the work queue."""
+        irqfd, debt = self._irqfd, self._debt
+        if irqfd.step(Event.START) is not Action.INJECT:
+            irqfd.ended()
+            return
+        number = debt.begin()
+        try:
+            delivered = await self._deliver()
+        except BaseException as error:
+            if not self.failed(error):
+                raise
+        else:
+            if not delivered:
+                # Since it began, its gsi has lost its route, and is to be held.
+                irqfd.step(Event.ABORT)
+                return
+            self._failures = 0
+            if debt.paid(number) and irqfd.state is State.INJECTING:
+                # Signalled between two attempts: the handlers, or the first routes, have not seen it.
+                irqfd.step(Event.SIGNAL)
+            if irqfd.step(Event.DONE) is Action.NONE and irqfd.state is State.IDLE:
+                irqfd.arm()
+        finally:
+            irqfd.ended()
+
+    async def _deliver(self) -> bool:
+        """From where the last attempt stopped; False if the gsi is to be held for want of a route."""
+        irqfd, debt, handlers = self._irqfd, self._debt, self._handlers
+        debt.take(len(handlers))
+        while debt.stage < len(handlers):
+            await handlers[debt.stage](irqfd, debt.told)
+            debt.stage += 1
+        routes = self._routes.of(irqfd.gsi)
+        debt.follow(routes, len(handlers))
+        if not routes:
+            if self._routes.holds(irqfd.gsi):
+                return False
+            irqfd.dropped()
+            return True
+        if irqfd.resamplefd is not None and is_level(routes):
+            resampler = self._lines[irqfd.gsi]
+            if not (handlers and resampler.try_assert(routes)):
+                await resampler.assert_line(routes)
+        else:
+            await self._deliver_pulses(routes)
+        self.slow += 1
+        self._delivery.injected(irqfd, fast=False)
+        return True
+
+    async def _deliver_pulses(self, routes: tuple[Route, ...]) -> None:
+        for route in routes[self._debt.stage - len(self._handlers) :]:
+            interrupt = Interrupt(self._irqfd.gsi, route)
+            # The top half did not ask the sink where there are handlers to run first.
+            if not (self._handlers and self._delivery.try_inject(interrupt)):
+                await self._delivery.inject(interrupt)
+            self._debt.stage += 1
+
+    # -- failing -----------------------------------------------------------------------------------------------------
+
+    def failed(self, error: BaseException) -> bool:
+        """An attempt has failed; False: the error is the worker's own, and the attempt was cut short."""
+        if not _is_ours(error):
+            self._irqfd.step(Event.ABORT)
+            return False
+        # Whatever the sink or a handler raised; also when what they were waiting for was cancelled.
+        irqfd, delivery = self._irqfd, self._delivery
+        self._failures += 1
+        if irqfd.closing or self._failures > delivery.retry.attempts:
+            irqfd.step(Event.GIVE_UP)
+            failure = InjectionError(f"gsi {irqfd.gsi}: {error!r}")
+            failure.__cause__ = error
+            self.error = failure
+            delivery.broken(irqfd, failure)
+            return True
+        irqfd.step(Event.FAIL)
+        delay = delivery.retry.delay(self._failures)
+        delivery.trace("injection_failed", irqfd, attempt=self._failures, retry_in=delay, error=repr(error))
+        self._retry = asyncio.get_running_loop().call_later(delay, self._retry_now)
+        return True
+
+    def _retry_now(self) -> None:
+        self._retry = None
+        self.retries += 1
+        self._delivery.trace("injection_retried", self._irqfd, attempt=self._failures + 1)
+        self._irqfd.step(Event.RETRY)
+
+    def retry_now(self) -> None:
+        """Wait no longer, if a retry waits for its time."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry_now()
+
+    def forget(self) -> None:
+        """Begin anew: nothing has failed yet."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._failures = 0
+        self.error = None
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the irqfd has to deal with it: not if the worker itself was cancelled or the program is to end."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and not task.cancelling()
+    return isinstance(error, Exception)
