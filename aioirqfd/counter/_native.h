@@ -113,14 +113,17 @@ struct top_half_object {
     PyObject *held; /* dict of ctx -> None, in order, or NULL: owed, but the manager is paused or its queue full */
     EventFdCtxObject **ready; /* strong, a ring: signalled irqfds whose handler is to run; oldest at ready_head */
     Py_ssize_t ready_len, ready_cap, ready_head;
-    Py_ssize_t room;          /* how many there may be */
-    PyObject *on_ready;       /* callable or NULL: there are new ones */
-    PyObject *on_progress;    /* callable or NULL: one of them is done; called while watched */
+    Py_ssize_t room;       /* how many there may be */
+    PyObject *on_ready;    /* callable or NULL: there are new ones */
+    PyObject *on_progress; /* callable or NULL: one of them is done; called while watched */
+    PyObject
+        *context; /* strong: the contextvars.Context in which all of the manager's is called, or NULL: as it comes */
     FlightRingObject *flight; /* strong, or NULL */
     bool watched;
     TopHalfObject *touched_next; /* chain of one pass, strong */
     bool touched;
     bool has_new; /* on_ready is to be called at the end of the pass */
+    bool entered; /* its context, by top_half_enter() */
     bool paused;
     bool full;
     uint64_t generation; /* of the routing table */
@@ -140,11 +143,15 @@ struct drain_object {
     int timerfd;            /* rings when counts have been left unread for a while */
     PyObject *loop;         /* strong: the loop that runs it, or NULL: then its thread is whichever ran it last */
     PyObject *running_loop; /* strong: asyncio's function of that name, or NULL likewise */
-    uint64_t era;           /* of the thread in which the loop was last seen running; see drain_is_here() */
-    uint64_t other_era;     /* of the thread in which it was last seen not to */
-    unsigned long thread;   /* PyThread_get_thread_ident() of who ran it last */
+    PyObject
+        *current_task;  /* strong: likewise, or asyncio's dict of them, which is cheaper to ask; NULL: nobody sleeps */
+    uint64_t era;       /* of the thread in which the loop was last seen running; see drain_is_here() */
+    uint64_t other_era; /* of the thread in which it was last seen not to */
+    unsigned long thread; /* PyThread_get_thread_ident() of who ran it last */
     bool dispatching;
-    bool dead; /* closed, or inherited by a forked child */
+    bool passing; /* in run(), which the loop itself has called: it is awake */
+    bool nudged;  /* woken by drain_nudge(), and not come round since */
+    bool dead;    /* closed, or inherited by a forked child */
     mailbox_t mailbox;
     mailbox_node_t *backlog; /* taken from the mailbox, not dispatched yet; oldest first */
     mailbox_node_t *backlog_tail;
@@ -182,6 +189,8 @@ extern PyType_Spec top_half_spec;
 bool top_half_is_fast(const EventFdCtxObject *ctx);
 int top_half_hold(TopHalfObject *top_half, EventFdCtxObject *ctx);
 void top_half_unhold(EventFdCtxObject *ctx);
+bool top_half_enter(TopHalfObject *top_half);
+void top_half_exit(TopHalfObject *top_half, bool entered);
 bool top_half_inject(native_state *state, EventFdCtxObject *ctx);
 int top_half_batch(TopHalfObject *top_half, EventFdCtxObject *ctx);
 int top_half_enqueue(TopHalfObject *top_half, EventFdCtxObject *ctx);
@@ -233,6 +242,7 @@ uint64_t ready_run_count(const ReadyRunObject *run);
 /* drain.c */
 extern PyType_Spec drain_spec;
 void drain_post(DrainObject *drain, EventFdCtxObject *ctx);
+void drain_nudge(DrainObject *drain);
 void drain_forget(EventFdCtxObject *ctx);
 void drain_ask_room(EventFdCtxObject *ctx);
 int drain_mark_unread(DrainObject *drain, EventFdCtxObject *ctx);

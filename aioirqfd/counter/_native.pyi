@@ -1,5 +1,9 @@
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Final, SupportsIndex, final
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextvars import Context
+from typing import Final, SupportsIndex, TypeVar, TypeVarTuple, final
+
+_Ts = TypeVarTuple("_Ts")
+_T = TypeVar("_T")
 
 MAX: Final[int]
 
@@ -66,6 +70,7 @@ class TopHalf:
     watched: bool
     flight: FlightRing | None
     generation: int
+    context: Context | None
     def __init__(
         self,
         try_inject: Callable[..., bool] | None = None,
@@ -80,6 +85,7 @@ class TopHalf:
     @property
     def held(self) -> int: ...
     def release(self) -> int: ...
+    def within(self, call: Callable[[*_Ts], _T], /, *args: *_Ts) -> _T: ...
 
 @final
 class FlightRing:
@@ -101,8 +107,13 @@ class Drain:
     @property
     def unread(self) -> int: ...
     def __init__(
-        self, max_events: int = 1024, loop: object = None, running_loop: Callable[[], object] | None = None
+        self,
+        max_events: int = 1024,
+        loop: object = None,
+        running_loop: Callable[[], object] | None = None,
+        current_task: Callable[[object], object] | Mapping[object, object] | None = None,
     ) -> None: ...
+    def nudge(self) -> None: ...
     def add(self, ctx: EventFdCtx, /) -> None: ...
     def remove(self, ctx: EventFdCtx, /) -> None: ...
     def run(self) -> int: ...

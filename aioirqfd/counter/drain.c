@@ -71,6 +71,38 @@ drain_wake(const DrainObject *drain)
     } while (put < 0 && errno == EINTR);
 }
 
+/* Whether a task of the drain's loop is in the middle of a step: then the loop looks at what became ready before it sleeps. */
+static bool
+in_a_step(const DrainObject *drain)
+{
+    if (drain->current_task == NULL) {
+        return true;
+    }
+    if (PyDict_CheckExact(drain->current_task)) {
+        return PyDict_GET_SIZE(drain->current_task) > 0 &&
+               PyDict_GetItemWithError(drain->current_task, drain->loop) != NULL;
+    }
+    PyObject *task = PyObject_CallOneArg(drain->current_task, drain->loop);
+    if (task == NULL) {
+        PyErr_WriteUnraisable(drain->current_task);
+    }
+    Py_XDECREF(task);
+    return task != NULL && task != Py_None;
+}
+
+/* Something was made ready on the loop's thread, a future or a callback. To be on that thread is not to be inside the loop: a signal
+   handler, or another greenlet, runs there while the loop is asleep in its selector, which does not look again by itself. So unless a
+   task runs, or the loop has called us, the loop is woken; once, until it has come round. (A callback of the loop's that is no task
+   is awake too, but nothing tells it from a signal handler.) */
+void
+drain_nudge(DrainObject *drain)
+{
+    if (!drain->passing && !drain->nudged && !drain->dead && !in_a_step(drain)) {
+        drain->nudged = true;
+        drain_wake(drain);
+    }
+}
+
 /* Post an owed ctx, from any thread. */
 void
 drain_post(DrainObject *drain, EventFdCtxObject *ctx)
@@ -368,8 +400,8 @@ collect(DrainObject *self)
         }
         left -= n;
     } while (n == self->max_events && left > 0);
-    if (woken && (self->backlog != NULL || atomic_load(&self->mailbox.head) != NULL)) {
-        drain_wake(self); /* nobody wakes for mail that is there already */
+    if (woken && (self->nudged || self->backlog != NULL || atomic_load(&self->mailbox.head) != NULL)) {
+        drain_wake(self); /* nobody wakes for mail that is there already, nor twice for what is ready */
     }
     return n;
 }
@@ -469,7 +501,8 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     Py_INCREF(self);
-    self->dispatching = true;
+    self->dispatching = self->passing = true;
+    self->nudged = false;
     EventFdCtxObject **ready = self->ready;
     Py_ssize_t len = 0;
     /* The mailbox first: what was held back for want of room comes through it, and must not be overtaken for ever. */
@@ -498,9 +531,15 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
     TopHalfObject *touched = NULL;
     Py_ssize_t slow = 0;
     Py_ssize_t found = len;
-    if (len == 1 && top_half_inject(state, ready[0])) {
-        Py_DECREF(ready[0]);
-        len = 0;
+    if (len == 1 && ready[0]->top_half != NULL) {
+        TopHalfObject *top_half = (TopHalfObject *)Py_NewRef(ready[0]->top_half);
+        bool entered = top_half_enter(top_half);
+        if (top_half_inject(state, ready[0])) {
+            Py_DECREF(ready[0]);
+            len = 0;
+        }
+        top_half_exit(top_half, entered);
+        Py_DECREF(top_half);
     }
     for (Py_ssize_t i = 0; i < len; i++) {
         EventFdCtxObject *ctx = ready[i];
@@ -529,25 +568,33 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
         touched = top_half->touched_next;
         top_half->touched_next = NULL;
         top_half->touched = false;
+        bool entered = top_half_enter(top_half);
         if (top_half->has_new) {
             top_half_tell_new(top_half);
         }
         if (top_half->batch_len > 0) {
             top_half_flush(state, top_half);
         }
+        top_half_exit(top_half, entered);
         Py_DECREF(top_half);
     }
     for (Py_ssize_t i = 0; i < slow; i++) {
         EventFdCtxObject *ctx = ready[i];
         if (ctx->drain == self && mailbox_is_owed(&ctx->node)) {
+            TopHalfObject *top_half = (TopHalfObject *)Py_XNewRef(ctx->top_half);
+            bool entered = top_half != NULL && top_half_enter(top_half);
             top_half_wakeup(state, ctx);
+            if (top_half != NULL) {
+                top_half_exit(top_half, entered);
+                Py_DECREF(top_half);
+            }
         }
         Py_DECREF(ctx);
     }
     if (settle_now) {
         settle_some(self, SETTLE_AT_ONCE);
     }
-    self->dispatching = false;
+    self->dispatching = self->passing = false;
     Py_DECREF(self);
     return PyLong_FromSsize_t(found);
 }
@@ -647,6 +694,13 @@ drain_abandon(PyObject *op, PyObject *ignored)
 }
 
 static PyObject *
+drain_nudge_method(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    drain_nudge((DrainObject *)op);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
 drain_fileno(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     return PyLong_FromLong(((DrainObject *)op)->epfd);
@@ -655,10 +709,11 @@ drain_fileno(PyObject *op, PyObject *Py_UNUSED(ignored))
 static PyObject *
 drain_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keywords[] = {"max_events", "loop", "running_loop", NULL};
+    static char *keywords[] = {"max_events", "loop", "running_loop", "current_task", NULL};
     int max_events = 1024;
-    PyObject *loop = Py_None, *running_loop = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|iOO:Drain", keywords, &max_events, &loop, &running_loop)) {
+    PyObject *loop = Py_None, *running_loop = Py_None, *current_task = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|iOOO:Drain", keywords, &max_events, &loop, &running_loop,
+                                     &current_task)) {
         return NULL;
     }
     if (max_events < 1 || max_events > 1 << 20) {
@@ -674,6 +729,7 @@ drain_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->max_events = max_events;
     self->loop = Py_NewRef(loop);
     self->running_loop = running_loop != Py_None ? Py_NewRef(running_loop) : NULL;
+    self->current_task = current_task != Py_None ? Py_NewRef(current_task) : NULL;
     self->thread = PyThread_get_thread_ident();
     self->unread = PyList_New(0);
     self->events = PyMem_Calloc((size_t)max_events, sizeof(*self->events));
@@ -705,6 +761,7 @@ drain_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(self->unread);
     Py_VISIT(self->loop);
     Py_VISIT(self->running_loop);
+    Py_VISIT(self->current_task);
     /* Posts come with the GIL held, so both chains stand still while the collector looks. */
     for (mailbox_node_t *node = self->backlog; node != NULL; node = node->next) {
         Py_VISIT(ctx_of(node));
@@ -723,6 +780,7 @@ drain_clear(PyObject *op)
     Py_CLEAR(self->unread);
     Py_CLEAR(self->loop);
     Py_CLEAR(self->running_loop);
+    Py_CLEAR(self->current_task);
     return 0;
 }
 
@@ -764,6 +822,9 @@ static PyMethodDef drain_methods[] = {
     {"settle_unread", drain_settle_unread, METH_O,
      PyDoc_STR(
          "settle_unread($self, limit, /)\n--\n\nRead counts that were left unread; return how many are still to do.")},
+    {"nudge", drain_nudge_method, METH_NOARGS,
+     PyDoc_STR(
+         "nudge($self, /)\n--\n\nSomething was made ready on the loop's thread: wake the loop, if it may be asleep.")},
     {"close", drain_close, METH_NOARGS, PyDoc_STR("close($self, /)\n--\n\nClose the epoll; idempotent.")},
     {"abandon", drain_abandon, METH_NOARGS,
      PyDoc_STR(
@@ -788,8 +849,10 @@ static PyGetSetDef drain_getset[] = {
 
 static PyType_Slot drain_slots[] = {
     {Py_tp_doc,
-     (void *)PyDoc_STR("Drain(max_events=1024, loop=None, running_loop=None)\n--\n\n"
-                       "The private epoll of one loop. running_loop() tells which loop runs in the thread that asks.")},
+     (void *)PyDoc_STR(
+         "Drain(max_events=1024, loop=None, running_loop=None, current_task=None)\n--\n\n"
+         "The private epoll of one loop. running_loop() tells which loop runs in the thread that asks, current_task(loop)\n"
+         "whether a task is in the middle of a step; asyncio's own dict of them will do.")},
     {Py_tp_new, (void *)drain_new},
     {Py_tp_traverse, (void *)drain_traverse},
     {Py_tp_clear, (void *)drain_clear},

@@ -19,6 +19,7 @@ struct ready_run_object {
     EventFdCtxObject *ctx;   /* strong, while its handler runs */
     PyObject *irqfd;         /* strong, likewise */
     PyObject *handler;       /* strong: the iterator of the handler's coroutine */
+    PyObject *context;       /* strong, likewise: a copy of the manager's, this run's own; NULL: as it comes */
     uint64_t count;          /* what the handler was given */
     int64_t ends;            /* of the slice; 0: not begun */
 };
@@ -72,6 +73,39 @@ ready_run_count(const ReadyRunObject *run)
     return run->count;
 }
 
+/* Each step of a handler is taken in its run's own context: what one sets, the next does not see. */
+static bool
+step_into(const ReadyRunObject *self)
+{
+    if (self->context == NULL) {
+        return false;
+    }
+    if (PyContext_Enter(self->context) < 0) {
+        PyErr_WriteUnraisable(self->context);
+        return false;
+    }
+    return true;
+}
+
+static void
+step_out(PyObject *context, bool entered)
+{
+    if (entered && PyContext_Exit(context) < 0) {
+        PyErr_WriteUnraisable(context);
+    }
+}
+
+static PySendResult
+step(ReadyRunObject *self, PyObject *arg, PyObject **value)
+{
+    PyObject *context = Py_XNewRef(self->context);
+    bool entered = step_into(self);
+    PySendResult sent = PyIter_Send(self->handler, arg, value);
+    step_out(context, entered);
+    Py_XDECREF(context);
+    return sent;
+}
+
 /* The handler is through, or gone: make room for the next, and let the irqfd be queued again. Unless it is idle, what comes next is
    the irqfd's to decide, now that nothing of it runs here any more. */
 static void
@@ -84,6 +118,8 @@ leave(native_state *state, ReadyRunObject *self)
     self->ctx = NULL;
     self->irqfd = NULL;
     Py_CLEAR(self->handler);
+    Py_CLEAR(self->context);
+    bool entered = top_half_enter(top_half);
     if (bound) {
         ctx->run = NULL;
         /* Signalled while it ran: it keeps its place in the queue's bound. */
@@ -101,6 +137,7 @@ leave(native_state *state, ReadyRunObject *self)
     Py_XDECREF(irqfd);
     Py_XDECREF(ctx);
     tell_progress(top_half);
+    top_half_exit(top_half, entered);
 }
 
 /* The handler has returned: inject. */
@@ -110,6 +147,7 @@ deliver(native_state *state, ReadyRunObject *self)
     EventFdCtxObject *ctx = self->ctx;
     bool taken = false;
     Py_CLEAR(self->handler);
+    bool entered = top_half_enter(self->top_half);
     /* Perhaps deassigned and assigned anew while the handler ran: the interrupt that is cached now is another irqfd's. */
     if (ctx->run == self && ctx->drain != NULL && top_half_is_fast(ctx)) {
         DrainObject *drain = (DrainObject *)Py_NewRef(ctx->drain);
@@ -130,6 +168,7 @@ deliver(native_state *state, ReadyRunObject *self)
         irqfd_call(self->irqfd, state->str_rest, self->count);
     }
     leave(state, self);
+    top_half_exit(self->top_half, entered);
 }
 
 /* The handler has raised, the exception is set. 0: dealt with; -1: it is the worker's, and set again. */
@@ -142,6 +181,7 @@ fail(native_state *state, ReadyRunObject *self)
     if (traceback != NULL) {
         PyException_SetTraceback(error, traceback);
     }
+    bool entered = top_half_enter(self->top_half);
     PyObject *count = PyLong_FromUnsignedLongLong(self->count);
     PyObject *ours =
         count == NULL ? NULL : PyObject_CallMethodObjArgs(self->irqfd, state->str_handler_failed, error, count, NULL);
@@ -152,6 +192,7 @@ fail(native_state *state, ReadyRunObject *self)
     Py_XDECREF(ours);
     Py_XDECREF(count);
     leave(state, self);
+    top_half_exit(self->top_half, entered);
     if (is_ours > 0) {
         Py_XDECREF(type);
         Py_XDECREF(error);
@@ -160,6 +201,24 @@ fail(native_state *state, ReadyRunObject *self)
     }
     PyErr_Restore(type, error, traceback);
     return -1;
+}
+
+/* The iterator of what a handler returned, which is given up; NULL with an exception. */
+static PyObject *
+awaited(PyObject *coroutine)
+{
+    if (coroutine == NULL || PyCoro_CheckExact(coroutine)) {
+        return coroutine;
+    }
+    PyObject *iterator = NULL;
+    PyAsyncMethods *async = Py_TYPE(coroutine)->tp_as_async;
+    if (async != NULL && async->am_await != NULL) {
+        iterator = async->am_await(coroutine);
+    } else {
+        PyErr_Format(PyExc_TypeError, "a wakeup handler returned %R, which cannot be awaited", coroutine);
+    }
+    Py_DECREF(coroutine);
+    return iterator;
 }
 
 /* Begin the next handler: 1; 0 when none is left or the slice is over; -1 when it raised, with the exception set. */
@@ -185,23 +244,14 @@ begin(native_state *state, ReadyRunObject *self)
             PyObject *number = PyLong_FromUnsignedLongLong(count);
             PyObject *handler = Py_NewRef(ctx->handler);
             PyObject *args[] = {self->irqfd, number};
-            PyObject *coroutine = number != NULL ? PyObject_Vectorcall(handler, args, 2, NULL) : NULL;
+            self->context = top_half->context != NULL ? PyContext_Copy(top_half->context) : NULL;
+            bool entered = step_into(self);
+            if (number != NULL && (self->context != NULL || top_half->context == NULL)) {
+                self->handler = awaited(PyObject_Vectorcall(handler, args, 2, NULL));
+            }
+            step_out(self->context, entered);
             Py_DECREF(handler);
             Py_XDECREF(number);
-            if (coroutine == NULL) {
-                return -1;
-            }
-            if (PyCoro_CheckExact(coroutine)) {
-                self->handler = coroutine;
-                return 1;
-            }
-            PyAsyncMethods *async = Py_TYPE(coroutine)->tp_as_async;
-            if (async != NULL && async->am_await != NULL) {
-                self->handler = async->am_await(coroutine);
-            } else {
-                PyErr_Format(PyExc_TypeError, "a wakeup handler returned %R, which cannot be awaited", coroutine);
-            }
-            Py_DECREF(coroutine);
             return self->handler != NULL ? 1 : -1;
         }
         PyObject *irqfd = Py_XNewRef(ctx->irqfd);
@@ -235,7 +285,7 @@ proceed(native_state *state, ReadyRunObject *self, PySendResult sent, PyObject *
             return PYGEN_RETURN;
         }
         value = NULL;
-        sent = begun < 0 ? PYGEN_ERROR : PyIter_Send(self->handler, Py_None, &value);
+        sent = begun < 0 ? PYGEN_ERROR : step(self, Py_None, &value);
     }
 }
 
@@ -256,9 +306,9 @@ ready_run_send_slot(PyObject *op, PyObject *arg, PyObject **result)
             *result = Py_NewRef(Py_None);
             return PYGEN_RETURN;
         }
-        sent = begun < 0 ? PYGEN_ERROR : PyIter_Send(self->handler, Py_None, &value);
+        sent = begun < 0 ? PYGEN_ERROR : step(self, Py_None, &value);
     } else {
-        sent = PyIter_Send(self->handler, arg, &value);
+        sent = step(self, arg, &value);
     }
     return proceed(state, self, sent, value, result);
 }
@@ -314,7 +364,11 @@ ready_run_throw(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         }
         return NULL;
     }
+    PyObject *context = Py_XNewRef(self->context);
+    bool entered = step_into(self);
     PyObject *value = PyObject_Vectorcall(method, args, (size_t)nargs, NULL);
+    step_out(context, entered);
+    Py_XDECREF(context);
     Py_DECREF(method);
     PySendResult sent = PYGEN_NEXT;
     if (value == NULL) {
@@ -338,7 +392,11 @@ ready_run_close(PyObject *op, PyObject *Py_UNUSED(ignored))
         return NULL;
     }
     if (self->handler != NULL) {
+        PyObject *context = Py_XNewRef(self->context);
+        bool entered = step_into(self);
         PyObject *done = PyObject_CallMethodNoArgs(self->handler, state->str_close);
+        step_out(context, entered);
+        Py_XDECREF(context);
         Py_XDECREF(done);
         if (done == NULL) {
             PyErr_WriteUnraisable(self->handler);
@@ -368,6 +426,7 @@ ready_run_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(self->ctx);
     Py_VISIT(self->irqfd);
     Py_VISIT(self->handler);
+    Py_VISIT(self->context);
     return 0;
 }
 
@@ -381,6 +440,7 @@ ready_run_clear(PyObject *op)
     Py_CLEAR(self->ctx);
     Py_CLEAR(self->irqfd);
     Py_CLEAR(self->handler);
+    Py_CLEAR(self->context);
     Py_CLEAR(self->task);
     Py_CLEAR(self->top_half);
     return 0;

@@ -18,6 +18,34 @@ top_half_is_fast(const EventFdCtxObject *ctx)
            ctx->route_generation == top_half->generation;
 }
 
+/* What a manager calls runs in the context in which it was entered, whoever made the loop's poller and whoever signals. From within
+   a call of its own it is there already. */
+bool
+top_half_enter(TopHalfObject *top_half)
+{
+    if (top_half->context == NULL || top_half->entered) {
+        return false;
+    }
+    if (PyContext_Enter(top_half->context) < 0) {
+        PyErr_WriteUnraisable(top_half->context);
+        return false;
+    }
+    top_half->entered = true;
+    return true;
+}
+
+/* The other half; `entered` is what top_half_enter() said. */
+void
+top_half_exit(TopHalfObject *top_half, bool entered)
+{
+    if (entered) {
+        top_half->entered = false;
+        if (PyContext_Exit(top_half->context) < 0) {
+            PyErr_WriteUnraisable(top_half->context);
+        }
+    }
+}
+
 /* Keep the irqfd, still owed, until the manager resumes or its queue has room. */
 int
 top_half_hold(TopHalfObject *top_half, EventFdCtxObject *ctx)
@@ -398,7 +426,8 @@ void
 top_half_one(native_state *state, EventFdCtxObject *ctx)
 {
     DrainObject *drain = (DrainObject *)Py_NewRef(ctx->drain);
-    TopHalfObject *top_half = ctx->top_half;
+    TopHalfObject *top_half = (TopHalfObject *)Py_XNewRef(ctx->top_half);
+    bool entered = top_half != NULL && top_half_enter(top_half);
     drain->dispatching = true;
     if (!top_half_inject(state, ctx)) {
         top_half_wakeup(state, ctx);
@@ -407,6 +436,11 @@ top_half_one(native_state *state, EventFdCtxObject *ctx)
         }
     }
     drain->dispatching = false;
+    if (top_half != NULL) {
+        top_half_exit(top_half, entered);
+        Py_DECREF(top_half);
+    }
+    drain_nudge(drain);
     Py_DECREF(drain);
 }
 
@@ -444,6 +478,7 @@ top_half_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(self->flight);
     Py_VISIT(self->on_ready);
     Py_VISIT(self->on_progress);
+    Py_VISIT(self->context);
     for (Py_ssize_t i = 0; i < self->ready_len; i++) {
         Py_VISIT(self->ready[(self->ready_head + i) % self->ready_cap]);
     }
@@ -477,6 +512,7 @@ top_half_clear(PyObject *op)
     Py_CLEAR(self->flight);
     Py_CLEAR(self->on_ready);
     Py_CLEAR(self->on_progress);
+    Py_CLEAR(self->context);
     EventFdCtxObject *ready;
     while ((ready = top_half_next_ready(self)) != NULL) {
         Py_DECREF(ready);
@@ -589,7 +625,24 @@ top_half_ready(PyObject *op, void *Py_UNUSED(closure))
     return PyLong_FromSsize_t(((TopHalfObject *)op)->ready_len);
 }
 
+static PyObject *
+top_half_within(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    TopHalfObject *self = (TopHalfObject *)op;
+    if (nargs < 1) {
+        PyErr_SetString(PyExc_TypeError, "within() takes something to call");
+        return NULL;
+    }
+    bool entered = top_half_enter(self);
+    PyObject *answer = PyObject_Vectorcall(args[0], args + 1, (size_t)(nargs - 1), NULL);
+    top_half_exit(self, entered);
+    return answer;
+}
+
 static PyMethodDef top_half_methods[] = {
+    {"within", _PyCFunction_CAST(top_half_within), METH_FASTCALL,
+     PyDoc_STR("within($self, call, /, *args)\n--\n\n"
+               "Call it in the manager's context; from within such a call it is there already. The loop's thread.")},
     {"run_ready", top_half_run_ready, METH_O,
      PyDoc_STR(
          "run_ready($self, task, /)\n--\n\nAn awaitable that runs the handlers of ready irqfds, one after the other, and injects; it\n"
@@ -635,7 +688,32 @@ top_half_set_flight(PyObject *op, PyObject *value, void *Py_UNUSED(closure))
     return 0;
 }
 
+static PyObject *
+top_half_get_context(PyObject *op, void *Py_UNUSED(closure))
+{
+    PyObject *context = ((TopHalfObject *)op)->context;
+    return Py_NewRef(context != NULL ? context : Py_None);
+}
+
+static int
+top_half_set_context(PyObject *op, PyObject *value, void *Py_UNUSED(closure))
+{
+    TopHalfObject *self = (TopHalfObject *)op;
+    if (value != NULL && value != Py_None && !PyContext_CheckExact(value)) {
+        PyErr_SetString(PyExc_TypeError, "context is a contextvars.Context or None");
+        return -1;
+    }
+    if (self->entered) {
+        PyErr_SetString(PyExc_RuntimeError, "the context is in use just now");
+        return -1;
+    }
+    Py_XSETREF(self->context, value != NULL && value != Py_None ? Py_NewRef(value) : NULL);
+    return 0;
+}
+
 static PyGetSetDef top_half_getset[] = {
+    {"context", top_half_get_context, top_half_set_context,
+     PyDoc_STR("The contextvars.Context in which all of the manager's is called, or None: as it comes."), NULL},
     {"flight", top_half_get_flight, top_half_set_flight, PyDoc_STR("The FlightRing that remembers, or None."), NULL},
     {"ready", top_half_ready, NULL, PyDoc_STR("How many irqfds wait for their handler."), NULL},
     {"held", top_half_held, NULL, PyDoc_STR("How many irqfds wait here."), NULL},

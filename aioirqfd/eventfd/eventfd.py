@@ -350,6 +350,8 @@ class EventFd(EventFdCtx):
             call(self)
         self._listening = False
         self._spill()
+        if self._waiters and self._poller is not None:
+            self._poller.nudge()
         self._detach()
         self._fd = -1
         # Once more, for its lock: another thread's write to the fd is over before the number can become another file's.

@@ -13,15 +13,23 @@ is not used any more holds no file descriptor of ours.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import weakref
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.counter import Drain
 from aioirqfd.errors import WrongLoopError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from aioirqfd.counter import EventFdCtx
+
+# Asked at each signal on the loop's thread. Up to 3.13 asyncio keeps the tasks that run in a dict, which costs a third of the call.
+_CURRENT_TASK: Final[Mapping[object, object] | Callable[..., object]] = getattr(
+    asyncio.tasks, "_current_tasks", asyncio.current_task
+)
 
 # Both sides weak: a poller refers to its loop, so a strong one would keep every loop there ever was.
 _pollers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[Poller]] = weakref.WeakKeyDictionary()
@@ -46,6 +54,10 @@ def _stop_reading(loop: asyncio.AbstractEventLoop, drain: Drain) -> None:
     drain.close()
 
 
+def _nothing() -> None:
+    """Has a loop turn round once."""
+
+
 @final
 class Poller:
     """The private epoll of one loop, and its users.
@@ -62,9 +74,10 @@ class Poller:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, max_events: int = 1024) -> None:
         self.loop = loop
-        self.drain = Drain(max_events, loop, asyncio._get_running_loop)
+        self.drain = Drain(max_events, loop, asyncio._get_running_loop, _CURRENT_TASK)
         self._users = 0
-        loop.add_reader(self.drain.fileno(), self.drain.run)
+        # In a context of nobody's: whoever comes first would lend his to all who come later, and live on in it.
+        contextvars.Context().run(loop.add_reader, self.drain.fileno(), self.drain.run)
 
     @classmethod
     def get(cls, *, max_events: int = 1024) -> Poller:
@@ -112,6 +125,12 @@ class Poller:
         """Hear nothing of it any more."""
         self.drain.remove(ctx)
         self.release()
+
+    def nudge(self) -> None:
+        """Something was made ready on the loop's thread, perhaps by a signal handler while the loop sleeps: have it look."""
+        if asyncio.current_task(self.loop) is None and not self.loop.is_closed():
+            # Not by the drain, which the last user may be about to close.
+            self.loop.call_soon_threadsafe(_nothing)
 
     def check_here(self) -> None:
         """Raise WrongLoopError unless this poller's loop is running in this thread."""

@@ -16,7 +16,7 @@ from aioirqfd.errors import ClosedError, QueueFullError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aioirqfd.counter import TopHalf
+    from aioirqfd.counter import Drain, TopHalf
     from aioirqfd.irqfd.workqueue import Work, WorkQueue
 
 
@@ -34,24 +34,24 @@ class Backpressure:
         closing: Whether it is no error any more that nothing runs.
     """
 
-    __slots__ = ("_emit", "_full_since", "_top_half", "_waiters", "_waiting", "accepting", "closing", "queue")
+    __slots__ = ("_drain", "_emit", "_full_since", "_top_half", "_waiters", "_waiting", "accepting", "closing", "queue")
 
     def __init__(self, queue: WorkQueue, emit: Callable[..., None]) -> None:
         self.queue: Final = queue
         self._emit: Final = emit
         self._top_half: TopHalf | None = None
+        self._drain: Drain | None = None
         self._waiting: OrderedDict[Work, None] = OrderedDict()
         self._waiters: list[asyncio.Future[None]] = []
         self._full_since = 0.0
         self.accepting = False
         self.closing = False
 
-    def open(self, top_half: TopHalf) -> None:
+    def open(self, top_half: TopHalf, drain: Drain) -> None:
         """Begin: the queue runs, and the top half's irqfds are to be queued."""
         self._top_half = top_half
-        self.queue.on_room = self._room
-        self.queue.on_end = self.progress
-        self.queue.join(top_half)
+        self._drain = drain
+        self.queue.join(top_half, self)
         self.accepting = True
 
     def forget(self) -> None:
@@ -86,7 +86,8 @@ class Backpressure:
             self.queue.watch_room()
             self._emit("queue_full", maxsize=self.queue.maxsize)
 
-    def _room(self) -> None:
+    def room(self) -> None:
+        """Half of the room is free again: whatever waits for it goes on."""
         while self._waiting and not self.queue.full:
             self.queue.schedule(self._waiting.popitem(last=False)[0])
         if self.queue.full:
@@ -121,6 +122,11 @@ class Backpressure:
                 await self.next_progress()
         return await self.queue.flush(work)
 
+    def nudge(self) -> None:
+        """Something was made ready on the loop's thread, perhaps while the loop sleeps."""
+        if self._drain is not None:
+            self._drain.nudge()
+
     def progress(self) -> None:
         """An injection has ended, one way or another. Called by the counter module too, while somebody waits."""
         if self._waiters:
@@ -130,6 +136,7 @@ class Backpressure:
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
+            self.nudge()
 
     async def next_progress(self) -> None:
         """Wait until an injection has ended."""

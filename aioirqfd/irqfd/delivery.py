@@ -7,6 +7,7 @@ pass. So nobody calls a sink's ``try_inject`` but the counter module and :meth:`
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 from aioirqfd.irqfd.guard import guarded, report
@@ -15,6 +16,7 @@ from aioirqfd.tracer import NULL_TRACER
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aioirqfd.counter import TopHalf
     from aioirqfd.eventfd import EventFd, Poller
     from aioirqfd.irqfd.interrupt import Interrupt
     from aioirqfd.irqfd.retry import Retry
@@ -51,6 +53,8 @@ class Delivery:
     __slots__ = (
         "_on_error",
         "_poller",
+        "_top_half",
+        "context",
         "dropped",
         "emit",
         "fast",
@@ -75,13 +79,17 @@ class Delivery:
         self.fast: Final = tiers.try_inject is not None and not self.per_interrupt
         self._on_error: Final = on_error
         self._poller: Poller | None = None
+        self._top_half: TopHalf
+        self.context: contextvars.Context
         self.first_error: Exception | None = None
         self.dropped = 0
         self.raising = False
 
-    def open(self, poller: Poller) -> None:
-        """Begin, on this loop."""
+    def open(self, poller: Poller, top_half: TopHalf) -> None:
+        """Begin, on this loop. What is called of the sink's, the tracer's and the handlers' runs in the context of this call."""
         self._poller = poller
+        self._top_half = top_half
+        self.context = top_half.context = contextvars.copy_context()
         self.raising = True
 
     def try_inject(self, interrupt: Interrupt) -> bool:
@@ -90,11 +98,12 @@ class Delivery:
         if try_inject is None or poller is None:
             return False
         if asyncio._get_running_loop() is not poller.loop:
-            return bool(try_inject(interrupt))
+            # A context is in use by one thread at a time.
+            return bool(self.context.copy().run(try_inject, interrupt))
         drain = poller.drain
         nested, drain.dispatching = drain.dispatching, True
         try:
-            return bool(try_inject(interrupt))
+            return bool(self._top_half.within(try_inject, interrupt))
         finally:
             drain.dispatching = nested
 

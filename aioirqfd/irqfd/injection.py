@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, Protocol, final
 
+from aioirqfd.counter.in_context import InContext
 from aioirqfd.errors import InjectionError
 from aioirqfd.irqfd.interrupt import Interrupt
 from aioirqfd.irqfd.routing import is_level
@@ -121,7 +122,8 @@ class Injection:
         irqfd, debt, handlers = self._irqfd, self._debt, self._handlers
         debt.take(len(handlers))
         while debt.stage < len(handlers):
-            await handlers[debt.stage](irqfd, debt.told)
+            # A run of its own for each: what one sets with contextvars, the next does not see.
+            await InContext(self._delivery.context.copy(), handlers[debt.stage], irqfd, debt.told)
             debt.stage += 1
         routes = self._routes.of(irqfd.gsi)
         debt.follow(routes, len(handlers))

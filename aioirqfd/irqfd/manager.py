@@ -179,10 +179,10 @@ class IrqManager:
             raise
         self._entered = True
         self._poller = poller
-        self.delivery.open(poller)
+        self.delivery.open(poller, self._top_half)
         _managers.add(self)
         poller.acquire()
-        self.backpressure.open(self._top_half)
+        self.backpressure.open(self._top_half, poller.drain)
         return self
 
     async def __aexit__(

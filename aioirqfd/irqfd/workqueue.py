@@ -78,6 +78,19 @@ class Lane(Protocol):
         ...
 
 
+class Owner(Protocol):
+    """Whose queue it is: what it has to hear, beside the program's own ``on_room`` and ``on_end``."""
+
+    def room(self) -> None:
+        """Half of the room is free again."""
+
+    def progress(self) -> None:
+        """Whoever waits has to look again: nothing will run any more."""
+
+    def nudge(self) -> None:
+        """A worker was made ready, perhaps while the loop sleeps."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkQueueStatistics:
     """Counts of a work queue.
@@ -126,10 +139,11 @@ class WorkQueue:
         self.maxsize = maxsize
         self.workers = workers
         self.on_room: Callable[[], None] | None = None
-        """Called, once, when half of the room is free again after the queue was full."""
+        """A program's own: called, once, when half of the room is free again after the queue was full."""
         self.on_end: Callable[[], None] | None = None
-        """Called when somebody else than :meth:`aclose` has cancelled the workers: nothing will run any more."""
+        """A program's own: called when somebody else than :meth:`aclose` has cancelled the workers: nothing will run any more."""
         self._lane: Lane | None = None
+        self._owner: Owner | None = None
         self._ready: deque[Work] = deque()
         self._size = 0
         self._was_full = False
@@ -208,9 +222,9 @@ class WorkQueue:
         if self._lane is not None:
             self._lane.room = self.maxsize - self._size
 
-    def join(self, lane: Lane) -> None:
-        """Run what is ready in the lane too, within the same bound."""
-        self._lane = lane
+    def join(self, lane: Lane, owner: Owner) -> None:
+        """Run what is ready in the lane too, within the same bound, until the queue is closed."""
+        self._lane, self._owner = lane, owner
         self._resize(0)
 
     def wake(self) -> None:
@@ -223,8 +237,12 @@ class WorkQueue:
 
     def check_open(self) -> None:
         """Raise ClosedError unless there are workers to run what is queued."""
-        if self._host is None or self._host.done():
-            raise ClosedError("the work queue is not open")
+        host = self._host
+        if host is None:
+            raise ClosedError("the work queue is not open; enter it with `async with` first")
+        if host.done():
+            cause = None if host.cancelled() else host.exception()
+            raise ClosedError("the work queue's tasks are gone: somebody else has ended them") from cause
 
     @property
     def inside(self) -> bool:
@@ -329,12 +347,23 @@ class WorkQueue:
         loop = asyncio.get_running_loop()
         started: asyncio.Future[None] = loop.create_future()
         self._closing = False
-        self._host = loop.create_task(self._host_workers(started), name="aioirqfd work queue")
+        workers = self._host_workers(started)
         try:
-            await started
+            host = self._host = loop.create_task(workers, name="aioirqfd work queue")
+        except BaseException:
+            workers.close()  # a task factory of the program's has raised
+            raise
+        try:
+            # Not for `started` alone: whatever ends the host before it has begun is raised here.
+            await asyncio.wait({host, started}, return_when=asyncio.FIRST_COMPLETED)
         except BaseException:
             await self.aclose()
             raise
+        if not started.done():
+            self._host = None
+            if host.cancelled():
+                raise ClosedError("somebody else has cancelled the work queue's tasks before they began")
+            host.result()
         return self
 
     async def __aexit__(
@@ -375,6 +404,7 @@ class WorkQueue:
             work.pending = False
             work._wake()
         self._resize(-self._size)
+        self._lane = self._owner = None
         self._wake_drainers()
         if cancelled is not None:
             raise cancelled
@@ -419,8 +449,9 @@ class WorkQueue:
             if isinstance(work, Work):
                 work._wake()
         self._wake_drainers()
-        if self.on_end is not None:
-            self.on_end()
+        if self._owner is not None:
+            self._owner.progress()
+        _call(self.on_end, "on_end")
 
     async def _worker(self) -> None:
         task = asyncio.current_task()
@@ -508,12 +539,9 @@ class WorkQueue:
     def _tell_room(self) -> None:
         if self._was_full and self.waiting <= self.maxsize // 2:
             self._was_full = False
-            if self.on_room is not None:
-                try:
-                    self.on_room()
-                except Exception as error:
-                    # Not the item's failure, which is about to run.
-                    report(f"aioirqfd: on_room raised: {self.on_room!r}", error)
+            if self._owner is not None:
+                self._owner.room()
+            _call(self.on_room, "on_room")
 
     def _report(self, work: Work, error: BaseException) -> None:
         report(f"aioirqfd: a work item raised: {work.func!r}", error)
@@ -523,6 +551,11 @@ class WorkQueue:
             waiter = self._idle.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+                if self._owner is not None:
+                    self._owner.nudge()
+                elif asyncio.current_task() is None:
+                    # From a signal handler, perhaps, whose loop is asleep and does not look again by itself.
+                    waiter.get_loop().call_soon_threadsafe(_nothing)
                 return
 
     def _wake_drainers(self) -> None:
@@ -530,3 +563,16 @@ class WorkQueue:
         for waiter in drainers:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _call(call: Callable[[], None] | None, name: str) -> None:
+    """A program's own; what it raises is not the failure of the item that is about to run."""
+    if call is not None:
+        try:
+            call()
+        except Exception as error:
+            report(f"aioirqfd: {name} raised: {call!r}", error)
+
+
+def _nothing() -> None:
+    """Has a loop turn round once."""

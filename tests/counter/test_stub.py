@@ -31,6 +31,7 @@ def parameters(node):
         (argument.arg, P.POSITIONAL_ONLY if argument in arguments.posonlyargs else P.POSITIONAL_OR_KEYWORD, default)
         for argument, default in zip(positional, defaults, strict=True)
     ]
+    found += [(arguments.vararg.arg, P.VAR_POSITIONAL, None)] if arguments.vararg is not None else []
     found += [
         (each.arg, P.KEYWORD_ONLY, default)
         for each, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)

@@ -16,7 +16,7 @@ from aioirqfd.counter._python.core import BATCH, MASK, lock, unraisable
 from aioirqfd.counter._python.fd import fdinfo, has_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from aioirqfd.counter._python.eventfd_ctx import EventFdCtx
     from aioirqfd.counter._python.top_half import TopHalf
@@ -30,18 +30,27 @@ class Drain:
         max_events: The bound of one pass, for each of its two sources.
         loop: The loop that runs it.
         running_loop: Tells which loop runs in the thread that asks. Without it, the drain's thread is whichever ran it last.
+        current_task: Tells whether a task of a loop is in the middle of a step; asyncio's own dict of them will do. Without it,
+            nobody sleeps.
     """
 
     def __init__(
-        self, max_events: int = BATCH, loop: object = None, running_loop: Callable[[], object] | None = None
+        self,
+        max_events: int = BATCH,
+        loop: object = None,
+        running_loop: Callable[[], object] | None = None,
+        current_task: Callable[[object], object] | Mapping[object, object] | None = None,
     ) -> None:
         if not 1 <= max_events <= 2**20:
             raise ValueError("max_events is 1..2**20")
         self.max_events = max_events
         self._loop = loop
         self._running_loop = running_loop
+        self._current_task = current_task
         self.thread = threading.get_ident()
         self.dispatching = False
+        self._passing = False  # in run(), which the loop itself has called: it is awake
+        self._nudged = False  # woken by nudge(), and not come round since
         self.dead = False
         self.unread = 0
         # Weak, as the native module's table is: an eventfd that is dropped leaves by itself.
@@ -116,21 +125,35 @@ class Drain:
     def _wake(self) -> None:
         os.eventfd_write(self._wakefd, 1)
 
+    def nudge(self) -> None:
+        """Something was made ready on the loop's thread, a future or a callback: wake the loop, if it may be asleep.
+
+        To be on that thread is not to be inside the loop: a signal handler, or another greenlet, runs there while the loop is in
+        its selector, which does not look again by itself. Once, until it has come round.
+        """
+        ask = self._current_task
+        if self._passing or self._nudged or self.dead or ask is None:
+            return
+        if (ask(self._loop) if callable(ask) else ask.get(self._loop)) is None:
+            self._nudged = True
+            self._wake()
+
     def dispatch(self, ctx: EventFdCtx) -> None:
         """One eventfd at once: a signal on the loop's own thread."""
         self.dispatching = True
         try:
             if ctx._handler is None and ctx._is_fast():
                 assert ctx._top_half is not None
-                ctx._top_half.flush([ctx])
+                ctx._top_half.within(ctx._top_half.flush, [ctx])
             else:
                 self._slow(ctx)
         finally:
             self.dispatching = False
+            self.nudge()
 
     def _slow(self, ctx: EventFdCtx) -> None:
         if ctx._top_half is not None:
-            ctx._top_half.wakeup(ctx)
+            ctx._top_half.within(ctx._top_half.wakeup, ctx)
         elif ctx._settle():
             ctx._event = False
             try:
@@ -161,7 +184,8 @@ class Drain:
             self._woken = False
             mail = min(len(self._mailbox), self.max_events)
         ready: list[EventFdCtx] = []
-        self.dispatching = True
+        self.dispatching = self._passing = True
+        self._nudged = False
         try:
             for _ in range(mail):
                 with lock:
@@ -179,7 +203,7 @@ class Drain:
                 else:
                     slow.append(ctx)
             for top_half, batch in batches.items():
-                top_half.flush(batch)
+                top_half.within(top_half.flush, batch)
             for ctx in slow:
                 if ctx._drain is self and ctx._owed:
                     self._slow(ctx)
@@ -190,7 +214,7 @@ class Drain:
                     self.post(ctx)
             raise
         finally:
-            self.dispatching = False
+            self.dispatching = self._passing = False
         return len(ready)
 
     def collect(self) -> None:
@@ -207,8 +231,8 @@ class Drain:
             woken = woken or any(fd == self._wakefd for fd, _ in events)
             for ctx in self._owing(events):
                 self.post(ctx)
-        if woken and self._mailbox:
-            self._wake()  # nobody wakes for mail that is there already
+        if woken and (self._mailbox or self._nudged):
+            self._wake()  # nobody wakes for mail that is there already, nor twice for what is ready
 
     def settle(self, ctx: EventFdCtx, /) -> int:
         """Empty the eventfd; return what of it was not injected yet (0: nothing is owed)."""

@@ -9,18 +9,22 @@ import operator
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, cast, final
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple, cast, final
 
 from aioirqfd.counter._python.core import BATCH, unraisable
 from aioirqfd.counter._python.flight_ring import DEFERRED, HELD, INJECTED, WAKEUP
+from aioirqfd.counter.in_context import InContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from aioirqfd.counter._python.core import Irqfd
     from aioirqfd.counter._python.eventfd_ctx import EventFdCtx
     from aioirqfd.counter._python.flight_ring import FlightRing
 
+_Ts = TypeVarTuple("_Ts")
+_T = TypeVar("_T")
 _SLICE: Final = 0.001
 
 
@@ -61,6 +65,8 @@ class TopHalf:
         self.room = sys.maxsize
         self.watched = False
         self.flight: FlightRing | None = None
+        self.context: Context | None = None
+        self._entered = False
         self.paused = False
         self.full = False
         self.generation = 0
@@ -74,6 +80,16 @@ class TopHalf:
     def ready(self) -> int:
         """How many irqfds wait for their handler."""
         return len(self._ready)
+
+    def within(self, call: Callable[[*_Ts], _T], /, *args: *_Ts) -> _T:
+        """Call it in the manager's context; from within such a call it is there already."""
+        if self.context is None or self._entered:
+            return call(*args)
+        self._entered = True
+        try:
+            return self.context.run(call, *args)
+        finally:
+            self._entered = False
 
     def _enqueue(self, ctx: EventFdCtx) -> None:
         """Line the irqfd up for its handler; its count is in ``_taken``."""
@@ -101,26 +117,33 @@ class TopHalf:
                 continue
             ctx._running, ctx._told = task, count
             try:
-                await handler(irqfd, count)
+                if self.context is None:
+                    await handler(irqfd, count)
+                else:
+                    await InContext(self.context.copy(), handler, irqfd, count)
             except GeneratorExit:
-                irqfd.defer(count)
-                self._leave(ctx, irqfd)
+                self.within(irqfd.defer, count)
+                self.within(self._leave, ctx, irqfd)
                 raise
             except BaseException as error:
-                ours = irqfd.handler_failed(error, count)
-                self._leave(ctx, irqfd)
+                ours = self.within(irqfd.handler_failed, error, count)
+                self.within(self._leave, ctx, irqfd)
                 if not ours:
                     raise
             else:
-                # Perhaps deassigned and assigned anew while the handler ran: what is cached now is another irqfd's.
-                if ctx._irqfd is irqfd and ctx._is_fast() and self._try_dispatching(ctx):
-                    ctx._fast += 1
-                    self._note(INJECTED, ctx, count)
-                else:
-                    irqfd.rest(count)
-                self._leave(ctx, irqfd)
+                self.within(self._deliver, ctx, irqfd, count)
             if time.monotonic() >= ends:
                 return
+
+    def _deliver(self, ctx: EventFdCtx, irqfd: Irqfd, count: int) -> None:
+        """The handler has returned: inject."""
+        # Perhaps deassigned and assigned anew while the handler ran: what is cached now is another irqfd's.
+        if ctx._irqfd is irqfd and ctx._is_fast() and self._try_dispatching(ctx):
+            ctx._fast += 1
+            self._note(INJECTED, ctx, count)
+        else:
+            irqfd.rest(count)
+        self._leave(ctx, irqfd)
 
     def _try_dispatching(self, ctx: EventFdCtx) -> bool:
         """Inject from without a pass. What the sink signals comes later: it is not entered from within itself."""
