@@ -105,9 +105,19 @@ class Debt:
         self.finished = number
         return self.count > 0
 
-    def give_back(self) -> int:
+    def untold(self, handlers: int) -> int:
+        """What the eventfd is to have back: what one of the handlers has not heard of, and no signal twice for who has.
+
+        Where all have heard of everything, 1: the interrupt is owed, and nothing else could keep it.
+        """
+        if handlers and self.told and self.stage >= handlers:
+            return self.count or 1
+        return self.owed
+
+    def give_back(self, handlers: int) -> int:
         """Owe nothing any more; what the eventfd is to have back."""
-        count, self.count, self.told, self.stage = self.owed, 0, 0, 0
+        count = self.untold(handlers)
+        self.count = self.told = self.stage = 0
         self.returned += count
         return count
 
@@ -124,13 +134,14 @@ class Debt:
         """The manager goes on: what a snapshot took is injected here after all."""
         self.baseline, self.captured = None, False
 
-    def withheld(self) -> int:
+    def withheld(self, handlers: int) -> int:
         """What of it is a snapshot's, and not the eventfd's to have back."""
-        return min(self.baseline or 0, self.owed) if self.captured else 0
+        own = max(self.owed - (self.baseline or 0), 0)  # came since
+        return max(self.untold(handlers) - own, 0) if self.captured else 0
 
-    def leave(self, count: int) -> None:
+    def leave(self, count: int, handlers: int) -> None:
         """So many of them are somebody else's."""
-        self.count, self.told = max(self.owed - count, 0), 0
+        self.count, self.told = max(self.untold(handlers) - count, 0), 0
 
     def restore(self, count: int, done: Done, handlers: int, routes: tuple[Route, ...]) -> int:
         """Stand as a snapshot says; how many signals of one's own, that were in no snapshot, are owed all the same."""

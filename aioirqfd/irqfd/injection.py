@@ -9,7 +9,7 @@ from aioirqfd.counter.in_context import InContext
 from aioirqfd.errors import InjectionError
 from aioirqfd.irqfd.interrupt import Interrupt
 from aioirqfd.irqfd.routing import is_level
-from aioirqfd.irqfd.state import Action, Event, State
+from aioirqfd.irqfd.state import Action, Event
 from aioirqfd.irqfd.workqueue import Work
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ class _Injected(Protocol):
     def eventfd_id(self) -> int: ...
     @property
     def resamplefd(self) -> EventFd | None: ...
-    @property
-    def state(self) -> State: ...
     @property
     def closing(self) -> bool: ...
 
@@ -109,11 +107,11 @@ class Injection:
                 irqfd.step(Event.ABORT)
                 return
             self._failures = 0
-            if debt.paid(number) and irqfd.state is State.INJECTING:
+            if debt.paid(number):
                 # Signalled between two attempts: the handlers, or the first routes, have not seen it.
                 irqfd.step(Event.SIGNAL)
-            if irqfd.step(Event.DONE) is Action.NONE and irqfd.state is State.IDLE:
-                irqfd.arm()
+            irqfd.step(Event.DONE)
+            irqfd.arm()
         finally:
             irqfd.ended()
 

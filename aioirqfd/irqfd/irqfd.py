@@ -18,7 +18,7 @@ from aioirqfd.irqfd.debt import Debt
 from aioirqfd.irqfd.injection import Injection
 from aioirqfd.irqfd.interrupt import Interrupt
 from aioirqfd.irqfd.routing import is_level
-from aioirqfd.irqfd.state import ACTIVE, OWING, TABLE, Action, Event, State
+from aioirqfd.irqfd.state import ACTIVE, OWING, TABLE, Action, Event, State, shown
 
 if TYPE_CHECKING:
     from aioirqfd.eventfd import EventFd
@@ -164,7 +164,7 @@ class IrqFd:
 
     def __repr__(self) -> str:
         masked = " masked" if self._masked else ""
-        return f"<IrqFd gsi={self.gsi} eventfd-id={self.eventfd_id} {self._state.name}{masked}>"
+        return f"<IrqFd gsi={self.gsi} eventfd-id={self.eventfd_id} {self.state}{masked}>"
 
     # -- what a user sees --------------------------------------------------------------------------------------------
 
@@ -180,8 +180,14 @@ class IrqFd:
 
     @property
     def state(self) -> State:
-        """Where it stands."""
-        return self._state
+        """Where it stands; right also for signals that are still inside the eventfd, and whoever runs its handler.
+
+        Threads:
+            The manager's loop; elsewhere it may be a moment old.
+        """
+        trigger = self.trigger
+        running, waiting = trigger.running is not None, trigger.lined_up
+        return shown(self._state, running=running, waiting=waiting, signalled=trigger.look())
 
     @property
     def masked(self) -> bool:
@@ -324,8 +330,7 @@ class IrqFd:
     def handler_failed(self, error: BaseException, count: int, /) -> bool:
         """The handler raised; False: the error is the worker's own."""
         self.debt.add_told(count, 0, self.debt.routes)
-        self._state = State.INJECTING
-        self.trigger.arm(None)
+        self.step(Event.RUN)
         return self.injection.failed(error)
 
     def _inject_now(self) -> bool:
@@ -472,10 +477,10 @@ class IrqFd:
         # What is owed here and was in no snapshot is owed all the same.
         pending = pending or own > 0 or (no_snapshot and self._state in OWING)
         self._masked = masked
-        self._state = State.PENDING if pending else State.IDLE
-        self.arm()
+        self.step(Event.HAND_OVER)
         if pending:
-            self._owner.wants_route(self)
+            self.step(Event.SIGNAL)
+        self.arm()
 
     # -- offloading --------------------------------------------------------------------------------------------------
 
@@ -490,7 +495,7 @@ class IrqFd:
         self.offloaded_as = interrupt
         self.debt.count += count
         if count or self._state is State.PENDING:
-            self._state = State.IDLE
+            self.step(Event.HAND_OVER)
             self._give_back()
 
     # -- closing -----------------------------------------------------------------------------------------------------
@@ -505,11 +510,14 @@ class IrqFd:
             return
         self.closing = True
         self.trigger.leave()
-        self._owner.leaving(self)
-        if self._injection is not None:
-            self._injection.retry_now()
-        if not self.active:
-            self._finish()
+        try:
+            self._owner.leaving(self)
+        finally:
+            # Whatever was raised on the way, an fd that was closed behind our back say: nothing stays bound, or half shut.
+            if self._injection is not None:
+                self._injection.retry_now()
+            if not self.active:
+                self._finish()
 
     @property
     def active(self) -> bool:
@@ -550,23 +558,24 @@ class IrqFd:
 
     def inherit(self) -> None:
         """In a forked child: it is the parent's."""
-        self.closing, self._state = True, State.CLOSED
+        self.closing = True
+        self.step(Event.CLOSE)
         self.trigger.inherit()
 
     def _finish(self) -> None:
-        taken = self.debt.withheld()
+        taken = self.debt.withheld(len(self.handlers))
         if self.debt.captured:
             if taken and not self._owner.withhold(self.eventfd, taken):
                 taken = 0
-            self.debt.leave(taken)
+            self.debt.leave(taken, len(self.handlers))
         if self.debt.owed:
             self._give_back()
-        self._state = State.CLOSED
+        self.step(Event.CLOSE)
         self._owner.finished(self)
 
     def _give_back(self) -> None:
         """What could not be injected is put back into the eventfd, where the next assign finds it (row P01)."""
-        count = self.debt.give_back()
+        count = self.debt.give_back(len(self.handlers))
         if self._owner.inherited:
             return  # what is pending is pending in the parent process
         try:

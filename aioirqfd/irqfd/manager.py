@@ -155,7 +155,8 @@ class IrqManager:
         self._paused_since = 0.0
         # What a snapshot has of irqfds that were deassigned since: the eventfds, and how many signals.
         self._withheld: list[tuple[EventFd, int]] = []
-        self._process = os.getpid()
+        self.inherited = False
+        """Whether this is a forked child's copy, and the manager another process's (row I17)."""
         frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
         self._made_at = (frame.f_code, frame.f_lineno)
         if tiers.bind is not None:
@@ -218,10 +219,19 @@ class IrqManager:
         self.backpressure.closing = True
         self.delivery.raising = False
         irqfds = list(self._irqfds.values())
+        errors: list[Exception] = []
+
+        def failed(close: Callable[[], object]) -> None:
+            # One that cannot be closed properly, for its fd is gone say, must not cost the others their injections.
+            try:
+                close()
+            except Exception as error:
+                errors.append(error)
+
         try:
             if not abort:
                 for index, irqfd in enumerate(irqfds, 1):
-                    irqfd.shut()
+                    failed(irqfd.shut)
                     if index % _AT_ONCE == 0:
                         await asyncio.sleep(0)
                 for irqfd in irqfds:
@@ -233,15 +243,15 @@ class IrqManager:
             try:
                 await self.queue.aclose()
             finally:
-                try:
-                    for irqfd in [*irqfds, *self._leaving]:
-                        irqfd.shut()
-                        irqfd.abandon()
-                finally:
-                    self._drop_withheld()
-                    poller.release()
-                    self.backpressure.progress()
-                    self._closed.set()
+                for irqfd in [*irqfds, *self._leaving]:
+                    failed(irqfd.shut)
+                    failed(irqfd.abandon)
+                failed(self._drop_withheld)
+                failed(poller.release)
+                self.backpressure.progress()
+                self._closed.set()
+        if errors:
+            raise errors[0]
 
     def __del__(self) -> None:
         poller = getattr(self, "_poller", None)
@@ -270,10 +280,16 @@ class IrqManager:
             ClosedError: It is not entered, or closed.
             WrongLoopError: It belongs to another loop, or none is running.
         """
+        if self.inherited:
+            raise WrongLoopError(f"{self!r} is the parent process's; a forked child makes a manager of its own")
         if self._poller is None:
             if asyncio._get_running_loop() is None:
-                raise WrongLoopError("this needs a running event loop")
-            raise ClosedError("the manager is not open")
+                raise WrongLoopError("aioirqfd runs on asyncio: no event loop is running in this thread")
+            raise ClosedError(
+                "the manager is closed"
+                if self._entered
+                else "the manager is not open; enter it with `async with` first"
+            )
         self._poller.check_here()
 
     @property
@@ -286,11 +302,6 @@ class IrqManager:
         self.check_here()
         assert self._poller is not None
         return self._poller
-
-    @property
-    def inherited(self) -> bool:
-        """Whether this is a forked child's copy, and the manager another process's."""
-        return os.getpid() != self._process
 
     # -- assign and deassign -----------------------------------------------------------------------------------------
 
@@ -319,7 +330,9 @@ class IrqManager:
             resamplefd: Makes the gsi level-triggered for this irqfd: a signal raises the line, :meth:`ack` lowers it and
                 signals the resamplefd. An int stays the caller's too, and may be closed.
             wakeup: A coroutine function, or several, run by the work queue before each injection with the irqfd and the
-                count; the counts they get add up to exactly the signals, of a semaphore too.
+                count; the counts they get add up to exactly the signals, of a semaphore too. A handler that has returned is not told
+                again of what it was told: if the irqfd is deassigned before that injection, 1 goes back into the eventfd to keep
+                the interrupt. One that has raised is told again.
             masked: Begin masked.
 
         Returns:
@@ -408,8 +421,8 @@ class IrqManager:
         Cancellation:
             The irqfd is deassigned all the same; only the wait for what runs is given up.
         """
-        if self._poller is not None and self.inherited:
-            self.check_here()  # a forked child's copy is no manager of anything (row I17)
+        if self.inherited:
+            self.check_here()
         if not isinstance(irqfd, IrqFd):
             if gsi is None:
                 raise TypeError("an irqfd, or an eventfd and its gsi")
@@ -432,6 +445,7 @@ class IrqManager:
 
     def _let_go(self) -> None:
         """In a forked child: its eventfds are nobody's here, and what is pending is pending in the parent."""
+        self.inherited = True
         for irqfd in self._irqfds.values():
             irqfd.inherit()
         self._irqfds.clear()
@@ -602,9 +616,14 @@ class IrqManager:
 
         A gsi without resample irqfds is ignored (row R06).
 
+        Raises:
+            WrongLoopError: In a forked child, whose copy of the manager has no lines (row I17).
+
         Threads:
             Any. With a sink that has ``try_inject`` the line is low when this returns.
         """
+        if self.inherited:
+            self.check_here()
         resampler = self.lines.get(gsi)
         if resampler is not None:
             resampler.ack()
@@ -621,6 +640,8 @@ class IrqManager:
         Threads:
             Any.
         """
+        if self.inherited:
+            self.check_here()
         resampler = self.lines.get(gsi)
         return resampler is not None and resampler.tell()
 
@@ -751,7 +772,7 @@ class IrqManager:
             irqfds=len(self._irqfds),
             offloaded=len(self.offloading.irqfds),
             held=self._top_half.held,
-            broken=sum(irqfd.state is State.BROKEN for irqfd in self._irqfds.values()),
+            broken=sum(irqfd.error is not None for irqfd in self._irqfds.values()),
             asserted=sum(resampler.asserted for resampler in self.lines.all()),
             dropped=self.delivery.dropped,
             queue=self.queue.statistics(),

@@ -19,7 +19,7 @@ class State(enum.IntEnum):
     IDLE = 0
     """Nothing is owed."""
     PENDING = 1
-    """An injection is owed, and blocked."""
+    """An injection is owed, and blocked, or its turn in the top half has not come yet."""
     QUEUED = 2
     """An injection is owed, and on the work queue."""
     INJECTING = 3
@@ -32,6 +32,12 @@ class State(enum.IntEnum):
     """The sink failed for good; the injection is still owed, until ``resume()``."""
     CLOSED = 7
     """Deassigned."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __format__(self, spec: str) -> str:
+        return format(self.name, spec)
 
 
 class Event(enum.IntEnum):
@@ -56,7 +62,11 @@ class Event(enum.IntEnum):
     ABORT = 8
     """The work queue was cancelled under it."""
     CLOSE = 9
-    """Deassigned, and nothing runs."""
+    """Deassigned, and nothing of it will run."""
+    RUN = 10
+    """The counter module has run its handler, which raised; the rest is the bottom half's."""
+    HAND_OVER = 11
+    """What was owed is somebody else's now: the sink's, which watches the eventfd, or a snapshot's."""
 
 
 class Action(enum.IntEnum):
@@ -101,6 +111,14 @@ ROWS: Final[tuple[tuple[State, Event, tuple[bool, ...], State, Action], ...]] = 
     (_S.BROKEN, _E.RESUME, _BLOCKED, _S.PENDING, _A.NONE),
     (_S.BROKEN, _E.CLOSE, _ANY, _S.CLOSED, _A.NONE),
     (_S.QUEUED, _E.CLOSE, _ANY, _S.CLOSED, _A.NONE),
+    (_S.INJECTING, _E.CLOSE, _ANY, _S.CLOSED, _A.NONE),
+    (_S.INJECTING_PENDING, _E.CLOSE, _ANY, _S.CLOSED, _A.NONE),
+    (_S.IDLE, _E.RUN, _ANY, _S.INJECTING, _A.NONE),
+    (_S.PENDING, _E.RUN, _ANY, _S.INJECTING_PENDING, _A.NONE),
+    (_S.QUEUED, _E.RUN, _ANY, _S.INJECTING_PENDING, _A.NONE),
+    (_S.PENDING, _E.HAND_OVER, _ANY, _S.IDLE, _A.NONE),
+    (_S.RETRYING, _E.HAND_OVER, _ANY, _S.IDLE, _A.NONE),
+    (_S.BROKEN, _E.HAND_OVER, _ANY, _S.IDLE, _A.NONE),
 )
 """Every move there is. An event that has no row in a state changes nothing there."""
 
@@ -120,6 +138,25 @@ OWING: Final = frozenset(State) - {State.IDLE, State.INJECTING, State.CLOSED}
 """The states in which an injection that has not begun is owed."""
 ACTIVE: Final = frozenset({State.QUEUED, State.INJECTING, State.INJECTING_PENDING, State.RETRYING})
 """The states that go on by themselves."""
+
+
+def shown(state: State, *, running: bool, waiting: bool, signalled: bool) -> State:
+    """Where an irqfd stands for who looks: what the counter module has of it is in it, whoever runs its handler.
+
+    Args:
+        state: Where the table has it.
+        running: The counter module runs its handler.
+        waiting: It waits there for its turn.
+        signalled: Its eventfd holds a signal that has not come to the top half.
+    """
+    another = waiting or signalled or state in OWING
+    if running:
+        return State.INJECTING_PENDING if another else State.INJECTING
+    if state is State.INJECTING and another:
+        return State.INJECTING_PENDING
+    if state is State.IDLE and another:
+        return State.QUEUED if waiting else State.PENDING
+    return state
 
 
 def diagram() -> str:

@@ -114,11 +114,12 @@ class Trigger:
         self._run = None
 
     def look(self) -> bool:
-        """Whether a signal is there, seen or not yet. The loop's thread."""
+        """Whether a signal is there, seen or not yet. In another thread than the loop's: as far as it was seen."""
         poller = self.poller
         if poller is None:
             return False
-        poller.drain.collect()
+        if asyncio._get_running_loop() is poller.loop:
+            poller.drain.collect()
         return self.eventfd._owed
 
     def look_unread(self) -> bool:

@@ -68,7 +68,9 @@ async def test_what_may_not_be_injected_after_its_handler_goes_back_into_the_eve
         handler.let_go()
         await deassigning
         assert (irqfd.state, irqfd.active, irqs._leaving) == (State.CLOSED, False, set())
-        assert irqfd.statistics().signals == 0
+        # What its handler was told of is not told again: 1 goes back, which keeps the interrupt.
+        back = 3 if why == "raised" else 1
+        assert irqfd.statistics().signals == 3 - back
         if pausing is not None:
             await pausing
             irqs.resume()
@@ -76,7 +78,7 @@ async def test_what_may_not_be_injected_after_its_handler_goes_back_into_the_eve
         irqs.assign(kick, gsi=6)
         await irqs.flush()
         assert sink.interrupts == [pulse(6)]
-        assert kick.read_nowait() == 3
+        assert kick.read_nowait() == back
         if why == "raised":
             with pytest.raises(InjectionError):
                 await irqs.aclose()
@@ -99,7 +101,7 @@ async def test_masked_and_deassigned_by_its_own_handler():
             await irqs.flush()
             assert states != [State.CLOSED]
             assert (irqfd.state, irqs._leaving, sink.interrupts) == (State.CLOSED, set(), [])
-            assert kick.read_nowait() == 2
+            assert kick.read_nowait() == 1
 
 
 async def test_an_int_whose_handler_fails_while_it_is_deassigned_is_let_go(eventfd_int):

@@ -56,7 +56,9 @@ def test_after_a_signal_an_injection_is_owed(state, blocked):
 def test_what_is_owed_is_only_ever_paid_by_a_beginning(state, event, blocked):
     after, action = step(state, event, blocked)
     paid = after not in OWING
-    assert paid == (action is Action.INJECT or after is State.CLOSED)
+    assert paid == (
+        action is Action.INJECT or after is State.CLOSED or (event is Event.HAND_OVER and after is State.IDLE)
+    )
 
 
 @pytest.mark.parametrize("state", State)
@@ -78,9 +80,13 @@ def test_closed_is_for_ever(event, blocked):
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("blocked", [FREE, BLOCKED])
-def test_it_closes_from_every_state_in_which_nothing_runs(state, blocked):
-    running = state in {State.INJECTING, State.INJECTING_PENDING}
-    assert step(state, Event.CLOSE, blocked) == (state if running else State.CLOSED, Action.NONE)
+def test_it_closes_from_every_state(state, blocked):
+    assert step(state, Event.CLOSE, blocked) == (State.CLOSED, Action.NONE)
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_state_has_its_name(state):
+    assert (str(state), f"{state}", f"{state:>8}") == (state.name, state.name, f"{state.name:>8}")
 
 
 def test_an_event_without_a_row_changes_nothing():
