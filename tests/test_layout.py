@@ -27,6 +27,7 @@ PACKAGE = ROOT / "aioirqfd"
 FLOORS = (
     "errors",
     "tracer",
+    "ratelimit",
     "counter",
     "eventfd",
     "ioeventfd",
