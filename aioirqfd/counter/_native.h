@@ -82,7 +82,6 @@ struct eventfd_ctx_object {
     uint32_t index;            /* slot in the drain */
     uint32_t generation;       /* of that slot */
     bool semaphore;
-    bool blocking;      /* the fd is not O_NONBLOCK, or others may clear it: reads and writes must not wait */
     bool listening;     /* somebody in this process hears the signals: count them here, not in the kernel */
     bool want_count;    /* a handler asks for the count: read at every event */
     bool event;         /* an epoll event was taken and not dispatched yet: the kernel's counter is to be looked at */
@@ -92,6 +91,7 @@ struct eventfd_ctx_object {
     bool held;          /* in top_half->held */
     bool queued;        /* in top_half->ready */
     bool in_unread;     /* in drain->unread */
+    bool unreadable;    /* a read has failed, and was reported */
     unsigned char seen; /* enum seen */
 };
 
@@ -174,12 +174,20 @@ int native_u64_from(PyObject *object, uint64_t low, const char *what, uint64_t *
 PyObject *native_walk(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *native_begin(PyObject *module, PyObject *coroutine);
 
-/* eventfd_ctx.c */
-extern PyType_Spec eventfd_ctx_spec;
-int eventfd_read_now(int fd, bool blocking, uint64_t *value);
+/* fd.c */
+bool eventfd_has_count(int fd);
+int eventfd_read_now(int fd, uint64_t *value);
 int eventfd_peek(int fd, uint64_t *count, long *id, int *semaphore);
+int eventfd_add(int fd, uint64_t n, uint64_t *added);
+
+/* eventfd_ctx.c */
+/* A semaphore is read one at a time, which takes some 200 ns each: so many of whoever counts them in one dispatch, and so many where
+   it is to be emptied. What is beyond that stays in the eventfd: nobody can be made to read 2**64 ones. */
+#define SEMAPHORE_AT_ONCE UINT64_C(256)
+#define SEMAPHORE_AT_MOST (UINT64_C(1) << 20)
+extern PyType_Spec eventfd_ctx_spec;
 bool eventfd_ctx_by_ones(const EventFdCtxObject *ctx);
-bool eventfd_ctx_read(EventFdCtxObject *ctx, uint64_t *value);
+int eventfd_ctx_read(EventFdCtxObject *ctx, uint64_t most, uint64_t *value);
 bool eventfd_ctx_consume(EventFdCtxObject *ctx, bool exact, uint64_t *count);
 void eventfd_ctx_put_back(EventFdCtxObject *ctx, uint64_t n);
 PyObject *eventfd_ctx_signal(PyObject *op, PyObject *const *args, Py_ssize_t nargs);

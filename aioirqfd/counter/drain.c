@@ -10,7 +10,6 @@
 #include "_native.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <string.h>
 #include <structmember.h>
 #include <sys/epoll.h>
@@ -286,8 +285,7 @@ drain_add(PyObject *op, PyObject *arg)
     }
     uint32_t index = self->free_head;
     drain_slot *slot = &self->slots[index];
-    struct pollfd ask = {.fd = ctx->fd, .events = POLLIN};
-    bool fresh = poll(&ask, 1, 0) == 1 && (ask.revents & POLLIN) != 0;
+    bool fresh = eventfd_has_count(ctx->fd);
     struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u64 = ((uint64_t)slot->generation << 32) | index};
     if (epoll_ctl(self->epfd, EPOLL_CTL_ADD, ctx->fd, &event) < 0) {
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -407,7 +405,11 @@ collect(DrainObject *self)
 }
 
 /* Empty the eventfd and return what of it was not injected yet (0: nothing is owed). Exact although the kernel's counter may hold
-   what was injected without a read: what it held before a collect that brought no event is old, the rest is new. */
+   what was injected without a read: what it held before a collect that brought no event is old, the rest is new.
+
+   Tempting, and wrong: to read it before the collect, which would need no look into fdinfo. epoll reports an event only while the
+   count is there, so the read would take what the collect is asked about. Where fdinfo cannot be read (it takes a descriptor, and
+   /proc), all of it counts as new: rather injected twice than lost. */
 static int
 settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
 {
@@ -426,9 +428,10 @@ settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
     ctx->event = ctx->fresh = ctx->full = false;
     bool by_ones = eventfd_ctx_by_ones(ctx);
     uint64_t total = by_ones ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
-    ctx->signals += total;
-    if (!(by_ones && total > 0) && eventfd_ctx_read(ctx, &value)) {
-        ctx->signals += value;
+    bool unknown = !(by_ones && total > 0) && eventfd_ctx_read(ctx, SEMAPHORE_AT_MOST, &value) < 0;
+    ctx->signals += total + value;
+    if (due && unknown && total == 0) {
+        value = 1; /* nobody else has read it */
     }
     if (!due && by_ones) {
         /* One of its rest, which is owed no injection (P05); unless it was written since the first look. */

@@ -2,137 +2,7 @@
    dispatched without a system call; otherwise they are written to the fd, for whoever else holds it. */
 #include "_native.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <inttypes.h>
-#include <poll.h>
-#include <stdio.h>
-#include <string.h>
 #include <structmember.h>
-#include <sys/uio.h>
-#include <unistd.h>
-
-/* So much is read from a semaphore in one dispatch, one at a time. */
-#define SEMAPHORE_AT_ONCE 256
-
-/* 1 and the value; 0 when it would block; -1 with errno. Never waits, even on a blocking fd (E14). */
-int
-eventfd_read_now(int fd, bool blocking, uint64_t *value)
-{
-    ssize_t got;
-    do {
-        if (blocking) {
-            struct iovec iov = {.iov_base = value, .iov_len = sizeof(*value)};
-            got = preadv2(fd, &iov, 1, -1, RWF_NOWAIT);
-        } else {
-            got = read(fd, value, sizeof(*value));
-        }
-    } while (got < 0 && errno == EINTR);
-    if (got == (ssize_t)sizeof(*value)) {
-        return 1;
-    }
-    if (got < 0 && errno == EAGAIN) {
-        return 0;
-    }
-    if (got >= 0) {
-        errno = EINVAL;
-    }
-    return -1;
-}
-
-/* What fdinfo tells of an eventfd without consuming anything (E25). 1; 0 when it is none; -1 with errno. */
-int
-eventfd_peek(int fd, uint64_t *count, long *id, int *semaphore)
-{
-    char path[48];
-    char text[512];
-    snprintf(path, sizeof(path), "/proc/thread-self/fdinfo/%d", fd);
-    int info = open(path, O_RDONLY | O_CLOEXEC);
-    if (info < 0) {
-        if (errno == ENOENT) {
-            errno = EBADF;
-        }
-        return -1;
-    }
-    ssize_t got = read(info, text, sizeof(text) - 1);
-    int saved = errno;
-    close(info);
-    if (got < 0) {
-        errno = saved;
-        return -1;
-    }
-    text[got] = '\0';
-    const char *at = strstr(text, "eventfd-count:");
-    if (at == NULL || sscanf(at, "eventfd-count: %" SCNx64, count) != 1) {
-        return 0;
-    }
-    at = strstr(text, "eventfd-id:");
-    *id = -1;
-    if (at != NULL) {
-        (void)sscanf(at, "eventfd-id: %ld", id);
-    }
-    at = strstr(text, "eventfd-semaphore:");
-    *semaphore = 0;
-    if (at != NULL) {
-        (void)sscanf(at, "eventfd-semaphore: %d", semaphore);
-    }
-    return 1;
-}
-
-/* Add what fits to the kernel's counter: 0 and the amount, or -1 with errno. */
-static int
-eventfd_write_saturating(int fd, bool blocking, uint64_t n, uint64_t *added)
-{
-    for (;;) {
-        bool room = true;
-        if (blocking) {
-            /* A write that does not fit would sleep (E08): ask first. */
-            struct pollfd ask = {.fd = fd, .events = POLLOUT};
-            room = n == 1 && poll(&ask, 1, 0) == 1 && (ask.revents & POLLOUT) != 0;
-        }
-        if (room) {
-            ssize_t put = write(fd, &n, sizeof(n));
-            if (put == (ssize_t)sizeof(n)) {
-                *added = n;
-                return 0;
-            }
-            if (put < 0 && errno == EINTR) {
-                continue;
-            }
-            if (put < 0 && errno != EAGAIN) {
-                return -1;
-            }
-        }
-        /* All or nothing in the kernel (E07): look how much there is room for. */
-        uint64_t count;
-        long id;
-        int semaphore;
-        int found = eventfd_peek(fd, &count, &id, &semaphore);
-        if (found != 1) {
-            if (found == 0) {
-                errno = EINVAL; /* the fd number is another file's by now */
-            }
-            return -1;
-        }
-        if (count >= COUNTER_MAX) {
-            *added = 0;
-            return 0;
-        }
-        if (n > COUNTER_MAX - count) {
-            n = COUNTER_MAX - count;
-        }
-        if (blocking) {
-            ssize_t put = write(fd, &n, sizeof(n));
-            if (put == (ssize_t)sizeof(n)) {
-                *added = n;
-                return 0;
-            }
-            if (put < 0 && errno != EINTR && errno != EAGAIN) {
-                return -1;
-            }
-        }
-    }
-}
 
 /* Whether a dispatch takes 1: of a semaphore (P06), but not if somebody has to be told of every signal. */
 bool
@@ -141,21 +11,40 @@ eventfd_ctx_by_ones(const EventFdCtxObject *ctx)
     return ctx->semaphore && !ctx->want_count;
 }
 
-/* Take a dispatch's part of the kernel's counter; false: nothing is there. */
-bool
-eventfd_ctx_read(EventFdCtxObject *ctx, uint64_t *value)
+/* Say that the kernel's counter cannot be read: its fd was closed behind our back, say. Once, for every event comes here. */
+static void
+report_unreadable(EventFdCtxObject *ctx)
+{
+    if (!ctx->unreadable) {
+        ctx->unreadable = true;
+        PyErr_SetFromErrno(PyExc_OSError);
+        PyErr_WriteUnraisable((PyObject *)ctx);
+    }
+}
+
+/* Take a dispatch's part of the kernel's counter, and of a semaphore that somebody counts so many at the most: 1; 0 when nothing is
+   there; -1 when it cannot be read, which was reported. Whatever an event stood for, there is no more to be known of it then. */
+int
+eventfd_ctx_read(EventFdCtxObject *ctx, uint64_t most, uint64_t *value)
 {
     *value = 0;
-    if (ctx->fd < 0 || eventfd_read_now(ctx->fd, ctx->blocking, value) != 1) {
+    if (ctx->fd < 0) {
+        return 0;
+    }
+    int got = eventfd_read_now(ctx->fd, value);
+    if (got != 1) {
         *value = 0;
-        return false;
+        if (got < 0) {
+            report_unreadable(ctx);
+        }
+        return got;
     }
     if (ctx->semaphore && ctx->want_count) {
         uint64_t one;
-        while (*value < SEMAPHORE_AT_ONCE && eventfd_read_now(ctx->fd, ctx->blocking, &one) == 1) {
+        while (*value < most && eventfd_read_now(ctx->fd, &one) == 1) {
             (*value)++;
         }
-        if (*value == SEMAPHORE_AT_ONCE) {
+        if (*value == most) {
             /* No event comes for the rest. */
             ctx->event = true;
             if (mailbox_owe(&ctx->node)) {
@@ -163,7 +52,7 @@ eventfd_ctx_read(EventFdCtxObject *ctx, uint64_t *value)
             }
         }
     }
-    return true;
+    return 1;
 }
 
 /* Take what this dispatch stands for. False: nothing is there (somebody else read it), so there is nothing to inject.
@@ -196,7 +85,7 @@ eventfd_ctx_consume(EventFdCtxObject *ctx, bool exact, uint64_t *count)
             uint64_t value = 0;
             ctx->seen = SEEN_NOTHING;
             /* Of a semaphore one in all, wherever it is. */
-            if (!(by_ones && total > 0) && eventfd_ctx_read(ctx, &value)) {
+            if (!(by_ones && total > 0) && eventfd_ctx_read(ctx, SEMAPHORE_AT_ONCE, &value) != 0) {
                 known = true;
                 ctx->signals += value;
                 if (injected) {
@@ -260,7 +149,7 @@ eventfd_ctx_signal(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     }
     DrainObject *drain = self->drain;
     if (!self->listening || drain == NULL || drain->dead) {
-        if (eventfd_write_saturating(self->fd, self->blocking, n, &added) < 0) {
+        if (eventfd_add(self->fd, n, &added) < 0) {
             return PyErr_SetFromErrno(PyExc_OSError);
         }
         return PyLong_FromUnsignedLongLong(added);
@@ -287,7 +176,7 @@ ctx_take(PyObject *op, PyObject *Py_UNUSED(ignored))
     uint64_t total = self->semaphore ? counter_take_one(&self->count) : counter_take(&self->count);
     if (self->fd >= 0 && !(self->semaphore && total > 0)) {
         uint64_t value = 0;
-        int got = eventfd_read_now(self->fd, self->blocking, &value);
+        int got = eventfd_read_now(self->fd, &value);
         if (got < 0) {
             if (total > 0) {
                 counter_add(&self->count, total);
@@ -310,7 +199,7 @@ ctx_spill(PyObject *op, PyObject *Py_UNUSED(ignored))
     EventFdCtxObject *self = (EventFdCtxObject *)op;
     uint64_t rest = counter_take(&self->count);
     uint64_t added = 0;
-    if (rest > 0 && self->fd >= 0 && eventfd_write_saturating(self->fd, self->blocking, rest, &added) < 0) {
+    if (rest > 0 && self->fd >= 0 && eventfd_add(self->fd, rest, &added) < 0) {
         counter_add(&self->count, rest);
         return PyErr_SetFromErrno(PyExc_OSError);
     }
@@ -326,8 +215,7 @@ ctx_readable(PyObject *op, PyObject *Py_UNUSED(ignored))
     if (counter_peek(&self->count) > 0) {
         Py_RETURN_TRUE;
     }
-    struct pollfd ask = {.fd = self->fd, .events = POLLIN};
-    return PyBool_FromLong(self->fd >= 0 && poll(&ask, 1, 0) == 1 && (ask.revents & POLLIN) != 0);
+    return PyBool_FromLong(eventfd_has_count(self->fd));
 }
 
 static PyObject *
@@ -451,11 +339,10 @@ static int
 ctx_init(PyObject *op, PyObject *args, PyObject *kwargs)
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
-    static char *keywords[] = {"fd", "semaphore", "blocking", NULL};
+    static char *keywords[] = {"fd", "semaphore", NULL};
     int fd;
     int semaphore = 0;
-    int blocking = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$pp:EventFdCtx", keywords, &fd, &semaphore, &blocking)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$p:EventFdCtx", keywords, &fd, &semaphore)) {
         return -1;
     }
     if (self->drain != NULL) {
@@ -464,7 +351,6 @@ ctx_init(PyObject *op, PyObject *args, PyObject *kwargs)
     }
     self->fd = fd;
     self->semaphore = semaphore != 0;
-    self->blocking = blocking != 0;
     return 0;
 }
 
@@ -587,7 +473,7 @@ static PyGetSetDef ctx_getset[] = {
 };
 
 static PyType_Slot ctx_slots[] = {
-    {Py_tp_doc, (void *)PyDoc_STR("EventFdCtx(fd, *, semaphore=False, blocking=False)\n--\n\n"
+    {Py_tp_doc, (void *)PyDoc_STR("EventFdCtx(fd, *, semaphore=False)\n--\n\n"
                                   "The in-process half of an eventfd; base class of aioirqfd.EventFd.")},
     {Py_tp_new, (void *)ctx_new},
     {Py_tp_init, (void *)ctx_init},

@@ -75,8 +75,8 @@ class EventFd(EventFdCtx):
     def from_fd(cls, fd: int, *, owns: bool = False) -> Self:
         """Wrap an eventfd made elsewhere: inherited, received over a socket, or made by another library.
 
-        Its flags are left as they are, and whoever else has it may change them at any time: it is read and written as one that
-        blocks, with a look first at whether there is room.
+        Its flags are left as they are, and whoever else has it may change them at any time: no read and no write here waits
+        because of them.
 
         Args:
             fd: The file descriptor.
@@ -95,7 +95,7 @@ class EventFd(EventFdCtx):
         if info is None:
             raise EventFdInvalidError(f"fd {fd} is no eventfd")
         self = cls.__new__(cls)
-        EventFdCtx.__init__(self, fd, semaphore=info[2], blocking=True)
+        EventFdCtx.__init__(self, fd, semaphore=info[2])
         self._set_up(owns=owns)
         return self
 

@@ -92,7 +92,7 @@ class Rig:
     def eventfd(self, initial=0, *, semaphore=False, blocking=False):
         """An eventfd that is in no drain yet."""
         flags = os.EFD_CLOEXEC | (os.EFD_SEMAPHORE if semaphore else 0) | (0 if blocking else os.EFD_NONBLOCK)
-        ctx = self.ctx_type(os.eventfd(initial, flags), semaphore=semaphore, blocking=blocking)
+        ctx = self.ctx_type(os.eventfd(initial, flags), semaphore=semaphore)
         self.ctxs.append(ctx)
         return ctx
 

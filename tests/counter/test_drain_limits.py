@@ -1,4 +1,4 @@
-"""At the edges, in both implementations: counters near their top, other people's flags, misuse, forked children."""
+"""At the edges, in both implementations: counters near their top, errors, misuse, forked children."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from tests.counter.rig import FULL, Irqfd, write
+from tests.forks import in_child
 
 # ---------------------------------------------------------------------------------------------------- near the top
 
@@ -120,30 +121,7 @@ def test_what_does_not_fit_into_the_kernels_counter_stays_here(rig):
     assert ctx._take() + ctx._take() == FULL + 7
 
 
-# ------------------------------------------------------------------------------------------------ other people's flags
-
-
-@pytest.mark.parametrize("semaphore", [False, True])
-def test_a_blocking_eventfd_never_blocks(rig, semaphore):
-    # The test's time limit is what it would run into.
-    ctx = rig.eventfd(blocking=True, semaphore=semaphore)
-    assert os.get_blocking(ctx._fd)
-    assert ctx._take() == 0
-    assert ctx._readable() is False
-    irqfd = rig.bind(ctx, want_count=True)
-    write(ctx, 3)
-    rig.drain.collect()
-    drained = [os.eventfd_read(ctx._fd) for _ in range(3 if semaphore else 1)]
-    assert sum(drained) == 3
-    rig.run()
-    assert irqfd.wakeups == []
-    assert rig.unbind(ctx) == 0
-    assert ctx.signal(FULL - 1) == FULL - 1
-    assert ctx.signal(7) == 1
-    assert ctx.signal(7) == 0
-    assert ctx.signal() == 0
-    assert ctx._take() == (1 if semaphore else FULL)
-    assert ctx.signal() == 1
+# ---------------------------------------------------------------------------------------------- where nobody listens
 
 
 def test_where_nobody_listens_a_signal_is_a_write(rig):
@@ -283,19 +261,6 @@ def test_a_drain_that_is_closed_from_within_a_pass(rig):
 
 
 # ---------------------------------------------------------------------------------------------------------------- fork
-
-
-def in_child(function):
-    """Run it in a forked child; its exit status, 0 when it returned."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            function()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_a_forked_child_signals_and_leaves_the_parents_registrations_alone(rig):

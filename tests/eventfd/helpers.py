@@ -1,9 +1,8 @@
-"""What the eventfd tests share: readers that wait already, other threads, other processes."""
+"""What the eventfd tests share: readers that wait already, other threads."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 
 from aioirqfd.counter import fdinfo
@@ -39,16 +38,3 @@ def in_thread(function, *args):
     thread = threading.Thread(target=function, args=args)
     thread.start()
     thread.join()
-
-
-def in_child(function):
-    """Run it in a forked child; its exit status, 0 when it returned."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            function()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -12,7 +12,8 @@ import pytest
 
 from aioirqfd import EventFd, IrqManager, WouldBlock
 from aioirqfd.sinks import RecordingSink
-from tests.eventfd.helpers import FULL, in_child, in_thread, kernel_count, turns, waiting_reader
+from tests.eventfd.helpers import FULL, in_thread, kernel_count, turns, waiting_reader
+from tests.forks import in_child
 
 # -------------------------------------------------------------------------------------------------------- reading
 

@@ -14,7 +14,8 @@ import weakref
 import pytest
 
 from aioirqfd import ClosedError, EventFd, WouldBlock, WrongLoopError
-from tests.eventfd.helpers import FULL, in_child, in_thread, turns, waiting_reader
+from tests.eventfd.helpers import FULL, in_thread, turns, waiting_reader
+from tests.forks import in_child
 
 # --------------------------------------------------------------------------------------------------------- closing
 

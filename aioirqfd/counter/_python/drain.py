@@ -13,6 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, final
 
 from aioirqfd.counter._python.core import BATCH, MASK, lock, unraisable
+from aioirqfd.counter._python.eventfd_ctx import SEMAPHORE_AT_MOST
 from aioirqfd.counter._python.fd import fdinfo, has_count
 
 if TYPE_CHECKING:
@@ -240,16 +241,18 @@ class Drain:
             raise TypeError("settle() takes an EventFdCtx of this drain")
         if self.dead:
             return 0
-        info = fdinfo(ctx._fd) if ctx._leftover else None
-        old = info[0] if info else 0
+        was_leftover = ctx._leftover
+        old = self._look(ctx) if was_leftover else 0
         self.collect()
         due = ctx._settle()
-        was_leftover, ctx._leftover = ctx._leftover, False
-        ctx._event = ctx._fresh = False
+        ctx._leftover = ctx._event = ctx._fresh = False
         by_ones = ctx._by_ones
         total = ctx._take_counted(by_ones=by_ones)
-        value = 0 if by_ones and total else ctx._read_kernel()
+        read = 0 if by_ones and total else ctx.read_kernel(SEMAPHORE_AT_MOST)
+        value = read or 0
         ctx._signals = (ctx._signals + total + value) & MASK
+        if due and read is None and not total:
+            value = 1  # nobody else has read it
         if not due and by_ones:
             # One of its rest, which is owed no injection (row P05); unless it was written since the first look.
             self.collect()
@@ -259,6 +262,15 @@ class Drain:
         elif not due and was_leftover:
             value = max(value - old, 0)
         return min(total + value, MASK)  # 0 although it was due: somebody else has taken it meanwhile
+
+    @staticmethod
+    def _look(ctx: EventFdCtx) -> int:
+        """What the kernel's counter holds. Where fdinfo cannot be read, 0: rather injected twice than lost."""
+        try:
+            info = fdinfo(ctx._fd)
+        except OSError:
+            return 0
+        return info[0] if info else 0
 
     def settle_unread(self, limit: int, /) -> int:
         """Nothing to do: this module reads at every event."""

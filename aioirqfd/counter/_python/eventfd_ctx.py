@@ -4,12 +4,11 @@
 # (these classes see into each other, as C structures do)
 from __future__ import annotations
 
-import contextlib
 import operator
 from typing import TYPE_CHECKING, Final, SupportsIndex
 
-from aioirqfd.counter._python.core import MASK, MAX, amount, lock
-from aioirqfd.counter._python.fd import has_count, read_now, write_saturating
+from aioirqfd.counter._python.core import MASK, MAX, amount, lock, unraisable
+from aioirqfd.counter._python.fd import begin_add, has_count, read_now
 from aioirqfd.errors import ClosedError
 
 if TYPE_CHECKING:
@@ -17,7 +16,10 @@ if TYPE_CHECKING:
     from aioirqfd.counter._python.drain import Drain
     from aioirqfd.counter._python.top_half import TopHalf
 
-_SEMAPHORE_AT_ONCE: Final = 256
+# A semaphore is read one at a time: so many of whoever counts them in one dispatch, and so many where it is to be emptied. What is
+# beyond that stays in the eventfd: nobody can be made to read 2**64 ones.
+SEMAPHORE_AT_ONCE: Final = 256
+SEMAPHORE_AT_MOST: Final = 2**20
 
 
 class EventFdCtx:
@@ -29,7 +31,6 @@ class EventFdCtx:
 
     __slots__ = (
         "__weakref__",
-        "_blocking",
         "_count",
         "_drain",
         "_event",
@@ -54,14 +55,14 @@ class EventFdCtx:
         "_taken",
         "_told",
         "_top_half",
+        "_unreadable",
         "_wakeups",
         "_want_count",
     )
 
-    def __init__(self, fd: int, *, semaphore: bool = False, blocking: bool = False) -> None:
+    def __init__(self, fd: int, *, semaphore: bool = False) -> None:
         self._fd = operator.index(fd)
         self._semaphore = bool(semaphore)
-        self._blocking = bool(blocking)
         self._generation = 0  # of its registration
         self._posted_to: Drain | None = None  # whose mailbox it is in
         self._count = self._signals = self._wakeups = self._fast = self._route_generation = 0
@@ -77,6 +78,7 @@ class EventFdCtx:
         self._queued_here = False  # in its top half's ready queue
         self._running: object = None  # the task that runs the handler just now, while bound
         self._told = 0  # the count that it was given
+        self._unreadable = False  # a read has failed, and was reported
 
     @property
     def _queued(self) -> bool:
@@ -114,12 +116,16 @@ class EventFdCtx:
         with lock:
             if self._fd < 0:
                 raise ClosedError("the eventfd is closed")
-            drain = self._drain
-            if not self._listening or drain is None or drain.dead:
-                return write_saturating(self._fd, n, blocking=self._blocking)
-            added = self._add(n)
-            owes_now = self._owe()
-        if owes_now:
+            drain = self._drain if self._listening else None
+            if drain is None or drain.dead:
+                finish = begin_add(self._fd, n)
+                added, owes_now = 0, False
+            else:
+                finish = None
+                added, owes_now = self._add(n), self._owe()
+        if finish is not None:
+            return finish()
+        if owes_now and drain is not None:
             if not drain.dispatching and drain.here():
                 drain.dispatch(self)
             else:
@@ -179,9 +185,10 @@ class EventFdCtx:
                 self._leftover = known = True
             else:
                 # Of a semaphore one in all, wherever it is.
-                value = 0 if by_ones and total else self._read_kernel()
+                read = 0 if by_ones and total else self.read_kernel(SEMAPHORE_AT_ONCE)
                 self._leftover = False
-                known = known or value > 0
+                known = known or read != 0
+                value = read or 0
                 if injected:
                     # Taken along, and owed no injection of its own.
                     self._signals = (self._signals + value) & MASK
@@ -195,19 +202,29 @@ class EventFdCtx:
         self._signals = (self._signals + total) & MASK
         return total if known else None
 
-    def _read_kernel(self) -> int:
-        """A dispatch's part of the kernel's counter."""
-        value = 0
-        with contextlib.suppress(OSError):
-            value = read_now(self._fd, blocking=self._blocking) if self._fd >= 0 else 0
+    def read_kernel(self, most: int) -> int | None:
+        """A dispatch's part of the kernel's counter, and of a semaphore that somebody counts so many at the most.
+
+        None: it cannot be read, which was reported. Whatever an event stood for, there is no more to be known of it then.
+        """
+        if self._fd < 0:
+            return 0
+        try:
+            value = read_now(self._fd)
             if value and self._semaphore and self._want_count:
-                while value < _SEMAPHORE_AT_ONCE and read_now(self._fd, blocking=self._blocking):
+                while value < most and read_now(self._fd):
                     value += 1
-                if value == _SEMAPHORE_AT_ONCE:
-                    # No event comes for the rest.
-                    self._event = True
-                    if self._owe() and self._drain is not None:
-                        self._drain.post(self)
+        except OSError as error:
+            if not self._unreadable:
+                # Its fd was closed behind our back, say. Once, for every event comes here.
+                self._unreadable = True
+                unraisable(error)
+            return None
+        if value == most and self._semaphore and self._want_count:
+            # No event comes for the rest.
+            self._event = True
+            if self._owe() and self._drain is not None:
+                self._drain.post(self)
         return value
 
     def _take(self) -> int:
@@ -215,7 +232,7 @@ class EventFdCtx:
         if self._fd < 0 or (self._semaphore and total):
             return total
         try:
-            value = read_now(self._fd, blocking=self._blocking)
+            value = read_now(self._fd)
         except OSError:
             self._add(total)
             raise
@@ -225,13 +242,18 @@ class EventFdCtx:
 
     def _spill(self) -> None:
         with lock:
-            rest = self._count
-            if rest and self._fd >= 0:
-                # What does not fit in there stays here, for the next read.
-                self._count = rest - write_saturating(self._fd, rest, blocking=self._blocking)
+            if not self._count or self._fd < 0:
+                return
+            finish = begin_add(self._fd, self._count)
+            rest, self._count = self._count, 0
+        added = 0
+        try:
+            added = finish()
+        finally:
+            self._add(rest - added)  # what does not fit in there stays here, for the next read
 
     def _readable(self) -> bool:
-        return self._count > 0 or (self._fd >= 0 and has_count(self._fd))
+        return self._count > 0 or has_count(self._fd)
 
     def _dispatch(self) -> None:
         """Do now what the drain's next pass would; nothing from within a pass. The loop's thread."""
