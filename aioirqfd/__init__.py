@@ -37,7 +37,7 @@ from aioirqfd.irqfd.msix import MsixStatistics, MsixTable
 from aioirqfd.irqfd.resampler import Resampler
 from aioirqfd.irqfd.retry import Retry
 from aioirqfd.irqfd.routing import RoutingTable
-from aioirqfd.irqfd.sink import AckSink, BatchSink, EoiSink, FastSink, InterruptSink, OffloadSink, RoutedSink
+from aioirqfd.irqfd.sink import AckSink, BatchSink, ChipSink, EoiSink, FastSink, InterruptSink, OffloadSink, RoutedSink
 from aioirqfd.irqfd.state import State
 from aioirqfd.irqfd.workqueue import Work, WorkQueue, WorkQueueStatistics
 from aioirqfd.tracer import NullTracer, Tracer
@@ -47,6 +47,7 @@ __all__ = [
     "AckSink",
     "Action",
     "BatchSink",
+    "ChipSink",
     "ClosedError",
     "EoiSink",
     "EventFd",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, final
 
 from aioirqfd.errors import RoutingError
 from aioirqfd.irqfd.interrupt import Msi
+from aioirqfd.irqfd.routing import ALL_PINS, RoutingTable
 from aioirqfd.irqfd.sink import OffloadSink, SinkTiers
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
     from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.interrupt import Interrupt, Route
-    from aioirqfd.irqfd.routing import RoutingTable
     from aioirqfd.irqfd.sink import InterruptSink
 
 
@@ -118,6 +118,10 @@ class Chipset:
         for tiers in self._tiers.values():
             if tiers.bind is not None:
                 tiers.bind(ack)
+
+    def default_routing(self) -> RoutingTable:
+        """The table of a manager that is given none, the kernel's own: gsi n is pin n of each controller that is there and has it."""
+        return RoutingTable.of_pins(pin for pin in ALL_PINS if pin.chip in self._tiers)
 
     def set_routing(self, table: RoutingTable) -> None:
         """Give each controller that wants it the table; all take it, or none.

@@ -211,6 +211,10 @@ class IoApic:
         """Keep the callable that is given the gsi at each end of interrupt, in place of the one before."""
         self._pins.bind(ack)
 
+    def default_routing(self) -> RoutingTable:
+        """The table of a manager that is given none: gsi n is pin n."""
+        return self._pins.default_routing()
+
     def set_routing(self, table: RoutingTable) -> None:
         """Learn which gsi each pin acknowledges to: of several on one pin the last listed (row G08).
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, final
 
 from aioirqfd.errors import RoutingError
 from aioirqfd.irqfd.interrupt import IrqchipPin
+from aioirqfd.irqfd.routing import RoutingTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aioirqfd.irqfd.interrupt import Interrupt
-    from aioirqfd.irqfd.routing import RoutingTable
 
 
 @final
@@ -58,7 +58,7 @@ class InputPins:
     def find(self, interrupt: Interrupt) -> int | None:
         """The pin that an interrupt is for, or None if its route goes elsewhere."""
         route = interrupt.route
-        if isinstance(route, IrqchipPin) and route.chip == self._chip:
+        if isinstance(route, IrqchipPin) and route.chip == self._chip and route.pin < self.count:
             return route.pin
         return None
 
@@ -85,6 +85,10 @@ class InputPins:
     def bind(self, ack: Callable[[int], None]) -> None:
         """Keep the callable that hears of each end of interrupt, in place of the one before."""
         self._ack = ack
+
+    def default_routing(self) -> RoutingTable:
+        """Gsi n is pin n."""
+        return RoutingTable.of_pins(IrqchipPin(self._chip, pin) for pin in range(self.count))
 
     def set_routing(self, table: RoutingTable) -> None:
         """Learn which gsi each pin acknowledges to; of several on a pin the last listed wins (row G08)."""

@@ -43,7 +43,8 @@ class GsiAllocator:
     """Hands out gsis, lowest first, and takes idle ones back when they run out.
 
     Args:
-        routed: Whether somebody else has routed a gsi; such a one is passed over. Tell :meth:`unrouted` when that ends.
+        routed: Whether somebody else has routed a gsi; such a one is passed over. Tell :meth:`unrouted` when that ends. So is
+            one that an irqfd is assigned to, from :meth:`bind` to :meth:`unbind`.
         first: The lowest it hands out; those below are left to pins.
         stop: One more than the highest, at most 4096 (row G03).
 
@@ -55,6 +56,7 @@ class GsiAllocator:
     """
 
     __slots__ = (
+        "_bound",
         "_first",
         "_free",
         "_held",
@@ -76,7 +78,8 @@ class GsiAllocator:
         self._stop: Final = stop
         self._next = first
         self._free: list[int] = []
-        self._passed: dict[int, None] = {}  # routed by somebody else when it was last looked at
+        self._passed: dict[int, None] = {}  # somebody else's when it was last looked at
+        self._bound: dict[int, int] = {}  # how many irqfds each gsi has
         self._held: set[int] = set()
         self._idle: dict[int, Callable[[], object]] = {}
         self._waiting: dict[object, Callable[[], object]] = {}
@@ -97,7 +100,7 @@ class GsiAllocator:
             else:
                 gsi = self._next
                 self._next += 1
-            if self._routed(gsi):
+            if self._taken(gsi):
                 self._passed[gsi] = None
             elif gsi not in self._held:
                 self._held.add(gsi)
@@ -105,12 +108,15 @@ class GsiAllocator:
         for _ in range(min(len(self._passed), _LOOK_AGAIN)):
             gsi = next(iter(self._passed))
             del self._passed[gsi]
-            if self._routed(gsi):
+            if self._taken(gsi):
                 self._passed[gsi] = None  # last
             elif gsi not in self._held:
                 self._held.add(gsi)
                 return gsi
         return self.reclaim()
+
+    def _taken(self, gsi: int) -> bool:
+        return gsi in self._bound or self._routed(gsi)
 
     def reclaim(self) -> int | None:
         """The gsi that has been idle longest, for the caller from here on; its holder was told. None: none is idle."""
@@ -135,6 +141,18 @@ class GsiAllocator:
         self._held.remove(gsi)
         heapq.heappush(self._free, gsi)
         self._serve()
+
+    def bind(self, gsi: int) -> None:
+        """An irqfd is assigned to the gsi: it is not handed out until there is none any more."""
+        self._bound[gsi] = self._bound.get(gsi, 0) + 1
+
+    def unbind(self, gsi: int) -> None:
+        """An irqfd of the gsi's is gone."""
+        self._bound[gsi] -= 1
+        if not self._bound[gsi]:
+            del self._bound[gsi]
+            if gsi in self._passed:
+                self.unrouted(gsi)
 
     def unrouted(self, *gsis: int) -> None:
         """Somebody has taken routes away, those of these gsis altogether: whoever waits looks again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import operator
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,13 +13,29 @@ PIC_PINS: Final = 16
 """Pins of the 8259 pair: 0-7 on the master, 8-15 on the slave (row G06)."""
 IOAPIC_PINS: Final = 24
 """Pins of the IOAPIC (row G06)."""
-_PINS: Final = {"pic": PIC_PINS, "ioapic": IOAPIC_PINS}
-_U32: Final = 2**32
+PINS: Final = {"pic": PIC_PINS, "ioapic": IOAPIC_PINS}
+"""The chips that a routing table knows, and how many pins each has."""
+U32: Final = 2**32
 _U64: Final = 2**64
 
 
-def _is_int(value: object, below: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < below
+def plain(value: object, below: int) -> int | None:
+    """The number as an ``int``, whatever library's integer it was; None: it is no integer, a bool, or not in 0..below-1."""
+    if type(value) is not int:
+        if isinstance(value, bool):
+            return None
+        try:
+            value = operator.index(value)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  it may be anything
+        except TypeError:
+            return None
+    return value if 0 <= value < below else None
+
+
+def _take(route: Route, field: str, value: int | None, wanted: str) -> None:
+    given: object = getattr(route, field)
+    if value is None:
+        raise RoutingError(f"{wanted}, not {given!r}")
+    object.__setattr__(route, field, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +44,8 @@ class IrqchipPin:
 
     Args:
         chip: ``"pic"`` (the 8259 pair, pins 0..15) or ``"ioapic"`` (pins 0..23).
-        pin: The input pin.
+        pin: The input pin. An IOAPIC's from 24 on, up to 2**32-1, is in no routing table that is given: it is where a gsi goes
+            by default, before a sink that says nothing else (:meth:`RoutingTable.default`).
 
     Raises:
         RoutingError: EINVAL, as the kernel says for a chip or pin that is not there (row G06).
@@ -37,10 +55,10 @@ class IrqchipPin:
     pin: int
 
     def __post_init__(self) -> None:
-        if self.chip not in _PINS:
-            raise RoutingError(f"no irqchip {self.chip!r}; there are {sorted(_PINS)}")
-        if not _is_int(self.pin, _PINS[self.chip]):
-            raise RoutingError(f"{self.chip} has pins 0..{_PINS[self.chip] - 1}, not {self.pin!r}")
+        if self.chip not in PINS:
+            raise RoutingError(f"no irqchip {self.chip!r}; there are {sorted(PINS)}")
+        below = U32 if self.chip == "ioapic" else PINS[self.chip]
+        _take(self, "pin", plain(self.pin, below), f"{self.chip} has pins 0..{PINS[self.chip] - 1}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +79,14 @@ class Msi:
     devid: int | None = None
 
     def __post_init__(self) -> None:
-        if not _is_int(self.address, _U64):
-            raise RoutingError(f"an MSI address is 0..2**64-1, not {self.address!r}")
-        if not _is_int(self.data, _U32):
-            raise RoutingError(f"MSI data is 0..2**32-1, not {self.data!r}")
-        if self.devid is not None and not _is_int(self.devid, _U32):
-            raise RoutingError(f"a device id is 0..2**32-1 or None, not {self.devid!r}")
+        address, data, devid = self.address, self.data, self.devid
+        # What an IOAPIC makes for each interrupt: plain integers go through by the shortest way.
+        if type(address) is not int or not 0 <= address < _U64:
+            _take(self, "address", plain(address, _U64), "an MSI address is 0..2**64-1")
+        if type(data) is not int or not 0 <= data < U32:
+            _take(self, "data", plain(data, U32), "MSI data is 0..2**32-1")
+        if devid is not None:
+            _take(self, "devid", plain(devid, U32), "a device id is 0..2**32-1 or None")
 
 
 Route = IrqchipPin | Msi

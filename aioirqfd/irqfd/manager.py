@@ -28,7 +28,7 @@ from aioirqfd.irqfd.irqfd import IrqFd
 from aioirqfd.irqfd.lines import Lines
 from aioirqfd.irqfd.offloading import Offloading
 from aioirqfd.irqfd.retry import Retry
-from aioirqfd.irqfd.routing import NO_ROUTES, Routes, RoutingTable
+from aioirqfd.irqfd.routing import Routes, RoutingTable
 from aioirqfd.irqfd.sink import SinkTiers
 from aioirqfd.irqfd.state import State
 from aioirqfd.irqfd.trigger import Trigger
@@ -91,7 +91,8 @@ class IrqManager:
 
     Args:
         sink: Where injections go; see :class:`aioirqfd.InterruptSink` for its tiers.
-        routing: The first routing table; without one, gsi n is pin n of the IOAPIC.
+        routing: The first routing table. Without one, the sink's own (:class:`aioirqfd.ChipSink`): an interrupt controller has
+            gsi n at its pin n; a sink that says nothing gets every gsi there is, gsi n as pin n.
         queue: The work queue; the manager enters and leaves it. Without one, ``WorkQueue()``.
         unrouted: What becomes of a signal whose gsi has no route: ``"drop"`` it, counted and traced, as the kernel does
             (rows W08, G11), or ``"hold"`` it until a route appears.
@@ -128,7 +129,7 @@ class IrqManager:
         tiers = SinkTiers(sink)
         self.queue: Final = queue if queue is not None else WorkQueue()
         self.routes: Final = Routes(
-            RoutingTable.default() if routing is None else _table(routing), hold=unrouted == "hold"
+            _table(tiers.default_routing() if routing is None else routing), hold=unrouted == "hold"
         )
         self.delivery: Final = Delivery(tiers, tracer, retry if retry is not None else Retry(), on_error)
         self.backpressure: Final = Backpressure(self.queue, self.delivery.emit)
@@ -379,6 +380,8 @@ class IrqManager:
         identity.bound.add(eventfd_id)
         irqfd.trigger.bind(irqfd)
         self._irqfds[eventfd_id] = irqfd
+        if self._gsis is not None:
+            self._gsis.bind(gsi)
         self.delivery.trace(
             "irqfd_assigned", irqfd, resample=resample is not None, offloaded=irqfd.offloaded, masked=masked
         )
@@ -508,6 +511,8 @@ class IrqManager:
                 coalesced=counts.coalesced,
                 dropped=counts.dropped,
             )
+        if self._gsis is not None and self._poller is not None:
+            self._gsis.unbind(irqfd.gsi)  # last, for whoever waits for the gsi may take it here and now
 
     def withhold(self, eventfd: EventFd, count: int) -> bool:
         """An irqfd is deassigned whose signals a snapshot has: its eventfd gets them back if the manager resumes after all.
@@ -547,7 +552,7 @@ class IrqManager:
         table = _table(routing)
         old = self._put_routing(table)
         self.delivery.emit("routing_changed", gsis=len(table), generation=self.routes.generation)
-        self._move_along(lambda gsi: self.routes.of(gsi) != old.get(gsi, NO_ROUTES), self.lines.all())
+        self._move_along(lambda gsi: self.routes.of(gsi) != old.routes(gsi), self.lines.all())
         if self._gsis is not None:
             self._gsis.unrouted(*(old.keys() - table.keys()))
 
@@ -574,7 +579,17 @@ class IrqManager:
             WrongLoopError: Not called on the manager's loop.
         """
         self.check_here()
-        table = self.routing.with_route(gsi, routes)
+        self._put_route(gsi, self.routing.with_route(gsi, routes))
+
+    def reset_route(self, gsi: int) -> None:
+        """Take back what was said of a gsi, with one that came from :attr:`gsis` for instance.
+
+        It is unrouted then, or goes, from 24 on, where a default table sends it. Raises as :meth:`set_route` does.
+        """
+        self.check_here()
+        self._put_route(gsi, self.routing.without((gsi,)))
+
+    def _put_route(self, gsi: int, table: RoutingTable) -> None:
         if table is self.routing:
             return
         old = self._put_routing(table, gsi)
@@ -594,19 +609,22 @@ class IrqManager:
                 resampler.reroute(self.routes.of(resampler.gsi))
         for irqfd in moved:
             irqfd.unblock()
-        for irqfd in [irqfd for irqfd in self._unrouted if irqfd.gsi in self.routing]:
+        for irqfd in [irqfd for irqfd in self._unrouted if self.routes.of(irqfd.gsi)]:
             self._unrouted.discard(irqfd)
             irqfd.unblock()
 
     @property
     def gsis(self) -> GsiAllocator:
-        """Hands out the gsis that are not routed, from 24 on, to whoever needs one for a while; made at the first need.
+        """Hands out the gsis that are free, from 24 on, to whoever needs one for a while; made at the first need.
 
-        :class:`aioirqfd.MsixTable` takes its gsis here. Assign what has no route yet to gsis below 24, or to one taken here.
+        Free is what no table has a route for and no irqfd is assigned to; that a default table has a pin for every gsi does not
+        count. :class:`aioirqfd.MsixTable` takes its gsis here. Assign what is to come later to gsis below 24, or to one taken here.
         """
         gsis = self._gsis
         if gsis is None:
             gsis = self._gsis = GsiAllocator(lambda gsi: gsi in self.routing)
+            for irqfd in (*self._irqfds.values(), *self._leaving):
+                gsis.bind(irqfd.gsi)
         return gsis
 
     # -- level-triggered lines ---------------------------------------------------------------------------------------

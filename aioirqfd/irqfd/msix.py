@@ -579,7 +579,7 @@ class MsixTable:
 
     def _drop_gsi(self, gsi: int) -> None:
         with contextlib.suppress(ClosedError):
-            self._manager.set_route(gsi, ())
+            self._manager.reset_route(gsi)
         self._manager.gsis.release(gsi)
 
     def _deactivate(self, vector: MsixVector) -> None:
@@ -620,9 +620,9 @@ class MsixTable:
         try:
             if len(gone) < _FEW:
                 for gsi in gone:
-                    manager.set_route(gsi, ())
+                    manager.reset_route(gsi)
             else:
-                manager.set_routing({gsi: routes for gsi, routes in manager.routing.items() if gsi not in gone})
+                manager.set_routing(manager.routing.without(gone))
         except Exception as error:
             manager.delivery.emit("msix_unroute_failed", gsis=len(gone), error=repr(error))
         for gsi in sorted(gone):

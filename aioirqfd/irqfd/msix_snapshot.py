@@ -153,7 +153,7 @@ def put(
         for irqfd in assigned:
             irqfd.shut()
         for gsi in routed:
-            manager.set_route(gsi, ())
+            manager.reset_route(gsi)
             manager.gsis.release(gsi)
         for vector in made:
             assert vector.eventfd is not None

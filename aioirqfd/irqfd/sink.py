@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
 
+from aioirqfd.irqfd.routing import RoutingTable
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.interrupt import Interrupt, Msi
-    from aioirqfd.irqfd.routing import RoutingTable
 
 
 @runtime_checkable
@@ -92,6 +93,15 @@ class RoutedSink(InterruptSink, Protocol):
 
 
 @runtime_checkable
+class ChipSink(InterruptSink, Protocol):
+    """A sink with interrupt controllers behind it, whose pins say where a gsi goes if nobody else says it."""
+
+    def default_routing(self) -> RoutingTable:
+        """The table of a manager that is given none. Without this method gsi n is pin n, without an end (:meth:`RoutingTable.default`)."""
+        ...
+
+
+@runtime_checkable
 class EoiSink(FastSink, Protocol):
     """A sink of messages that tells of an end of interrupt only where it was asked to (the kernel's split irqchip)."""
 
@@ -110,7 +120,17 @@ class EoiSink(FastSink, Protocol):
 class SinkTiers:
     """What a sink can do, looked for once."""
 
-    __slots__ = ("bind", "inject", "offload", "reclaim", "set_routing", "sink", "try_inject", "try_inject_batch")
+    __slots__ = (
+        "bind",
+        "default_routing",
+        "inject",
+        "offload",
+        "reclaim",
+        "set_routing",
+        "sink",
+        "try_inject",
+        "try_inject_batch",
+    )
 
     def __init__(self, sink: InterruptSink) -> None:
         if isinstance(sink, type) or not callable(getattr(sink, "inject", None)):
@@ -123,3 +143,4 @@ class SinkTiers:
         self.reclaim = sink.reclaim if isinstance(sink, OffloadSink) else None
         self.bind = sink.bind if isinstance(sink, AckSink) else None
         self.set_routing = sink.set_routing if isinstance(sink, RoutedSink) else None
+        self.default_routing = sink.default_routing if isinstance(sink, ChipSink) else RoutingTable.default

@@ -6,12 +6,16 @@ A snapshot is a plain dict that ``json`` takes::
      "routing": [[gsi, [["pic", pin] or ["ioapic", pin] or ["msi", address, data, devid or None], ...]], ...],
      "irqfds": [{"gsi": gsi, "level": bool, "masked": bool, "pending": bool, "count": n, "done": [m, handlers, routes]}, ...],
      "asserted": [[gsi, [route, ...]], ...],
+     "default": [gsi, ...],
      "moving": [{"gsi": gsi, "falling": [route, ...], "tell": bool, "again": bool}, ...]}
 
 Irqfds stand in the order they were assigned; restoring matches the n-th of each gsi with the n-th of that gsi. ``count`` is
 what was signalled and not injected: it was taken out of the eventfd, so a signal that arrives after the snapshot stays there
 and is nobody's but the next owner's. ``done`` is there only if an injection was half done when the sink failed: m of the count
 were told to so many of the wakeup handlers, which are not told again, and so many of the routes have had it.
+
+``default`` is there only if no table was given, and the sink has none of its own: then every gsi from 24 on that ``routing`` does
+not have goes to the pin of its number, but for these, which are unrouted.
 
 ``moving`` is there only if the sink has not done yet what is to be done with a level-triggered line: lower it somewhere, then
 tell everybody of its end of interrupt, or raise it again wherever the gsi goes, for it was up when that was re-routed.
@@ -26,10 +30,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from aioirqfd.counter import MAX
 from aioirqfd.errors import RoutingError, SnapshotError
-from aioirqfd.irqfd.interrupt import IrqchipPin, Msi
+from aioirqfd.irqfd.interrupt import IOAPIC_PINS, IrqchipPin, Msi
 from aioirqfd.irqfd.plain import check_integers
 from aioirqfd.irqfd.resampler import Moves
-from aioirqfd.irqfd.routing import RoutingTable
+from aioirqfd.irqfd.routing import MAX_GSI, RoutingTable
 from aioirqfd.irqfd.state import State
 
 if TYPE_CHECKING:
@@ -63,6 +67,9 @@ def take(bound: Sequence[IrqFd], routing: RoutingTable, lines: Lines) -> dict[st
         "irqfds": irqfds,
         "asserted": [[gsi, [_encode(route) for route in routes]] for gsi, routes in lines.asserted().items()],
     }
+    unrouted = routing.unrouted
+    if unrouted is not None:
+        state["default"] = sorted(unrouted)
     moving = lines.moving()
     if moving:
         state["moving"] = [
@@ -101,16 +108,19 @@ def check(bound: Sequence[IrqFd], state: object) -> Plan:
     """Hold a state against the irqfds it is for; SnapshotError if it does not fit."""
     check_integers(state)
     names = {"version", "routing", "irqfds", "asserted"}
-    state = _fields(state, {*names, "moving"} if _has(state, "moving") else names, "a snapshot")
+    names |= {name for name in ("default", "moving") if _has(state, name)}
+    state = _fields(state, names, "a snapshot")
     if _int(state["version"]) != VERSION:
         raise SnapshotError(f"this is version {state['version']!r}; this package reads {VERSION}")
     routing = _routing(state["routing"])
+    if "default" in state:
+        routing = routing.opened(_unrouted(state["default"], routing))
     pairs = _match(bound, state["irqfds"])
     level_gsis = {irqfd.gsi for irqfd, _ in pairs if irqfd.resamplefd is not None}
     asserted = _asserted(state["asserted"], level_gsis, routing)
     moving = _moving(state.get("moving", ()), level_gsis, asserted)
     for irqfd, entry in pairs:
-        if _done(entry)[2] and _done(entry)[2] >= len(routing.get(irqfd.gsi, ())):
+        if _done(entry)[2] and _done(entry)[2] >= len(routing.routes(irqfd.gsi)):
             raise SnapshotError(f"irqfds: gsi {irqfd.gsi} has no more routes than are done: {entry!r}")
     return Plan(routing, pairs, asserted, moving)
 
@@ -172,6 +182,13 @@ def _routing(value: object) -> RoutingTable:
         raise SnapshotError(f"routing: {error}") from error
 
 
+def _unrouted(value: object, routing: RoutingTable) -> list[int]:
+    gsis = [_int(gsi) for gsi in _list(value, "default")]
+    if not all(IOAPIC_PINS <= gsi < MAX_GSI for gsi in gsis) or not routing.keys().isdisjoint(gsis):
+        raise SnapshotError(f"default: gsis from {IOAPIC_PINS} to {MAX_GSI - 1} without a route, not {value!r}")
+    return gsis
+
+
 def _check_pins(what: str, gsi: int, routes: Sequence[Route], level_gsis: set[int]) -> None:
     if gsi not in level_gsis:
         raise SnapshotError(f"{what}: gsi {gsi} has no resample irqfd")
@@ -185,7 +202,7 @@ def _asserted(value: object, level_gsis: set[int], routing: RoutingTable) -> dic
     asserted = _routes_by_gsi(value, "asserted")
     for gsi, routes in asserted.items():
         _check_pins("asserted", gsi, routes, level_gsis)
-        if not routes or not set(routes) <= set(routing.get(gsi, ())):
+        if not routes or not set(routes) <= set(routing.routes(gsi)):
             raise SnapshotError(f"asserted: gsi {gsi} is not routed to where its line is up")
     return asserted
 

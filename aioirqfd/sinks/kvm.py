@@ -27,7 +27,8 @@ import weakref
 from typing import TYPE_CHECKING, Final, Self, final
 
 from aioirqfd.errors import EventFdBusyError, RoutingError
-from aioirqfd.irqfd.interrupt import IOAPIC_PINS, PIC_PINS, Action, IrqchipPin, Msi
+from aioirqfd.irqfd.interrupt import IOAPIC_PINS, PIC_PINS, PINS, Action, IrqchipPin, Msi
+from aioirqfd.irqfd.routing import ALL_PINS, RoutingTable
 from aioirqfd.kvm import RoutingEntry
 from aioirqfd.kvm.ioctls import (
     KVM_IRQCHIP_IOAPIC,
@@ -149,6 +150,10 @@ class KvmSink:
     def bind(self, ack: Callable[[int], None]) -> None:
         """Take the manager's ack."""
         self._ack = ack
+
+    def default_routing(self) -> RoutingTable:
+        """The table of a manager that is given none, the kernel's own: gsi n is pin n of each chip; nothing with a split irqchip."""
+        return RoutingTable.of_pins(ALL_PINS if self._fixed else ())
 
     async def inject(self, interrupt: Interrupt) -> None:
         """Make the ioctl.
@@ -392,4 +397,6 @@ def _weakly(method: Callable[[_Line], None], line: _Line) -> Callable[[], None]:
 
 
 def _kernel_gsi(route: IrqchipPin) -> int:
+    if route.pin >= PINS[route.chip]:
+        raise RoutingError(f"KVM's {route.chip} has pins 0..{PINS[route.chip] - 1}, not {route.pin}")
     return (_IOAPIC_GSI if route.chip == "ioapic" else _PIC_GSI) + route.pin

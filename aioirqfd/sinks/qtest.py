@@ -20,6 +20,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final, Self, final
 
 from aioirqfd.irqfd.interrupt import IOAPIC_PINS, PIC_PINS, Action, IrqchipPin
+from aioirqfd.irqfd.routing import RoutingTable
 from aioirqfd.sinks.qmp import Qmp
 from aioirqfd.sinks.qtest_client import QtestClient, QtestClosedError, QtestError
 
@@ -190,6 +191,14 @@ class QtestSink:
         if commands:
             self.client.submit(*commands).add_done_callback(self._confirmation(tuple(interrupts[:taken])))
         return taken
+
+    def default_routing(self) -> RoutingTable:
+        """The table of a manager that is given none: gsi n is pin n of the IOAPIC, or of the 8259 pair where there is no IOAPIC.
+
+        Not of both, as a PC has it: each pin is a round trip of its own.
+        """
+        ioapic = [pin for pin in self._paths if pin.chip == "ioapic"]
+        return RoutingTable.of_pins(ioapic or self._paths)
 
     @property
     def _here(self) -> bool:

@@ -15,7 +15,7 @@ from tests.irqfd.helpers import asserted, deasserted, pulse
 
 async def test_an_irqfd_from_assign_to_deassign():
     sink = RecordingSink()
-    async with IrqManager(sink) as irqs:  # no routing given: GSI n is pin n of the IOAPIC
+    async with IrqManager(sink) as irqs:  # no routing given: GSI n is pin n
         with EventFd() as kick:
             irqfd = irqs.assign(kick, gsi=5)
             kick.signal()

@@ -22,10 +22,16 @@ def refused(make, *args):
 
 
 @pytest.mark.parametrize(
-    ("chip", "pin"), [("pic", 16), ("pic", -1), ("ioapic", 24), ("ioapic", -1), ("lapic", 0), ("", 0)]
+    ("chip", "pin"), [("pic", 16), ("pic", -1), ("ioapic", 2**32), ("ioapic", -1), ("lapic", 0), ("", 0)]
 )
 def test_g06_a_pin_that_is_not_there(chip, pin):
     refused(IrqchipPin, chip, pin)
+
+
+@pytest.mark.parametrize("pin", [24, 2**32 - 1])
+def test_g06_a_pin_beyond_the_ioapics_is_in_no_table(pin):
+    assert "0..23" in refused(RoutingTable, {5: IrqchipPin("ioapic", pin)})
+    assert "0..23" in refused(RoutingTable.default().with_route, 30, IrqchipPin("ioapic", 30))
 
 
 @pytest.mark.parametrize("pin", [True, 1.0, "1", None])
