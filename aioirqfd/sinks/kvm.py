@@ -3,12 +3,10 @@
 Three ways into the guest, the fastest that is allowed and possible: the kernel watches the eventfd itself (``offload``,
 ``KVM_IRQFD``); the top half makes the ioctl (``try_inject``); the work queue makes it (``inject``).
 
-The ioctls speak of gsis, an :class:`Interrupt` of one pin or message. So the sink owns the VM's routing table: every pin of
-every chip gets a gsi of its own, beside the kernel's default entries, and messages that are offloaded get one each.
-
-A level-triggered line is always driven through a kernel irqfd with resample, even when the trigger is written by this process:
-only then does the kernel lower the line inside the guest's end of interrupt. A line raised by ``KVM_IRQ_LINE`` would stay up
-until user space heard of it, and the guest would take the same interrupt again and again (row R09).
+The ioctls speak of gsis, an :class:`Interrupt` of one pin or message. So the sink owns the VM's routing table
+(``kvm_routes.py``): every pin of every chip gets a gsi of its own, beside the kernel's default entries, and messages that are
+offloaded get one each. A level-triggered line is always driven through a kernel irqfd with resample (``kvm_line.py``), even when
+the trigger is written by this process.
 
 With a split irqchip the pins are user space's, and their gsis, 0 to 23, have another use: the kernel leaves the vCPU with
 ``KVM_EXIT_IOAPIC_EOI`` for exactly the vectors of the level-triggered messages that are routed there. So the messages of the
@@ -17,19 +15,15 @@ IOAPIC in front of the sink are, though no irqfd is ever bound to these gsis.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
-import os
-import threading
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Final, Self, final
+from typing import TYPE_CHECKING, Self, final
 
 from aioirqfd.errors import EventFdBusyError, RoutingError
-from aioirqfd.irqfd.interrupt import IOAPIC_PINS, PIC_PINS, PINS, Action, IrqchipPin, Msi
+from aioirqfd.irqfd.interrupt import Action, IrqchipPin, Msi
 from aioirqfd.irqfd.routing import ALL_PINS, RoutingTable
-from aioirqfd.kvm import RoutingEntry
 from aioirqfd.kvm.ioctls import (
     KVM_IRQCHIP_IOAPIC,
     KVM_IRQCHIP_PIC_MASTER,
@@ -38,65 +32,16 @@ from aioirqfd.kvm.ioctls import (
     KVM_IRQFD_FLAG_RESAMPLE,
     KVM_MSI_VALID_DEVID,
 )
+from aioirqfd.sinks.kvm_line import KvmLine
+from aioirqfd.sinks.kvm_routes import PIC_PINS_EACH, KernelRoutes, pin_gsi
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.interrupt import Interrupt, Route
     from aioirqfd.kvm import Vm
-
-_PIC_PINS_EACH: Final = 8
-_IOAPIC_GSI: Final = 1024
-_PIC_GSI: Final = _IOAPIC_GSI + IOAPIC_PINS
-_MSI_GSI: Final = _PIC_GSI + PIC_PINS
-_MAX_GSI: Final = 4096
-
-
-def _pin_entry(gsi: int, pin: int) -> RoutingEntry:
-    chip = KVM_IRQCHIP_PIC_MASTER if pin < _PIC_PINS_EACH else KVM_IRQCHIP_PIC_SLAVE
-    return RoutingEntry.irqchip(gsi, chip, pin % _PIC_PINS_EACH)
-
-
-def _fixed_entries() -> list[RoutingEntry]:
-    """The kernel's default table, for its own timers; then a gsi for each single pin.
-
-    The order matters: an end of interrupt is mapped back to the last gsi listed for a pin (row G08), which must be ours.
-    """
-    entries: list[RoutingEntry] = []
-    for pin in range(IOAPIC_PINS):
-        entries.append(RoutingEntry.irqchip(pin, KVM_IRQCHIP_IOAPIC, pin))
-        if pin < PIC_PINS:
-            entries.append(_pin_entry(pin, pin))
-    entries += [RoutingEntry.irqchip(_IOAPIC_GSI + pin, KVM_IRQCHIP_IOAPIC, pin) for pin in range(IOAPIC_PINS)]
-    entries += [_pin_entry(_PIC_GSI + pin, pin) for pin in range(PIC_PINS)]
-    return entries
-
-
-@final
-class _Line:
-    """A level-triggered line: the trigger of a kernel irqfd, and what the kernel signals at the end of interrupt.
-
-    Attributes:
-        gsi: The last that asserted it: hears of an end of interrupt that none of them waits for (row R05).
-        holders: The gsis that hold it up.
-    """
-
-    __slots__ = ("gsi", "holders", "kernel_gsi", "loop", "resample", "trigger")
-
-    def __init__(self, gsi: int, kernel_gsi: int) -> None:
-        self.gsi = gsi
-        self.kernel_gsi = kernel_gsi
-        self.holders: set[int] = set()
-        self.loop = asyncio.get_running_loop()
-        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
-        self.trigger = os.eventfd(0, flags)
-        self.resample = os.eventfd(0, flags)
-
-    def hold(self, gsi: int) -> None:
-        self.gsi = gsi
-        self.holders.add(gsi)
 
 
 @final
@@ -113,39 +58,15 @@ class KvmSink:
     A context manager; :meth:`close` is needed where level-triggered lines were driven without offload.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_ack",
-        "_endings",
-        "_fast",
-        "_fixed",
-        "_lines",
-        "_messages",
-        "_offload",
-        "_routing",
-        "_vm",
-    )
+    __slots__ = ("__weakref__", "_ack", "_fast", "_lines", "_offload", "_routes", "_vm")
 
     def __init__(self, vm: Vm, *, offload: bool = True, fast: bool = True) -> None:
         self._vm = vm
         self._offload = offload
         self._fast = fast
         self._ack: Callable[[int], None] | None = None
-        self._lines: dict[Route, _Line] = {}
-        self._messages: dict[Msi, list[int]] = {}  # [gsi, users]
-        self._endings: dict[int, Msi] = {}  # of a user-space IOAPIC's pins
-        # The table is changed by the loop, and by vCPU threads whose guest programs such an IOAPIC.
-        self._routing = threading.Lock()
-        self._fixed = _fixed_entries()
-        try:
-            self._route()
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            # With a split irqchip the pins are user space's, and the kernel routes messages alone (rows G06, S05). Without
-            # any it routes nothing, and says EINVAL once more (row G01).
-            self._fixed = []
-            self._route()
+        self._lines: dict[Route, KvmLine] = {}
+        self._routes = KernelRoutes(vm)
 
     def bind(self, ack: Callable[[int], None]) -> None:
         """Take the manager's ack."""
@@ -153,7 +74,7 @@ class KvmSink:
 
     def default_routing(self) -> RoutingTable:
         """The table of a manager that is given none, the kernel's own: gsi n is pin n of each chip; nothing with a split irqchip."""
-        return RoutingTable.of_pins(ALL_PINS if self._fixed else ())
+        return RoutingTable.of_pins(ALL_PINS if self._routes.pins else ())
 
     async def inject(self, interrupt: Interrupt) -> None:
         """Make the ioctl.
@@ -164,11 +85,19 @@ class KvmSink:
         self._deliver(interrupt)
 
     def try_inject(self, interrupt: Interrupt) -> bool:
-        """Make the ioctl, unless made with ``fast=False``. Raises as :meth:`inject` does."""
-        if self._fast or interrupt.action is Action.DEASSERT:
-            self._deliver(interrupt)
-            return True
-        return False
+        """Make the ioctl, unless made with ``fast=False``. Raises as :meth:`inject` does.
+
+        Threads:
+            Any, but what lowers a line is left to the work queue of the loop that has raised it.
+        """
+        if interrupt.action is Action.DEASSERT:
+            line = self._lines.get(interrupt.route)
+            if line is not None and not (line.here or line.deaf):
+                return False
+        elif not self._fast:
+            return False
+        self._deliver(interrupt)
+        return True
 
     def _deliver(self, interrupt: Interrupt) -> None:
         route = interrupt.route
@@ -177,18 +106,14 @@ class KvmSink:
             # Nobody there to take it (row S03): an irqfd's message vanishes the same way (row M03).
             with contextlib.suppress(PermissionError):
                 self._vm.signal_msi(route.address, route.data, flags, route.devid or 0)
-        elif not self._fixed:
+        elif not self._routes.pins:
             raise RoutingError(f"gsi {interrupt.gsi}: with a split irqchip {route!r} is user space's")
         elif interrupt.action is Action.PULSE:
-            gsi = _kernel_gsi(route)
+            gsi = pin_gsi(route)
             self._vm.irq_line(gsi, 1)
             self._vm.irq_line(gsi, 0)
         elif interrupt.action is Action.ASSERT:
-            line = self._lines.get(route)
-            if line is None:
-                line = self._open_line(interrupt.gsi, route)
-            line.hold(interrupt.gsi)
-            os.eventfd_write(line.trigger, 1)
+            self._line(interrupt.gsi, route).assert_for(interrupt.gsi)
         else:
             line = self._lines.get(route)
             if line is not None and interrupt.gsi in line.holders:
@@ -199,43 +124,29 @@ class KvmSink:
 
     # -- level-triggered lines ---------------------------------------------------------------------------------------
 
-    def _open_line(self, gsi: int, route: IrqchipPin) -> _Line:
-        line = _Line(gsi, _kernel_gsi(route))
-        try:
-            self._vm.irqfd(line.trigger, line.kernel_gsi, flags=KVM_IRQFD_FLAG_RESAMPLE, resamplefd=line.resample)
-        except OSError:
-            os.close(line.trigger)
-            os.close(line.resample)
-            raise
-        # Weakly: the loop would otherwise keep a sink that was dropped.
-        line.loop.add_reader(line.resample, _weakly(self._resampled, line))
-        self._lines[route] = line
+    def _line(self, gsi: int, route: IrqchipPin) -> KvmLine:
+        line = self._lines.get(route)
+        if line is not None and line.deaf:
+            self._close_line(route)
+            line = None
+        if line is None:
+            # Weakly: the loop would otherwise keep a sink that was dropped.
+            line = self._lines[route] = KvmLine(self._vm, pin_gsi(route), gsi, _weakly(self._on_end))
         return line
 
-    def _resampled(self, line: _Line) -> None:
-        """Pass on an end of interrupt, if there was one: to whoever held the line up, several gsis perhaps."""
-        try:
-            os.eventfd_read(line.resample)
-        except BlockingIOError:
+    def _on_end(self, line: KvmLine) -> None:
+        self._acknowledge(line.ended())
+
+    def _acknowledge(self, gsis: Iterable[int]) -> None:
+        ack = self._ack
+        if ack is None:
             return
-        gsis, line.holders = line.holders or {line.gsi}, set()
-        if self._ack is not None:
-            for gsi in sorted(gsis):
-                self._ack(gsi)
+        with contextlib.ExitStack() as every:  # whatever one of them raises, the others hear of it
+            for gsi in reversed(tuple(gsis)):
+                every.callback(ack, gsi)
 
     def _close_line(self, route: Route) -> None:
-        line = self._lines.pop(route)
-        if not line.loop.is_closed():
-            line.loop.remove_reader(line.resample)
-        with contextlib.suppress(OSError):
-            # Before the close, or the kernel would hold on to the line until it noticed (row R15).
-            self._vm.irqfd(line.trigger, line.kernel_gsi, flags=KVM_IRQFD_FLAG_DEASSIGN)
-        try:
-            # The guest may have ended the interrupt, and the loop not have had its turn since; from here on it cannot.
-            self._resampled(line)
-        finally:
-            os.close(line.trigger)
-            os.close(line.resample)
+        self._acknowledge(self._lines.pop(route).close())
 
     # -- the kernel's own irqfd --------------------------------------------------------------------------------------
 
@@ -244,97 +155,77 @@ class KvmSink:
 
         Raises:
             EventFdBusyError: EBUSY: an irqfd of any VM on this host has it (row I12).
+            RoutingError: EINVAL: the kernel refuses the message.
+            OSError: As the kernel says. Whatever is raised, nothing was changed.
         """
         if not self._offload:
             return False
         route = interrupt.route
-        if isinstance(route, Msi):
-            if not self._hold_message(route):
+        with contextlib.ExitStack() as undo:
+            if isinstance(route, Msi):
+                kernel_gsi = self._routes.hold(route)
+                if kernel_gsi is None:
+                    return False
+                undo.callback(self._routes.release, route)
+            elif not self._routes.pins:
                 return False
-        elif not self._fixed:
-            return False
-        elif resamplefd is not None and route in self._lines:
-            # What the guest has ended by now, the kernel will not tell this one of.
-            self._resampled(self._lines[route])
-        flags = 0 if resamplefd is None else KVM_IRQFD_FLAG_RESAMPLE
-        try:
-            self._vm.irqfd(
-                eventfd, self._gsi_of(route), flags=flags, resamplefd=-1 if resamplefd is None else resamplefd
-            )
-        except OSError as error:
-            self._release_message(route)
-            if error.errno == errno.EBUSY:
-                raise EventFdBusyError(f"fd {eventfd.fileno()}") from None
-            if error.errno == errno.EINVAL:
-                return False
-            raise
+            else:
+                kernel_gsi = pin_gsi(route)
+                if resamplefd is not None and route in self._lines:
+                    # What the guest has ended by now, the kernel will not tell this one of.
+                    self._on_end(self._lines[route])
+            flags = 0 if resamplefd is None else KVM_IRQFD_FLAG_RESAMPLE
+            try:
+                self._vm.irqfd(eventfd, kernel_gsi, flags=flags, resamplefd=-1 if resamplefd is None else resamplefd)
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    raise EventFdBusyError(f"fd {eventfd.fileno()}") from None
+                if error.errno == errno.EINVAL:
+                    return False
+                raise
+            undo.pop_all()
         return True
 
     def reclaim(self, eventfd: EventFd, interrupt: Interrupt) -> bool:
         """``KVM_IRQFD`` with DEASSIGN: a barrier (row I20). True: it is a line, and it is up."""
         route = interrupt.route
-        if isinstance(route, IrqchipPin) and interrupt.action is Action.ASSERT:
-            # The last resample irqfd of a gsi takes the line down with it (row R14), and the guest's interrupt would be lost.
-            # So another one is there first, which keeps it as it is (row R13), and hears of the end of interrupt.
-            line = self._lines.get(route)
-            if line is None:
-                line = self._open_line(interrupt.gsi, route)
-            try:
-                self._vm.irqfd(eventfd, line.kernel_gsi, flags=KVM_IRQFD_FLAG_DEASSIGN)
-                if self._is_up(route):
-                    line.hold(interrupt.gsi)
-            finally:
-                if not line.holders:
-                    self._close_line(route)
-            return interrupt.gsi in line.holders
-        self._vm.irqfd(eventfd, self._gsi_of(route), flags=KVM_IRQFD_FLAG_DEASSIGN)
-        self._release_message(route)
+        if isinstance(route, Msi):
+            # If that fails, whoever has another descriptor of the eventfd still interrupts by the message: it keeps its gsi.
+            self._vm.irqfd(eventfd, self._routes.held(route), flags=KVM_IRQFD_FLAG_DEASSIGN)
+            self._routes.release(route)
+            return False
+        if interrupt.action is Action.ASSERT:
+            return self._reclaim_line(eventfd, interrupt.gsi, route)
+        self._vm.irqfd(eventfd, pin_gsi(route), flags=KVM_IRQFD_FLAG_DEASSIGN)
         return False
+
+    def _reclaim_line(self, eventfd: EventFd, gsi: int, route: IrqchipPin) -> bool:
+        # The last resample irqfd of a gsi takes the line down with it (row R14), and the guest's interrupt would be lost. So
+        # another one is there first, which keeps it as it is (row R13), and hears of the end of interrupt.
+        try:
+            line = self._line(gsi, route)
+        except OSError:
+            # There is no room for its descriptors, say. Then everybody is asked for anew, as at the end of the interrupt.
+            was_up = self._is_up(route)
+            self._vm.irqfd(eventfd, pin_gsi(route), flags=KVM_IRQFD_FLAG_DEASSIGN)
+            if was_up and not self._is_up(route):
+                self._acknowledge((gsi,))
+            return False
+        try:
+            self._vm.irqfd(eventfd, pin_gsi(route), flags=KVM_IRQFD_FLAG_DEASSIGN)
+            if self._is_up(route):
+                line.hold(gsi)
+        finally:
+            if not line.holders:
+                self._close_line(route)
+        return gsi in line.holders
 
     def _is_up(self, pin: IrqchipPin) -> bool:
         """The level of a pin's line. Of an IOAPIC pin only if it is level-triggered, as a line that is resampled is."""
         if pin.chip == "ioapic":
             return bool(self._vm.get_irqchip(KVM_IRQCHIP_IOAPIC).ioapic.irr >> pin.pin & 1)
-        chip = KVM_IRQCHIP_PIC_MASTER if pin.pin < _PIC_PINS_EACH else KVM_IRQCHIP_PIC_SLAVE
-        return bool(self._vm.get_irqchip(chip).pic.last_irr >> pin.pin % _PIC_PINS_EACH & 1)
-
-    def _gsi_of(self, route: Route) -> int:
-        return self._messages[route][0] if isinstance(route, Msi) else _kernel_gsi(route)
-
-    def _hold_message(self, message: Msi) -> bool:
-        held = self._messages.get(message)
-        if held is None:
-            taken = {gsi for gsi, _ in self._messages.values()}
-            free = next((gsi for gsi in range(_MSI_GSI, _MAX_GSI) if gsi not in taken), None)
-            if free is None:
-                return False
-            with self._routing:
-                self._messages[message] = [free, 1]
-            self._route()
-        else:
-            held[1] += 1
-        return True
-
-    def _release_message(self, route: Route) -> None:
-        if isinstance(route, Msi):
-            held = self._messages[route]
-            held[1] -= 1
-            if not held[1]:
-                with self._routing:
-                    del self._messages[route]
-                self._route()
-
-    def _route(self) -> None:
-        with self._routing:
-            messages = [
-                RoutingEntry.msi(gsi, message.address, message.data, devid=message.devid)
-                for message, (gsi, _) in self._messages.items()
-            ]
-            endings = [
-                RoutingEntry.msi(pin, message.address, message.data, devid=message.devid)
-                for pin, message in self._endings.items()
-            ]
-            self._vm.set_gsi_routing([*self._fixed, *endings, *messages])
+        chip = KVM_IRQCHIP_PIC_MASTER if pin.pin < PIC_PINS_EACH else KVM_IRQCHIP_PIC_SLAVE
+        return bool(self._vm.get_irqchip(chip).pic.last_irr >> pin.pin % PIC_PINS_EACH & 1)
 
     # -- a user-space IOAPIC's ends of interrupt -----------------------------------------------------------------------
 
@@ -345,27 +236,18 @@ class KvmSink:
             Any.
 
         Raises:
-            OSError: As the kernel says.
+            OSError: As the kernel says; nothing was changed.
         """
-        if self._fixed or self._endings.get(pin) == message:
-            return
-        with self._routing:
-            endings = {other: kept for other, kept in self._endings.items() if other != pin}
-            if message is not None:
-                endings[pin] = message
-            before, self._endings = self._endings, endings
-        try:
-            self._route()
-        except OSError:
-            self._endings = before
-            raise
+        if not self._routes.pins:
+            self._routes.end(pin, message)
 
     # -- closing -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Let go of the level-triggered lines; idempotent. After the manager."""
-        for route in list(self._lines):
-            self._close_line(route)
+        with contextlib.ExitStack() as every:
+            for route in list(self._lines):
+                every.callback(self._close_line, route)
 
     def __enter__(self) -> Self:
         return self
@@ -385,18 +267,12 @@ class KvmSink:
                 self.close()
 
 
-def _weakly(method: Callable[[_Line], None], line: _Line) -> Callable[[], None]:
+def _weakly(method: Callable[[KvmLine], None]) -> Callable[[KvmLine], None]:
     reference = weakref.WeakMethod(method)
 
-    def call() -> None:
+    def call(line: KvmLine) -> None:
         target = reference()
         if target is not None:
             target(line)
 
     return call
-
-
-def _kernel_gsi(route: IrqchipPin) -> int:
-    if route.pin >= PINS[route.chip]:
-        raise RoutingError(f"KVM's {route.chip} has pins 0..{PINS[route.chip] - 1}, not {route.pin}")
-    return (_IOAPIC_GSI if route.chip == "ioapic" else _PIC_GSI) + route.pin

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 
 from aioirqfd import Action, Interrupt, IrqchipPin, Msi
 
@@ -26,6 +28,20 @@ def deasserted(gsi, route=None):
 def write(eventfd, count=1):
     """What another process does."""
     os.eventfd_write(eventfd.fileno(), count)
+
+
+@contextlib.contextmanager
+def room_for_fds(count):
+    """So many new fds can be made, and no more: EMFILE."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fds = [os.dup(0) for _ in range(count + 1)]  # each the lowest that was free
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fds[-1], hard))
+    for fd in fds:
+        os.close(fd)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def turns(count=20):

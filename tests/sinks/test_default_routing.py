@@ -59,9 +59,12 @@ async def test_kvm_refuses_a_pin_that_it_has_not(vm):
         for action in (Action.PULSE, Action.ASSERT):
             with pytest.raises(RoutingError, match=r"0\.\.23"):
                 sink.try_inject(Interrupt(30, IrqchipPin("ioapic", 24), action))
+        async with IrqManager(sink, routing=RoutingTable.default()) as irqs:
+            with pytest.raises(RoutingError, match=r"0\.\.23"):
+                irqs.assign(kick, gsi=24)
         with pytest.raises(InjectionError) as caught:
             async with IrqManager(sink, routing=RoutingTable.default(), retry=Retry(attempts=0)) as irqs:
-                assert not irqs.assign(kick, gsi=24).offloaded
+                irqs.assign(kick, gsi=24, masked=True).unmask()
                 kick.signal()
                 await irqs.flush()
         assert isinstance(caught.value.__cause__, RoutingError)

@@ -492,7 +492,7 @@ def test_an_offload_that_fails_keeps_no_gsi(code):
 
 
 def test_more_messages_than_there_are_gsis(monkeypatch):
-    monkeypatch.setattr("aioirqfd.sinks.kvm._MAX_GSI", 1024 + 24 + 16 + 7)
+    monkeypatch.setattr("aioirqfd.sinks.kvm_routes._MAX_GSI", 1024 + 24 + 16 + 7)
     vm = Ioctls()
     sink = KvmSink(cast("Vm", vm))
     taken = 0

@@ -173,7 +173,7 @@ def test_a_table_that_the_kernel_refuses_is_an_error_of_the_access_and_tried_aga
 def test_routes_of_offloaded_messages_stay():
     vm = Tables()
     sink = KvmSink(cast("Vm", vm))
-    sink._hold_message(Msi(0xFEE00000, 0x61))
+    sink._routes.hold(Msi(0xFEE00000, 0x61))
     offloaded = vm.tables[-1]
     ioapic = IoApic(sink)
     program(ioapic, 3, LEVEL | 0x31)

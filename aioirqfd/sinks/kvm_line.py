@@ -1,0 +1,122 @@
+"""A level-triggered line of a virtual machine that this process drives, through a kernel irqfd with resample.
+
+Only so does the kernel lower the line inside the guest's end of interrupt. A line raised by ``KVM_IRQ_LINE`` would stay up until user
+space heard of it, and the guest would take the same interrupt again and again (row R09).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from typing import TYPE_CHECKING, Final, final
+
+from aioirqfd.kvm.ioctls import KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aioirqfd.kvm import Vm
+
+_FLAGS: Final = os.EFD_CLOEXEC | os.EFD_NONBLOCK
+
+
+@final
+class KvmLine:
+    """The trigger of a kernel irqfd, and what the kernel signals at the end of interrupt.
+
+    Args:
+        vm: The virtual machine.
+        kernel_gsi: The kernel's gsi of the pin.
+        on_end: Called with the line on the running loop when the kernel has told of an end of interrupt.
+
+    Attributes:
+        gsi: The last that asserted it: hears of an end of interrupt that none of them waits for (row R05).
+        holders: The gsis that hold it up.
+
+    Raises:
+        OSError: EMFILE, or as the kernel says; nothing is left behind.
+
+    Threads:
+        The loop's thread.
+    """
+
+    __slots__ = ("_kernel_gsi", "_loop", "_resample", "_trigger", "_vm", "gsi", "holders")
+
+    def __init__(self, vm: Vm, kernel_gsi: int, gsi: int, on_end: Callable[[KvmLine], object]) -> None:
+        self.gsi = gsi
+        self.holders: set[int] = set()
+        self._vm = vm
+        self._kernel_gsi = kernel_gsi
+        self._loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as undo:
+            self._trigger = os.eventfd(0, _FLAGS)
+            undo.callback(os.close, self._trigger)
+            self._resample = os.eventfd(0, _FLAGS)
+            undo.callback(os.close, self._resample)
+            vm.irqfd(self._trigger, kernel_gsi, flags=KVM_IRQFD_FLAG_RESAMPLE, resamplefd=self._resample)
+            undo.callback(self._unbind)
+            self._loop.add_reader(self._resample, on_end, self)
+            undo.pop_all()
+
+    @property
+    def here(self) -> bool:
+        """Whether its loop is the one running in this thread."""
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
+
+    @property
+    def deaf(self) -> bool:
+        """Whether nobody hears of its ends of interrupt any more, because its loop is closed."""
+        return self._loop.is_closed()
+
+    def assert_for(self, gsi: int) -> None:
+        """Raise it, or have it stay up, for a gsi.
+
+        Raises:
+            OSError: Its trigger was closed behind its back; the gsi does not hold it up.
+        """
+        new = gsi not in self.holders
+        self.hold(gsi)
+        try:
+            os.eventfd_write(self._trigger, 1)
+        except OSError:
+            if new:
+                self.holders.discard(gsi)
+            raise
+
+    def hold(self, gsi: int) -> None:
+        """A gsi holds it up."""
+        self.gsi = gsi
+        self.holders.add(gsi)
+
+    def ended(self) -> tuple[int, ...]:
+        """Whose interrupt has ended since the last call, and it is low: those that held it up, several gsis perhaps; or nobody's."""
+        try:
+            os.eventfd_read(self._resample)
+        except BlockingIOError:
+            return ()
+        gsis, self.holders = self.holders or {self.gsi}, set()
+        return tuple(sorted(gsis))
+
+    def close(self) -> tuple[int, ...]:
+        """Lower it, and let go of it.
+
+        Returns:
+            As :meth:`ended`: the guest may have ended the interrupt, and the loop not have had its turn since.
+        """
+        try:
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._resample)
+            self._unbind()
+            return self.ended()
+        finally:
+            os.close(self._trigger)
+            os.close(self._resample)
+
+    def _unbind(self) -> None:
+        # Before the close, or the kernel would hold on to the line until it noticed (row R15); which it does in any case.
+        with contextlib.suppress(OSError):
+            self._vm.irqfd(self._trigger, self._kernel_gsi, flags=KVM_IRQFD_FLAG_DEASSIGN)
