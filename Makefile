@@ -117,7 +117,7 @@ format: $(VENV)/.stamp-lint
 	@if [ -n '$(C_ALL)' ] && [ -x $(BIN)/clang-format ]; then $(BIN)/clang-format -i $(C_ALL); fi
 
 docs: $(VENV)/.stamp-docs
-	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(PY) -m sphinx -W --keep-going --fresh-env -b html docs docs/_build/html
 
 # Shows nothing where nobody looks: run it on a machine that does nothing else. ARGS='--rounds 3 --only signal' for a part.
 $(VENV)/.stamp-bench: $(VENV)/.stamp-install

@@ -1,10 +1,8 @@
-"""Sphinx configuration. The reference is generated from the package: every public name once, where users import it from."""
+"""Sphinx configuration. The reference's pages list the public names; what is said of each is its docstring."""
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 import sys
 import tomllib
 from enum import Enum
@@ -15,8 +13,6 @@ from typing import TYPE_CHECKING
 os.environ["AIOIRQFD_PURE_PYTHON"] = "1"
 
 from sphinx.pycode import ModuleAnalyzer
-
-import aioirqfd
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -51,15 +47,14 @@ nitpick_ignore_regex = [
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+toc_object_entries_show_parents = "hide"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Threads", "notes_style"), ("Source", "notes_style"), ("Cancellation", "notes_style")]
 
-MARKER = "<!-- public names -->"
-
-
 # How far up members are taken from base classes: what Python's own classes have is described by Python.
-NOT_INHERITED = "BaseException, Enum, Mapping, Protocol, int, object, tuple"
+NOT_INHERITED = "BaseException, BaseProtocol, Enum, Mapping, OSError, Protocol, int, object, tuple"
+autodoc_default_options = {"members": True, "inherited-members": NOT_INHERITED}
 
 # These classes have methods that the floors of the package call of each other. What is listed here is for users.
 FOR_USERS = {
@@ -83,14 +78,6 @@ FOR_USERS = {
 INTERNAL_ATTRIBUTES = {"captured", "dropped_under", "on_end", "on_room", "work"}
 
 
-def public_packages() -> list[str]:
-    """The package itself, then each module or package below it that lists public names; what is internal comes last."""
-    below = (module.name for module in pkgutil.iter_modules(aioirqfd.__path__, f"{aioirqfd.__name__}."))
-    public = (name for name in below if not name.rpartition(".")[2].startswith("_"))
-    packages = [name for name in public if hasattr(importlib.import_module(name), "__all__")]
-    return [aioirqfd.__name__, *sorted(packages, key=lambda name: (name == "aioirqfd.counter", name))]
-
-
 def description(name: str) -> list[str]:
     """The docstring below a module-level value, wherever in the package it is defined."""
     for module in sorted(module for module in sys.modules if module.startswith("aioirqfd")):
@@ -98,42 +85,6 @@ def description(name: str) -> list[str]:
         if ("", name) in docs:
             return docs["", name]
     return []
-
-
-def reference() -> str:
-    """The body of the reference, as MyST: a section per package, each object documented where it is first public."""
-    seen: set[int] = set()
-    lines: list[str] = []
-    for package in public_packages():
-        module = importlib.import_module(package)
-        objects: list[str] = []
-        values: list[str] = []
-        for name in module.__all__:
-            value = getattr(module, name)
-            # autodoc looks into the module's own names, where one that is imported on demand is not yet.
-            setattr(module, name, value)
-            if isinstance(value, type) or callable(value):
-                if id(value) not in seen:
-                    objects.append(name)
-                    seen.add(id(value))
-            elif not hasattr(value, "__path__") and not hasattr(value, "__file__"):
-                values.append(name)
-        if not objects and not values:
-            continue
-        lines += [f"## {package}", "", "```{eval-rst}", f".. automodule:: {package}"]
-        if objects:
-            lines += [
-                f"   :members: {', '.join(objects)}",
-                "   :imported-members:",
-                f"   :inherited-members: {NOT_INHERITED}",
-            ]
-            if values:
-                lines.append(f"   :exclude-members: {', '.join(values)}")
-        lines.append("")
-        for name in values:
-            lines += [f".. py:data:: {package}.{name}", "", *(f"   {line}" for line in description(name)), ""]
-        lines += ["```", ""]
-    return "\n".join(lines)
 
 
 def skip_internal(_app: Sphinx, _what: str, name: str, member: object, _skip: object, _options: object) -> bool | None:
@@ -144,9 +95,28 @@ def skip_internal(_app: Sphinx, _what: str, name: str, member: object, _skip: ob
     return True if name not in FOR_USERS.get(owner, {name}) else None
 
 
-def join_colon(_app: Sphinx, what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
+def improve(_app: Sphinx, what: str, name: str, _object: object, _options: object, lines: list[str]) -> None:
+    """Mend what autodoc and napoleon make of a docstring."""
+    if what == "data":
+        lines[:] = description(name.rpartition(".")[2])
+    elif what in {"class", "exception"}:
+        move_types(lines)
+    join_colon(what, lines)
+
+
+def move_types(lines: list[str]) -> None:
+    """Say an attribute's type beside its name, instead of in a paragraph with a heading of its own."""
+    begin = 0
+    for at, line in enumerate(lines):
+        if line.startswith(".. attribute:: "):
+            begin = at
+        elif line.startswith("   :type: "):
+            lines.insert(begin + 1, lines.pop(at))
+
+
+def join_colon(what: str, lines: list[str]) -> None:
     """Napoleon takes what comes before a colon in a first line for a type: put the sentence together again."""
-    if what in {"attribute", "data", "property"}:
+    if what in {"attribute", "property"}:
         for line in lines:
             if line.startswith(":type: "):
                 lines.remove(line)
@@ -169,15 +139,8 @@ def drop_signature(
     return ("", None) if made or issubclass(value, Enum) or getattr(value, "_is_protocol", False) else None
 
 
-def insert_reference(_app: Sphinx, _docname: str, source: list[str]) -> None:
-    """Put the generated part in place of the marker."""
-    if MARKER in source[0]:
-        source[0] = source[0].replace(MARKER, reference())
-
-
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.connect("source-read", insert_reference)
     app.connect("autodoc-skip-member", skip_internal)
-    app.connect("autodoc-process-docstring", join_colon, priority=600)  # after napoleon
+    app.connect("autodoc-process-docstring", improve, priority=600)  # after napoleon
     app.connect("autodoc-process-signature", drop_signature)
