@@ -16,12 +16,16 @@ _TREE: Final = Path(__file__).parents[2]
 def run(arguments: Sequence[str]) -> int:
     """Run them; 2 where they, or the packages they measure against, are not there."""
     if not (_TREE / "tests" / "bench").is_dir():
-        print("aioirqfd bench: the benchmarks are in the source tree; run it from a checkout.", file=sys.stderr)
+        print(
+            "aioirqfd bench: the benchmarks are part of the source tree, not of the installed package;"
+            " run `make bench` in a checkout of it",
+            file=sys.stderr,
+        )
         return 2
     sys.path.insert(0, str(_TREE))
     try:
         status: int = importlib.import_module("tests.bench.__main__").main(arguments)
     except ModuleNotFoundError as error:
-        print(f"aioirqfd bench: {error}; `make bench` installs what it needs.", file=sys.stderr)
+        print(f"aioirqfd bench: {error}; `make bench` installs what it needs and runs it", file=sys.stderr)
         return 2
     return status

@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from typing import TYPE_CHECKING, Final
+from importlib import metadata
+from typing import TYPE_CHECKING, Final, NoReturn, final
 
 from aioirqfd.cli import bench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-COMMANDS: Final[dict[str, Callable[[Sequence[str]], int]]] = {"bench": bench.run}
+COMMANDS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
+    "bench": ("measure aioirqfd beside its alternatives; in a checkout of the source tree only", bench.run)
+}
+"""What each command does, in a few words, and the function that does it."""
+_NOT_THERE: Final = 2
+
+
+@final
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are a line each."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_NOT_THERE, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+def _version() -> str:
+    try:
+        return metadata.version("aioirqfd")
+    except metadata.PackageNotFoundError:
+        return "of no version: it is not installed"
+
+
+def _parser() -> _Parser:
+    commands = "\n".join(f"  {name:<12}{what}" for name, (what, _) in COMMANDS.items())
+    parser = _Parser(
+        prog="aioirqfd",
+        description="The command of the aioirqfd package: event notification for asyncio, modelled on Linux KVM's irqfd.",
+        epilog=f"commands:\n{commands}\n\nThe library is used from Python: import aioirqfd",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", help="print the version", version=f"aioirqfd {_version()}")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of those below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="handed to the command")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,12 +56,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None: the process's.
 
     Returns:
-        The exit status: 2 for a command that is not there.
+        The exit status: the command's; 2 where there is no command.
+
+    Raises:
+        SystemExit: With status 0 after ``--help`` or ``--version``, with 2 and a line on standard error for a word or an
+            option that there is not.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    command = COMMANDS.get(given[0]) if given else None
-    if command is None:
-        wanted_help = given[:1] in (["-h"], ["--help"])
-        print(f"usage: aioirqfd {{{','.join(COMMANDS)}}} [options]", file=sys.stdout if wanted_help else sys.stderr)
-        return 0 if wanted_help else 2
-    return command(given[1:])
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.command is None:
+        parser.print_help(sys.stderr)
+        return _NOT_THERE
+    if given.command not in COMMANDS:
+        parser.error(f"there is no command {given.command!r}, only {', '.join(COMMANDS)}")
+    _, run = COMMANDS[given.command]
+    try:
+        return run(given.arguments)
+    except KeyboardInterrupt:
+        print(f"aioirqfd {given.command}: stopped", file=sys.stderr)
+        return 130
