@@ -45,6 +45,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+if not __package__:  # run as a path: python examples/chaos_blk.py
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from aioirqfd.vhost_user import Backend, Chain
 from examples.chaos_command import COMPLETIONS, INTERRUPTS, TYPES, Command, parse, parse_script
 from examples.chaos_interrupt import AGAIN, Interrupt

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 from aioirqfd import EventFd, IrqchipPin, IrqManager
-from aioirqfd.kvm import Kvm, Vm
+from aioirqfd.kvm import Kvm, Vm, usable
 from aioirqfd.kvm.ioctls import KVM_IRQCHIP_PIC_MASTER
 from aioirqfd.sinks import KvmSink
 
@@ -38,4 +39,6 @@ async def main() -> None:
 
 
 # docs: end example
+if (reason := usable()) is not None:
+    sys.exit(f"howto_kvm: {reason}")
 asyncio.run(main())

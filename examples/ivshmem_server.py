@@ -40,6 +40,8 @@ HOST: Final = 0
 PEERS: Final = 1 << 16
 """Ids there are: the guest's doorbell register has 16 bits for one."""
 VECTORS: Final = 64
+SIZE: Final = 1 << 62
+"""Bytes of memory at most: the largest power of two that a file can have."""
 OUTBOX: Final = 1 << 14
 """Messages that may wait for a peer that does not read. One with more is shown the door, and waits for nobody."""
 PAUSE: Final = 0.1
@@ -110,11 +112,15 @@ class Server:
         path: The socket, made by the server and removed at the end.
         doorbell: Called with the vector and how often it was rung. The counts add up to the others' writes exactly.
         vectors: Vectors of each peer, 1..64.
-        size: Bytes of shared memory: a power of two for QEMU's sake.
+        size: Bytes of shared memory: a power of two, for QEMU, and at least a page.
         ids: How many numbers there are for peers, 2..65536, the host's 0 among them. They are handed out in turn, so that
             one comes again only after all others: QEMU 7.2 writes to memory that it has freed when it hears of a number
             anew whose bearer has left.
         watch: Told of a peer's coming (True) and going.
+
+    Raises:
+        ValueError: One of the numbers is out of range.
+        OSError: On entering: there is not so much memory, or the path cannot be listened at.
     """
 
     def __init__(
@@ -127,10 +133,12 @@ class Server:
         ids: int = PEERS,
         watch: Callable[[int, bool], object] = lambda _peer, _here: None,
     ) -> None:
-        if not 1 <= vectors <= VECTORS or size < mmap.PAGESIZE or size & (size - 1):
-            raise ValueError(f"1..{VECTORS} vectors, and a power of two of at least a page, not {vectors} and {size}")
+        if not 1 <= vectors <= VECTORS:
+            raise ValueError(f"vectors of each peer: 1..{VECTORS}, not {vectors}")
+        if not mmap.PAGESIZE <= size <= SIZE or size & (size - 1):
+            raise ValueError(f"size of the memory: a power of two, {mmap.PAGESIZE}..{SIZE} bytes, not {size}")
         if not HOST + 1 < ids <= PEERS:
-            raise ValueError(f"2..{PEERS} ids, not {ids}")
+            raise ValueError(f"ids, the host's among them: 2..{PEERS}, not {ids}")
         self.path = os.fspath(path)
         self.peers: dict[int, Peer] = {}
         self.vectors: Sequence[EventFd] = ()
@@ -147,11 +155,14 @@ class Server:
     async def _enter(self, stack: contextlib.AsyncExitStack) -> None:
         memfd = os.memfd_create("ivshmem", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         stack.callback(os.close, memfd)
-        os.ftruncate(memfd, self._size)
+        try:
+            os.ftruncate(memfd, self._size)
+            self.memory = stack.enter_context(mmap.mmap(memfd, self._size))
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}: {self._size} bytes of shared memory") from error
         # Every peer has this fd. Were one to make it shorter, all others would die of SIGBUS at their next look.
         fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self._memfd = memfd
-        self.memory = stack.enter_context(mmap.mmap(memfd, self._size))
         # Peer 0 is a device with a message for each vector; who rings is not told, which vector is.
         self.vectors = [stack.enter_context(EventFd()) for _ in range(self._count)]
         routing = {vector: Msi(HOST, vector) for vector in range(self._count)}
@@ -276,31 +287,31 @@ def _bind(listener: socket.socket, path: str) -> None:
         try:
             listener.bind(path)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or not Path(path).is_socket():
+            if error.errno != errno.EADDRINUSE:
                 raise
+            if not Path(path).is_socket():
+                raise OSError(error.errno, f"{error.strerror} by a file that is no socket") from None
             with socket.socket(socket.AF_UNIX) as probe:
                 if probe.connect_ex(path) != errno.ECONNREFUSED:
-                    raise
+                    raise OSError(error.errno, f"{error.strerror} by a server that listens there") from None
             Path(path).unlink()
             listener.bind(path)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None
+        # Of a path that is too long Python says so by itself, without a number.
+        raise OSError(error.errno or errno.ENAMETOOLONG, error.strerror or str(error), path) from None
 
 
 def size_of(text: str) -> int:
     """``4096``, ``64K``, ``1M``, ``1G``."""
     factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper(), 1)
-    return int(text if factor == 1 else text[:-1]) * factor
+    number = text if factor == 1 else text[:-1]
+    if not (number.isascii() and number.isdigit()):
+        raise argparse.ArgumentTypeError(f"not a size such as 65536, 64K, 1M or 1G: {text!r}")
+    return int(number) * factor
 
 
-async def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="ivshmem-doorbell server; this process is peer 0")
-    parser.add_argument("socket", help="unix socket to serve on")
-    parser.add_argument("--vectors", type=int, default=1, help="of each peer (default 1)")
-    parser.add_argument("--size", type=size_of, default=1 << 20, help="of the shared memory: 64K, 1M (default), 1G")
-    parser.add_argument("--echo", action="store_true", help="ring the same vector of every peer back")
-    options = parser.parse_args()
+async def serve(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Serve until SIGINT or SIGTERM."""
 
     async def doorbell(vector: int, count: int) -> None:
         print(f"vector {vector}: rung {count} times", flush=True)
@@ -314,17 +325,34 @@ async def main() -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    server = Server(options.socket, doorbell, vectors=options.vectors, size=options.size, watch=watch)
+    try:
+        server = Server(options.socket, doorbell, vectors=options.vectors, size=options.size, watch=watch)
+    except ValueError as error:
+        parser.error(str(error))
     async with server:
-        print(f"serving on {options.socket}; a guest joins with:", flush=True)
         print(
-            f"  -chardev socket,id=iv,path={options.socket} -device ivshmem-doorbell,chardev=iv,vectors={options.vectors}"
+            f"serving on {options.socket}; a guest joins with:\n"
+            f"  -chardev socket,id=iv,path={options.socket} -device ivshmem-doorbell,chardev=iv,vectors={options.vectors}",
+            flush=True,
         )
         await stopping.wait()
+    print("stopped", flush=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="ivshmem-doorbell server; this process is peer 0")
+    parser.add_argument("socket", help="unix socket to serve on")
+    parser.add_argument("--vectors", type=int, default=1, help="of each peer (default 1)")
+    parser.add_argument("--size", type=size_of, default=1 << 20, help="of the shared memory: 64K, 1M (default), 1G")
+    parser.add_argument("--echo", action="store_true", help="ring the same vector of every peer back")
+    try:
+        asyncio.run(serve(parser, parser.parse_args()))
+    except OSError as error:
+        sys.exit(f"ivshmem_server: {error}")
+    except KeyboardInterrupt:  # before the handlers were in place
+        sys.exit("ivshmem_server: stopped")
 
 
 if __name__ == "__main__":
-    try:
-        asyncio.run(main())
-    except OSError as error:
-        sys.exit(f"ivshmem_server: {error}")
+    main()

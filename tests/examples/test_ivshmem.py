@@ -290,9 +290,12 @@ async def test_a_slow_peer_gets_its_messages_in_order_and_holds_nobody_up(host):
 async def test_vectors_and_size_are_checked(tmp_path):
     async def nothing(_vector, _count): ...
 
-    for options in ({"vectors": 0}, {"vectors": 65}, {"size": 5000}, {"size": 2048}):
-        with pytest.raises(ValueError, match="power of two"):
-            Server(tmp_path / "sock", nothing, vectors=options.get("vectors", 1), size=options.get("size", 4096))
+    for vectors in (0, 65):
+        with pytest.raises(ValueError, match=rf"vectors of each peer: 1\.\.64, not {vectors}"):
+            Server(tmp_path / "sock", nothing, vectors=vectors)
+    for size in (0, 2048, 5000, 1 << 63):
+        with pytest.raises(ValueError, match=rf"size of the memory: a power of two, .* bytes, not {size}"):
+            Server(tmp_path / "sock", nothing, size=size)
     for ids in (1, 65537):
         with pytest.raises(ValueError, match="ids"):
             Server(tmp_path / "sock", nothing, ids=ids)
