@@ -107,13 +107,23 @@ def usable(path: str = KVM_DEVICE) -> str | None:
         except OSError as error:
             if error.errno == errno.ENOTTY:
                 return f"{path} is not a KVM device"
-            return f"{path} makes no virtual machine: {error.strerror}"
+            return f"{path} makes no virtual machine ({_name(error)}): {error.strerror}"
     return None
 
 
 def _why_not_opened(path: str, error: OSError) -> str:
     if error.errno in {errno.ENOENT, errno.ENXIO, errno.ENODEV}:
-        return f"there is no {path}: the kvm module is not loaded, or this machine does not virtualize"
+        return (
+            f"there is no {path} ({_name(error)}): load the kernel's module, kvm_intel or kvm_amd, with modprobe;"
+            " where that is refused, switch virtualization on in the firmware or in the host of this machine"
+        )
     if error.errno in {errno.EACCES, errno.EPERM}:
-        return f"no permission to open {path}: its group (often kvm) may"
-    return f"{path} cannot be opened: {error.strerror}"
+        return (
+            f"no permission to open {path} ({_name(error)}): its group may, which is often kvm;"
+            ' join it with `sudo usermod -aG kvm "$USER"` and log in again'
+        )
+    return f"{path} cannot be opened ({_name(error)}): {error.strerror}"
+
+
+def _name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "no errno")

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+if not __package__:  # run as a path: python examples/vmm
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from examples.vmm.cpu import CpuError
 from examples.vmm.machine import Machine
 from examples.vmm.options import Options, parse
@@ -33,14 +36,14 @@ _SIGNALLED: Final = 128
 def _source(options: Options) -> Iterator[Source]:
     # Python has no sys.stdin when it was started with descriptor 0 closed; by now that number may be anybody's.
     if options.input is None:
-        yield TextSource(TEXT) if sys.stdin is None or os.isatty(0) else FdSource(0, instead=TEXT)
+        yield TextSource(TEXT) if sys.stdin is None or os.isatty(0) else FdSource(0, "standard input", instead=TEXT)
     elif options.input == "-":
         if sys.stdin is None:
             raise CpuError("standard input is closed")
-        yield FdSource(0)
+        yield FdSource(0, "standard input")
     else:
         with Path(options.input).open("rb", buffering=0) as file:
-            yield FdSource(file.fileno())
+            yield FdSource(file.fileno(), options.input)
 
 
 @contextlib.contextmanager
@@ -48,13 +51,13 @@ def _output(options: Options) -> Iterator[Output]:
     if options.output is None or options.output == "-":
         if sys.stdout is None:
             raise CpuError("standard output is closed")
-        yield Output(1)
+        yield Output(1, "standard output")
         return
     path = Path(options.output)
     if options.input not in {None, "-"} and path.exists() and path.samefile(str(options.input)):
         raise CpuError(f"{path} is the input: it would be emptied before it is read")
     with path.open("wb", buffering=0) as file:
-        yield Output(file.fileno())
+        yield Output(file.fileno(), options.output)
 
 
 async def _run(options: Options) -> int:
@@ -62,6 +65,8 @@ async def _run(options: Options) -> int:
     with _source(options) as source, _output(options) as output:
         machine = Machine(options, source=source, output=output, tracer=make_tracer(options.trace))
         sys.stderr.write(f"vmm: {machine.name}\n")
+        if machine.why_not_kvm is not None:
+            sys.stderr.write(f"vmm: not on KVM: {machine.why_not_kvm}\n")
         loop = asyncio.get_running_loop()
         running = asyncio.ensure_future(machine.run())
 
@@ -93,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return asyncio.run(_run(options))
     except KeyboardInterrupt:  # before the handlers were in place
+        sys.stderr.write("vmm: stopped\n")
         return _SIGNALLED + signal.SIGINT
     except (CpuError, OSError) as error:
         sys.stderr.write(f"vmm: {error}\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 from aioirqfd.kvm import usable
@@ -40,7 +42,25 @@ class SlowPic:
         self._pic.set_routing(table)
 
 
-def choose(accel: str, inject: str, io: PortIo) -> tuple[Cpu, InterruptSink, str]:
+@final
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A CPU, and how interrupts get to it.
+
+    Attributes:
+        cpu: The CPU.
+        sink: Where to inject.
+        way: ``offload``, ``fast`` or ``queue``.
+        why_not_kvm: Why ``auto`` did not take KVM, and what to do about it; None if it did, or was not asked.
+    """
+
+    cpu: Cpu
+    sink: InterruptSink
+    way: str
+    why_not_kvm: str | None = None
+
+
+def choose(accel: str, inject: str, io: PortIo) -> Chosen:
     """Make the CPU the user asked for.
 
     Args:
@@ -49,33 +69,46 @@ def choose(accel: str, inject: str, io: PortIo) -> tuple[Cpu, InterruptSink, str
         io: The port space.
 
     Returns:
-        The CPU, the sink to inject into, and the way that was chosen.
+        What was chosen.
 
     Raises:
         CpuError: It cannot be had, with the reason.
     """
-    if accel == "auto":
-        accel = "unicorn" if usable() else "kvm"
-    if accel == "kvm":
-        way = "offload" if inject == "auto" else inject
-        return _kvm(way, io)
-    way = "fast" if inject == "auto" else inject
-    if way == "offload":
-        raise CpuError("--inject offload is the kernel's own irqfd, which needs --accel kvm")
-    return _unicorn(way, io)
+    if accel == "unicorn":
+        return _unicorn(inject, io, None)
+    try:
+        return _kvm(inject, io)
+    except CpuError as error:
+        if accel == "kvm":
+            raise
+        return _unicorn(inject, io, str(error))
 
 
-def _kvm(way: str, io: PortIo) -> tuple[Cpu, InterruptSink, str]:
+def _kvm(inject: str, io: PortIo) -> Chosen:
+    reason = usable()
+    if reason is not None:
+        raise CpuError(reason)
     from examples.vmm.cpu_kvm import KvmCpu  # noqa: PLC0415  only what is used is loaded
 
-    cpu = KvmCpu(io, offload=way == "offload", fast=way == "fast")
-    return cpu, cpu.sink, way
+    way = "offload" if inject == "auto" else inject
+    try:
+        cpu = KvmCpu(io, offload=way == "offload", fast=way == "fast")
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, "no errno")
+        raise CpuError(f"KVM made a virtual machine, but not this one: {error.strerror} ({name})") from error
+    return Chosen(cpu, cpu.sink, way)
 
 
-def _unicorn(way: str, io: PortIo) -> tuple[Cpu, InterruptSink, str]:
+def _unicorn(inject: str, io: PortIo, why_not_kvm: str | None) -> Chosen:
+    if inject == "offload":
+        reason = f"; KVM cannot be used: {why_not_kvm}" if why_not_kvm else ""
+        raise CpuError(f"--inject offload is the kernel's own irqfd, which needs --accel kvm{reason}")
     try:
         from examples.vmm.cpu_unicorn import UnicornCpu  # noqa: PLC0415  an optional dependency
     except ImportError as error:
-        raise CpuError(f"the Unicorn emulator cannot be loaded ({error}); try: pip install unicorn") from error
+        reason = f"; KVM cannot be used either: {why_not_kvm}" if why_not_kvm else ""
+        raise CpuError(f"the Unicorn emulator cannot be loaded ({error}); try: pip install unicorn{reason}") from error
     cpu = UnicornCpu(io)
-    return cpu, SlowPic(cpu.sink) if way == "queue" else cpu.sink, way
+    if inject == "queue":
+        return Chosen(cpu, SlowPic(cpu.sink), inject, why_not_kvm)
+    return Chosen(cpu, cpu.sink, "fast", why_not_kvm)

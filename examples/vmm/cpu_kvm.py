@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
-from aioirqfd.kvm import Kvm, usable
+from aioirqfd.kvm import Kvm
 from aioirqfd.kvm.ioctls import (
     KVM_EXIT_FAIL_ENTRY,
     KVM_EXIT_INTERNAL_ERROR,
@@ -42,7 +42,7 @@ class KvmCpu:
         fast: Let the top half inject by ioctl; else the work queue does.
 
     Raises:
-        CpuError: KVM cannot be used; it says why.
+        OSError: KVM refuses to make it; :func:`aioirqfd.kvm.usable` says more.
     """
 
     __slots__ = ("_io", "_memory", "_off", "_ring", "_vcpu", "_vm", "sink")
@@ -50,9 +50,6 @@ class KvmCpu:
     name = "kvm"
 
     def __init__(self, io: PortIo, *, offload: bool, fast: bool) -> None:
-        reason = usable()
-        if reason is not None:
-            raise CpuError(reason)
         self._io = io
         self._off = False
         with Kvm() as kvm:

@@ -45,6 +45,7 @@ class Machine:
 
     Attributes:
         name: The CPU and the way of injection that were chosen, for people.
+        why_not_kvm: Why ``--accel auto`` did not take KVM, and what to do about it; None if it did, or was not asked.
 
     Raises:
         CpuError: The CPU cannot be had.
@@ -60,8 +61,11 @@ class Machine:
         patience: float = PATIENCE,
     ) -> None:
         self._io = PortIo()
-        self._cpu, self._sink, way = accel.choose(options.accel, options.inject, self._io)
-        self.name = f"{self._cpu.name}, {way}"
+        chosen = accel.choose(options.accel, options.inject, self._io)
+        self._cpu = chosen.cpu
+        self._sink = chosen.sink
+        self.name = f"{chosen.cpu.name}, {chosen.way}"
+        self.why_not_kvm = chosen.why_not_kvm
         self._tracer = tracer
         self._patience = patience
         self._source = source

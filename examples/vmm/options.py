@@ -48,14 +48,20 @@ class Options:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"not a number above 0: {text}")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not a whole number: {text}") from None
     if value < 0:
         raise argparse.ArgumentTypeError(f"not 0 or more: {text}")
     return value
@@ -88,5 +94,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     add("--output", metavar="FILE", help="where the guest's console goes (default: standard output)")
     add("--trace", choices=("console", "json", "off"), default="off", help="show structlog events on standard error")
     given = parser.parse_args(arguments)
-    ticks: int = given.ticks if given.ticks is not None else max(1, round((given.seconds or _SECONDS) * given.hz))
+    seconds: float = given.seconds or _SECONDS
+    if given.ticks is None and not math.isfinite(seconds * given.hz):
+        parser.error(
+            f"--seconds {seconds:g} at --hz {given.hz:g} are too many ticks to count; make one of them smaller"
+        )
+    ticks: int = given.ticks if given.ticks is not None else max(1, round(seconds * given.hz))
     return Options(given.accel, given.inject, given.hz, ticks, given.input, given.output, given.trace)

@@ -146,7 +146,23 @@ class Report:
         if self.guest is not None and self.guest.spurious_interrupts:
             facts.append(f"{self.guest.spurious_interrupts} spurious interrupts, which an 8259 is allowed")
         verdict = [f"LOST: {text}" for text in self.contradictions()] or ["nothing lost"]
-        return "\n".join([table, *facts, *verdict]) + "\n"
+        return "\n".join([table, *self._shared(), *facts, *verdict]) + "\n"
+
+    def _shared(self) -> Iterator[str]:
+        """Why fewer interrupts were handled than signalled, where that is no loss: see :meth:`contradictions`."""
+        guest = self.guest
+        if guest is None:
+            return
+        if 0 < guest.timer_interrupts < self.timer.signals and guest.ticks == self.ticks & _U32:
+            yield (
+                f"timer: {guest.timer_interrupts} interrupts for {self.timer.signals} signals: a signal that comes while an"
+                f" interrupt is pending shares it. The guest has read of all {self.ticks} ticks"
+            )
+        if 0 < guest.serial_interrupts < self.serial.signals and not [*self._byte_losses(guest.bytes)]:
+            yield (
+                f"serial: {guest.serial_interrupts} interrupts for {self.serial.signals} signals: a signal changes nothing"
+                f" on a line that is up. The guest has read all {self.fed} bytes"
+            )
 
     def _handled(self, guest: GuestCounts) -> list[tuple[Line, int]]:
         return [

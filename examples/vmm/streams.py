@@ -61,14 +61,16 @@ class FdSource:
 
     Args:
         fd: The descriptor.
+        name: What people call it, for errors.
         instead: What to give when the descriptor ends without a byte, or when :meth:`give_up` is called before the first;
             None: nothing, and the end is always waited for.
     """
 
-    __slots__ = ("_fd", "_instead", "_patient", "_read", "_stopped", "_waiter")
+    __slots__ = ("_fd", "_instead", "_name", "_patient", "_read", "_stopped", "_waiter")
 
-    def __init__(self, fd: int, *, instead: bytes | None = None) -> None:
+    def __init__(self, fd: int, name: str = "input", *, instead: bytes | None = None) -> None:
         self._fd = fd
+        self._name = name
         self._patient = instead is None
         self._instead = TextSource(instead or b"")
         self._read = 0
@@ -79,13 +81,16 @@ class FdSource:
         """The next bytes, once there are any.
 
         Raises:
-            OSError: The descriptor cannot be read.
+            OSError: The descriptor cannot be read; its name is in the error.
         """
         if not self._stopped:
             self._waiter = asyncio.get_running_loop().create_future()
             await _wait(self._fd, self._waiter, writable=False)
             if not self._stopped:
-                data = os.read(self._fd, size)
+                try:
+                    data = os.read(self._fd, size)
+                except OSError as error:
+                    raise OSError(error.errno, error.strerror, self._name) from error
                 self._read += len(data)
                 if data:
                     return data
@@ -115,25 +120,34 @@ class FdSource:
 
 @final
 class Output:
-    """Bytes to a file descriptor; it stays the caller's."""
+    """Bytes to a file descriptor; it stays the caller's.
 
-    __slots__ = ("_fd",)
+    Args:
+        fd: The descriptor.
+        name: What people call it, for errors.
+    """
 
-    def __init__(self, fd: int) -> None:
+    __slots__ = ("_fd", "_name")
+
+    def __init__(self, fd: int, name: str = "output") -> None:
         self._fd = fd
+        self._name = name
 
     async def write(self, data: bytes) -> None:
         """Write everything.
 
         Raises:
-            OSError: The descriptor cannot be written; BrokenPipeError when nobody reads any more.
+            OSError: The descriptor cannot be written, BrokenPipeError when nobody reads any more; its name is in the error.
 
         Cancellation: some of ``data`` may have been written.
         """
         rest = memoryview(data)
         while rest:
             await _wait(self._fd, asyncio.get_running_loop().create_future(), writable=True)
-            rest = rest[os.write(self._fd, rest[:_CHUNK]) :]
+            try:
+                rest = rest[os.write(self._fd, rest[:_CHUNK]) :]
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, self._name) from error
 
 
 async def _wait(fd: int, waiter: asyncio.Future[None], *, writable: bool) -> None:

@@ -149,7 +149,9 @@ def test_readme_shows_the_example_vmm():
     done = subprocess.run(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=True
     )
-    assert shape(done.stdout + done.stderr) == shape(shown[1])
+    # A machine that is busy with other things may be late with a tick, and then says so.
+    printed = [line for line in (done.stdout + done.stderr).splitlines(keepends=True) if " interrupts for " not in line]
+    assert shape("".join(printed)) == shape(shown[1])
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: str(page.relative_to(ROOT)))

@@ -32,6 +32,9 @@ GOOD = Report(
 )
 
 
+SHARED = "a signal that comes while an interrupt is pending shares it"
+
+
 def with_guest(**changes: int) -> Report:
     return replace(GOOD, guest=replace(GUEST, **changes))
 
@@ -44,9 +47,39 @@ def test_coalesced_ticks_are_no_loss():
         "echo               7           7           0           7",
         "serial             3           3           0           3",
         "power              1           1           0           1",
+        f"timer: 8 interrupts for 10 signals: {SHARED}. The guest has read of all 10 ticks",
         "10 ticks, 7 questions, 3000 bytes in, 3000 bytes back, identical",
         "nothing lost",
     ]
+
+
+def test_as_many_interrupts_as_signals_need_no_explanation():
+    report = replace(with_guest(timer_interrupts=9, ticks=9), timer=Line("timer", 9, 9), ticks=9)
+    assert report.contradictions() == []
+    assert [line for line in report.text().splitlines() if ": " in line] == []
+
+
+def test_a_line_that_stays_up_explains_itself_too():
+    report = with_guest(timer_interrupts=10, serial_interrupts=2)
+    report = replace(report, timer=Line("timer", 10, 10))
+    assert report.contradictions() == []
+    assert [line for line in report.text().splitlines() if ": " in line] == [
+        "serial: 2 interrupts for 3 signals: a signal changes nothing on a line that is up. The guest has read all 3000 bytes"
+    ]
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        with_guest(ticks=9),
+        with_guest(timer_interrupts=0),
+        replace(GOOD, guest=None),
+        replace(with_guest(timer_interrupts=10, serial_interrupts=2), timer=Line("timer", 10, 10), intact=False),
+    ],
+)
+def test_a_loss_is_not_explained_away(report):
+    assert report.contradictions() != []
+    assert [line for line in report.text().splitlines() if " interrupts for " in line] == []
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,14 @@ def test_the_input_is_not_overwritten(tmp_path):
         (["--accel", "unicorn", "--inject", "offload"], "--inject offload is the kernel's own irqfd"),
         (["--hz", "0"], "not a number above 0: 0"),
         (["--hz", "inf"], "not a number above 0: inf"),
+        (["--hz", "fast"], "argument --hz: not a number above 0: fast"),
+        (["--seconds", "-1"], "argument --seconds: not a number above 0: -1"),
+        (["--seconds", "1e308"], "--seconds 1e+308 at --hz 100 are too many ticks to count; make one of them smaller"),
         (["--ticks", "-1"], "not 0 or more: -1"),
+        (["--ticks", "1.5"], "argument --ticks: not a whole number: 1.5"),
+        (["--output", "/nonexistent/file"], "No such file or directory: '/nonexistent/file'"),
+        (["--output", "/dev/full", "--ticks", "1"], "No space left on device: '/dev/full'"),
+        (["--input", "/proc/self/mem"], "Input/output error: '/proc/self/mem'"),
         (["--ticks", "1", "--seconds", "1"], "not allowed with argument"),
         (["--accel", "abacus"], "invalid choice: 'abacus'"),
     ],
@@ -189,14 +196,23 @@ def test_what_cannot_be_done_is_said_in_a_sentence(arguments, message):
     assert "Traceback" not in done.stderr.decode()
 
 
-def without_kvm(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    program = """
-import runpy, sys
+RUN = """
+import runpy
+runpy.run_module("examples.vmm", run_name="__main__")
+"""
+
+
+def without_kvm(*arguments: str, before: str = "") -> subprocess.CompletedProcess[bytes]:
+    program = f"""
+{before}
 import aioirqfd.kvm, examples.vmm.accel
 reason = lambda: "no permission to open /dev/kvm"
 aioirqfd.kvm.usable = examples.vmm.accel.usable = reason
-runpy.run_module("examples.vmm", run_name="__main__")
 """
+    return python(program + RUN, *arguments)
+
+
+def python(program: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
         cwd=ROOT,
@@ -213,10 +229,59 @@ def test_kvm_that_is_not_usable_is_said_so():
     assert done.stderr.decode() == "vmm: no permission to open /dev/kvm\n"
 
 
-def test_auto_takes_unicorn_where_kvm_is_not_usable():
+def test_auto_takes_unicorn_where_kvm_is_not_usable_and_says_why():
     done = without_kvm("--ticks", "1")
     assert done.returncode == 0
-    assert done.stderr.decode().startswith("vmm: unicorn, fast\n")
+    expected = "vmm: unicorn, fast\nvmm: not on KVM: no permission to open /dev/kvm\n"
+    assert done.stderr.decode().startswith(expected)
+
+
+def test_unicorn_that_was_asked_for_needs_no_reason():
+    done = without_kvm("--accel", "unicorn", "--ticks", "1")
+    assert done.returncode == 0
+    assert b"not on KVM" not in done.stderr
+
+
+def test_offload_without_kvm_says_why_there_is_none():
+    done = without_kvm("--inject", "offload")
+    assert done.returncode == 2
+    assert done.stderr.decode() == (
+        "vmm: --inject offload is the kernel's own irqfd, which needs --accel kvm;"
+        " KVM cannot be used: no permission to open /dev/kvm\n"
+    )
+
+
+def test_neither_kvm_nor_unicorn_says_both():
+    done = without_kvm(before="import sys; sys.modules['unicorn'] = None")
+    assert done.returncode == 2
+    said = done.stderr.decode()
+    assert said.startswith("vmm: the Unicorn emulator cannot be loaded (")
+    assert said.endswith("; try: pip install unicorn; KVM cannot be used either: no permission to open /dev/kvm\n")
+
+
+def test_kvm_that_makes_a_machine_but_not_this_one():
+    refuse = """
+import errno, os, aioirqfd.kvm, examples.vmm.accel
+aioirqfd.kvm.usable = lambda: None
+def refuse(*_arguments, **_options):
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+import examples.vmm.cpu_kvm
+examples.vmm.cpu_kvm.KvmCpu = refuse
+"""
+    reason = "KVM made a virtual machine, but not this one: Invalid argument (EINVAL)"
+    done = python(refuse + RUN, "--accel", "kvm")
+    assert (done.returncode, done.stderr.decode()) == (2, f"vmm: {reason}\n")
+    done = python(refuse + RUN, "--ticks", "1")
+    assert done.returncode == 0
+    assert done.stderr.decode().startswith(f"vmm: unicorn, fast\nvmm: not on KVM: {reason}\n")
+
+
+def test_ctrl_c_before_the_machine_runs_ends_in_a_line():
+    interrupt = (
+        "import examples.vmm.accel\ndef choose(*_): raise KeyboardInterrupt\nexamples.vmm.accel.choose = choose\n"
+    )
+    done = python(interrupt + RUN)
+    assert (done.returncode, done.stderr) == (130, b"vmm: stopped\n")
 
 
 @pytest.mark.kvm
@@ -231,6 +296,26 @@ def test_json_trace_is_a_json_object_a_line():
     events = [json.loads(line) for line in done.stderr.decode().splitlines() if line.startswith("{")]
     assert events
     assert all("event" in event for event in events)
+
+
+@pytest.mark.kvm
+def test_the_trace_of_what_the_kernel_injected_has_no_counts_of_zero():
+    done = vmm("--accel", "kvm", "--inject", "offload", "--ticks", "3", "--trace", "json")
+    assert done.returncode == 0, done.stderr.decode()
+    events = [json.loads(line) for line in done.stderr.decode().splitlines() if line.startswith("{")]
+    ended = [event for event in events if event["event"] == "irqfd_deassigned"]
+    assert [event["gsi"] for event in ended] == [0, 1, 10, 11]
+    for event in ended:
+        assert event["injected_by"] == "kernel"
+        assert not {"signals", "injections", "coalesced", "dropped"} & set(event)
+
+
+def test_the_trace_of_what_was_injected_here_counts_it():
+    done = vmm("--accel", "unicorn", "--ticks", "3", "--trace", "json")
+    events = [json.loads(line) for line in done.stderr.decode().splitlines() if line.startswith("{")]
+    ended = {event["gsi"]: event for event in events if event["event"] == "irqfd_deassigned"}
+    assert (ended[0]["signals"], ended[0]["injections"]) == (3, 3)
+    assert "injected_by" not in ended[0]
 
 
 def test_console_trace_is_more_than_the_report():
@@ -307,7 +392,7 @@ def test_output_that_is_closed_early_is_said_in_a_sentence(how):
         running.stdout.close()
         report = running.stderr.read()
         assert running.process.wait(LIMIT) == 2
-    assert report.endswith(b"vmm: [Errno 32] Broken pipe\n")
+    assert report.endswith(b"vmm: [Errno 32] Broken pipe: 'standard output'\n")
     assert b"Traceback" not in report
 
 

@@ -34,7 +34,9 @@ def test_usable_names_a_missing_capability(monkeypatch):
 
 def test_usable_without_a_device(tmp_path):
     path = str(tmp_path / "kvm")
-    assert usable(path) == f"there is no {path}: the kvm module is not loaded, or this machine does not virtualize"
+    said = usable(path)
+    assert said is not None
+    assert said.startswith(f"there is no {path} (ENOENT): load the kernel's module")
 
 
 def test_usable_with_something_else():
@@ -46,7 +48,16 @@ def test_usable_without_permission(monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(system.os, "open", refuse)
-    assert usable() == "no permission to open /dev/kvm: its group (often kvm) may"
+    said = usable()
+    assert said is not None
+    assert said.startswith("no permission to open /dev/kvm (EACCES): its group may")
+    assert "usermod -aG kvm" in said
+
+
+def test_usable_names_whatever_else_is_wrong(tmp_path):
+    path = tmp_path / "kvm"
+    path.mkdir()
+    assert usable(str(path)) == f"{path} cannot be opened (EISDIR): Is a directory"
 
 
 def test_usable_on_another_architecture(monkeypatch):
