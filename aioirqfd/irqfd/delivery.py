@@ -131,6 +131,8 @@ class Delivery:
     def broken(self, who: _Named, error: Exception) -> None:
         """The sink failed for good."""
         self.trace("irqfd_broken", who, error=repr(error.__cause__))
+        if self._on_error is None:
+            self.trouble(f"gsi {who.gsi} is given up until resume(), its interrupt is kept", error)
         if self.first_error is None:
             self.first_error = error
         if self._on_error is not None:
@@ -138,6 +140,11 @@ class Delivery:
                 self._on_error(error)
             except Exception as another:
                 report(f"aioirqfd: on_error raised: {self._on_error!r}", another)
+
+    def trouble(self, message: str, error: BaseException) -> None:
+        """Something is wrong for good: where nobody listens, the loop's exception handler hears of it."""
+        if not self.traced:
+            report(f"aioirqfd: {message}", error)
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> None:
         """Call it on the loop, if that goes on."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol, final
 
 from aioirqfd.counter.in_context import InContext
 from aioirqfd.errors import InjectionError
+from aioirqfd.irqfd.coroutine import NotAwaitableError
 from aioirqfd.irqfd.interrupt import Interrupt
 from aioirqfd.irqfd.routing import is_level
 from aioirqfd.irqfd.state import Action, Event
@@ -158,7 +159,8 @@ class Injection:
         # Whatever the sink or a handler raised; also when what they were waiting for was cancelled.
         irqfd, delivery = self._irqfd, self._delivery
         self._failures += 1
-        if irqfd.closing or self._failures > delivery.retry.attempts:
+        hopeless = isinstance(error, NotAwaitableError)  # and what it does was done
+        if irqfd.closing or hopeless or self._failures > delivery.retry.attempts:
             irqfd.step(Event.GIVE_UP)
             failure = InjectionError(f"gsi {irqfd.gsi}: {error!r}")
             failure.__cause__ = error

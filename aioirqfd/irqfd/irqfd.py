@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 from aioirqfd.counter import MAX
-from aioirqfd.errors import ClosedError
+from aioirqfd.errors import ClosedError, InjectionError
 from aioirqfd.irqfd.debt import Debt
 from aioirqfd.irqfd.injection import Injection
 from aioirqfd.irqfd.interrupt import Interrupt
@@ -368,6 +368,13 @@ class IrqFd:
         delivery, generation = self._delivery, self._routes.generation
         self._dropped += 1
         delivery.dropped += 1
+        if self._dropped_under < 0:
+            error = InjectionError(f"gsi {self.gsi} has no route")
+            delivery.trouble(
+                f"interrupts of gsi {self.gsi} are dropped, as the kernel does; give it a route with set_route(),"
+                " or keep them with IrqManager(..., unrouted='hold')",
+                error,
+            )
         if self._dropped_under != generation:
             self._dropped_under = generation
             delivery.trace("interrupt_dropped", self)
@@ -582,6 +589,9 @@ class IrqFd:
             self.eventfd.signal(min(max(count, 1), MAX))
         except (ClosedError, OSError) as error:
             self._delivery.trace("interrupt_abandoned", self, count=count, error=repr(error))
+            self._delivery.trouble(
+                f"{count} signals of gsi {self.gsi} could not be put back into {self.eventfd!r}", error
+            )
 
     # -- flushing ----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ its loop (below) and one interrupt sink (above).
 from __future__ import annotations
 
 import asyncio
-import operator
 import os
 import sys
 import time
@@ -17,13 +16,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, ParamSpec, Self, final, overload
 
-from aioirqfd.counter import MAX, TopHalf
+from aioirqfd.counter import MAX, FlightRing, TopHalf
 from aioirqfd.errors import ClosedError, SnapshotError, WrongLoopError
 from aioirqfd.eventfd import EventFd, Poller
 from aioirqfd.irqfd import identity, snapshot
 from aioirqfd.irqfd.backpressure import Backpressure
+from aioirqfd.irqfd.coroutine import coroutine_function
 from aioirqfd.irqfd.delivery import Delivery
 from aioirqfd.irqfd.gsi import GsiAllocator
+from aioirqfd.irqfd.integers import integer
 from aioirqfd.irqfd.irqfd import IrqFd
 from aioirqfd.irqfd.lines import Lines
 from aioirqfd.irqfd.offloading import Offloading
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from aioirqfd.tracer import Tracer
 
 _P = ParamSpec("_P")
-_U32: Final = 2**32
+_MAX_GSI: Final = 2**32 - 1
 _AT_ONCE: Final = 256
 """Irqfds that are shut before the loop gets a turn."""
 
@@ -98,7 +99,9 @@ class IrqManager:
             (rows W08, G11), or ``"hold"`` it until a route appears.
         tracer: Hears what happens.
         on_error: Called with each :class:`InjectionError` when an irqfd is given up; should not raise. What it raises, or the
-            tracer, goes to the loop's exception handler.
+            tracer, goes to the loop's exception handler. So does trouble itself, once, with its traceback, where there is no
+            tracer: an irqfd that is given up, unless there is an ``on_error``; the first interrupt of an irqfd that is dropped;
+            a line that the sink does not lower; signals that cannot be put back.
         retry: The back-off after a failed injection.
 
     Used as ``async with``. Leaving it normally injects what was signalled and deassigns everything; the first
@@ -143,7 +146,8 @@ class IrqManager:
             self.backpressure.progress,
         )
         # A tracer with a ring (the flight recorder) has the counter module write into it.
-        self._top_half.flight = getattr(tracer, "ring", None)
+        ring = getattr(tracer, "ring", None)
+        self._top_half.flight = ring if isinstance(ring, FlightRing) else None
         self._gsis: GsiAllocator | None = None
         self._irqfds: dict[int, IrqFd] = {}  # by eventfd-id, oldest first
         self._leaving: set[IrqFd] = set()
@@ -317,7 +321,7 @@ class IrqManager:
         *,
         gsi: int,
         resamplefd: EventFd | int | None = None,
-        wakeup: WakeupHandler | Sequence[WakeupHandler] = (),
+        wakeup: WakeupHandler | Sequence[WakeupHandler] | None = None,
         masked: bool = False,
     ) -> IrqFd:
         """Bind an eventfd to a gsi (``KVM_IRQFD``). Synchronous, as the ioctl is; what the eventfd holds counts as a signal (row P01).
@@ -330,7 +334,7 @@ class IrqManager:
             gsi: 0..2**32-1; one without a route is accepted (row I11).
             resamplefd: Makes the gsi level-triggered for this irqfd: a signal raises the line, :meth:`ack` lowers it and
                 signals the resamplefd. An int stays the caller's too, and may be closed.
-            wakeup: A coroutine function, or several, run by the work queue before each injection with the irqfd and the
+            wakeup: A coroutine function, or several, or None, run by the work queue before each injection with the irqfd and the
                 count; the counts they get add up to exactly the signals, of a semaphore too. A handler that has returned is not told
                 again of what it was told: if the irqfd is deassigned before that injection, 1 goes back into the eventfd to keep
                 the interrupt. One that has raised is told again.
@@ -343,7 +347,7 @@ class IrqManager:
             WrongLoopError: No loop is running, or another one than the manager's.
             ClosedError: EBADF: the manager, an eventfd or an fd is not open; or somebody else has cancelled the work queue's
                 tasks.
-            TypeError: Not an EventFd and not an int.
+            TypeError: Not an EventFd and not an int; a gsi that is no integer, or a bool; a handler that is a plain function.
             ValueError: The gsi is out of range.
             EventFdInvalidError: EINVAL: an fd is no eventfd.
             EventFdBusyError: EBUSY: the eventfd is bound already, by any manager, through any dup (row I12).
@@ -351,11 +355,9 @@ class IrqManager:
         """
         self.check_here()
         self.queue.check_open()
-        if not 0 <= operator.index(gsi) < _U32:
-            raise ValueError(f"a gsi is 0..2**32-1, not {gsi}")
-        handlers = (wakeup,) if callable(wakeup) else tuple(wakeup)
-        if not all(map(callable, handlers)):
-            raise TypeError(f"a wakeup handler is a coroutine function, not {wakeup!r}")
+        gsi = integer(gsi, "a gsi", 0, _MAX_GSI)
+        given = () if wakeup is None else (wakeup,) if callable(wakeup) else wakeup
+        handlers = tuple(coroutine_function(handler, "a wakeup handler") for handler in given)
         references: list[EventFd] = []
         try:
             trigger, eventfd_id = identity.eventfd_and_id(eventfd, references)

@@ -77,6 +77,7 @@ class Resampler:
         "_backpressure",
         "_busy",
         "_delivery",
+        "_failures",
         "_falling",
         "_heirs",
         "_loop",
@@ -116,6 +117,7 @@ class Resampler:
         self._busy = threading.RLock()
         self._serial = asyncio.Lock()
         self._notify_after = False
+        self._failures = 0  # of the sink to move the line, one after the other
 
     @property
     def asserted(self) -> bool:
@@ -361,6 +363,7 @@ class Resampler:
         if not self._falling:
             self._tell_once()  # one that was acknowledged meanwhile is told when it is low
         if done:
+            self._failures = 0
             self._low(self)
 
     async def _lower_slowly(self) -> bool:
@@ -390,6 +393,12 @@ class Resampler:
     def _failed(self, event: str, error: Exception) -> None:
         """The sink failed to lower or to raise the line: say so and try again later."""
         self._delivery.emit(event, gsi=self.gsi, error=repr(error))
+        self._failures += 1
+        if self._failures == self._delivery.retry.attempts + 1:
+            self._delivery.trouble(
+                f"gsi {self.gsi}: {event.replace('_', ' ')}; it is tried again every {self._delivery.retry.maximum} s",
+                error,
+            )
         # A paused manager's snapshot has what is yet to be done: it is the snapshot's, unless the manager resumes.
         self._delivery.call_later(self._delivery.retry.maximum, lambda: self.settle(paused=self._routes.paused))
 

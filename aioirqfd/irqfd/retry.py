@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import index
+
+from aioirqfd.irqfd.integers import integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +26,10 @@ class Retry:
     maximum: float = 1.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "attempts", integer(self.attempts, "attempts of a back-off", 0))
         # The other way round would let NaN pass.
-        if index(self.attempts) < 0 or not 0 <= self.initial <= self.maximum:
-            raise ValueError(f"a back-off has attempts >= 0 and 0 <= initial <= maximum, not {self!r}")
+        if not 0 <= self.initial <= self.maximum:
+            raise ValueError(f"a back-off has 0 <= initial <= maximum, not {self!r}")
 
     def delay(self, failures: int) -> float:
         """Seconds to wait after the n-th failure in a row, n = 1, 2, ..."""

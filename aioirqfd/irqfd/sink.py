@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
 
+from aioirqfd.irqfd.coroutine import coroutine_function
 from aioirqfd.irqfd.routing import RoutingTable
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class SinkTiers:
         if isinstance(sink, type) or not callable(getattr(sink, "inject", None)):
             raise TypeError(f"an interrupt sink has a coroutine method inject(); {sink!r} has not")
         self.sink = sink
-        self.inject: Callable[[Interrupt], Awaitable[None]] = sink.inject
+        self.inject: Callable[[Interrupt], Awaitable[None]] = coroutine_function(sink.inject, "a sink's inject()")
         self.try_inject = sink.try_inject if isinstance(sink, FastSink) else None
         self.try_inject_batch = sink.try_inject_batch if isinstance(sink, BatchSink) else None
         self.offload = sink.offload if isinstance(sink, OffloadSink) else None

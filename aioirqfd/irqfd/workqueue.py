@@ -14,11 +14,11 @@ import contextlib
 import time
 from collections import deque
 from dataclasses import dataclass
-from operator import index
 from typing import TYPE_CHECKING, Final, Protocol, Self, final
 
 from aioirqfd.errors import ClosedError, QueueFullError
 from aioirqfd.irqfd.guard import report
+from aioirqfd.irqfd.integers import integer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -134,10 +134,8 @@ class WorkQueue:
     """
 
     def __init__(self, maxsize: int = 1024, workers: int = 1) -> None:
-        if index(maxsize) < 1 or index(workers) < 1:
-            raise ValueError(f"a work queue has room for 1 or more, and 1 or more workers, not {maxsize} and {workers}")
-        self.maxsize = maxsize
-        self.workers = workers
+        self.maxsize = integer(maxsize, "maxsize of a work queue", 1)
+        self.workers = integer(workers, "workers of a work queue", 1)
         self.on_room: Callable[[], None] | None = None
         """A program's own: called, once, when half of the room is free again after the queue was full."""
         self.on_end: Callable[[], None] | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, final
+import inspect
+from typing import TYPE_CHECKING, Final, cast, final
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -30,7 +31,8 @@ class StructlogTracer:
     """A :class:`aioirqfd.Tracer` that writes to a structlog logger.
 
     Args:
-        logger: The logger; without one, ``structlog.get_logger("aioirqfd")``.
+        logger: The logger; without one, ``structlog.get_logger("aioirqfd")``. Of one for asyncio (``AsyncBoundLogger``) the
+            synchronous one that it carries is used.
         per_interrupt: Also an event for every interrupt, at debug level. This takes the C fast path out of use.
     """
 
@@ -46,13 +48,26 @@ class StructlogTracer:
         A virtqueue that stops is trouble where there is a reason to tell.
         """
         if event in _DEBUG:
-            self._logger.debug(event, **fields)
+            level = "debug"
         elif event in _WARNING or (event == "vring_stopped" and fields.get("reason") is not None):
-            self._logger.warning(event, **fields)
+            level = "warning"
         elif event in _ERROR:
-            self._logger.error(event, **fields)
+            level = "error"
         else:
-            self._logger.info(event, **fields)
+            level = "info"
+        answer: object = getattr(self._logger, level)(event, **fields)
+        if inspect.iscoroutine(answer):
+            answer.close()
+            self._logger = _synchronous(self._logger)
+            getattr(self._logger, level)(event, **fields)
+
+
+def _synchronous(logger: FilteringBoundLogger) -> FilteringBoundLogger:
+    """The logger that a logger for asyncio writes by: who emits an event does not wait."""
+    found = cast("FilteringBoundLogger | None", getattr(logger.bind(), "sync_bl", None))
+    if found is None:
+        raise TypeError(f"a StructlogTracer needs a logger whose methods are no coroutines, unlike those of {logger!r}")
+    return found
 
 
 def _default_logger() -> FilteringBoundLogger:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from typing import Any
 
 import pytest
 
@@ -268,19 +269,25 @@ async def test_cancelled_in_the_middle_of_a_handler_the_count_is_back_in_the_eve
         assert (one.read_nowait(), two.read_nowait(), cancelled) == (3, 4, 1)
 
 
+@pytest.mark.trouble
 async def test_an_object_with_await_will_do_and_anything_else_is_an_error():
     sink = RecordingSink()
     seen: list[int] = []
 
-    def by_future(irqfd, count):
-        seen.append(count)
-        done = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().call_soon(done.set_result, None)
-        return done
+    class ByFuture:
+        def __call__(self, irqfd, count):
+            seen.append(count)
+            done = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_soon(done.set_result, None)
+            return done
+
+    class ByNothing:
+        def __call__(self, irqfd, count) -> Any:
+            return None
 
     async with IrqManager(sink) as irqs:
         with EventFd() as kick:
-            irqs.assign(kick, gsi=1, wakeup=by_future)
+            irqs.assign(kick, gsi=1, wakeup=ByFuture())
             kick.signal(6)
             await irqs.flush()
             assert (seen, len(sink.interrupts)) == ([6], 1)
@@ -288,7 +295,7 @@ async def test_an_object_with_await_will_do_and_anything_else_is_an_error():
     with EventFd() as kick:
         with pytest.raises(InjectionError) as caught:
             async with IrqManager(sink, retry=Retry(attempts=0)) as irqs:
-                irqfd = irqs.assign(kick, gsi=1, wakeup=lambda irqfd, count: None)  # pyright: ignore[reportArgumentType]
+                irqfd = irqs.assign(kick, gsi=1, wakeup=ByNothing())
                 kick.signal(2)
                 await irqs.flush()
                 assert irqfd.state is State.BROKEN
@@ -349,10 +356,10 @@ async def test_what_waits_for_the_handler_of_one_manager_is_not_taken_by_another
             await irqs.deassign(irqfd)
             irqfd = other_irqs.assign(kick, gsi=3, wakeup=on_wakeup)
             await turns()
-            assert (irqfd.pending, irqfd.state, kick._queued) == (True, State.IDLE, True)
+            assert (irqfd.pending, irqfd.state, kick._queued) == (True, State.QUEUED, True)
             gate.set()
             await irqs.flush()
-            assert (irqfd.pending, irqfd.state, kick._queued) == (True, State.IDLE, True)
+            assert (irqfd.pending, irqfd.state, kick._queued) == (True, State.QUEUED, True)
             other_gate.set()
             await other_irqs.flush()
             assert told == [3]

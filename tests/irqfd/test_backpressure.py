@@ -199,6 +199,7 @@ async def test_full_and_closed_by_an_exception_everything_is_back_in_its_eventfd
         kick.close()
 
 
+@pytest.mark.trouble
 async def test_full_and_failing_and_closed():
 
     sink = FlakySink(10**6)

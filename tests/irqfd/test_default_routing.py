@@ -74,6 +74,7 @@ async def test_nothing_waits_for_a_route_where_every_gsi_has_one():
     assert sink.interrupts == [pulse(100)]
 
 
+@pytest.mark.trouble
 async def test_where_a_table_is_given_it_alone_counts():
     sink = RecordingSink()
     async with IrqManager(sink, routing=dict(RoutingTable.default())) as irqs:
@@ -87,6 +88,7 @@ async def test_where_a_table_is_given_it_alone_counts():
     assert sink.interrupts == [pulse(5), pulse(100)]
 
 
+@pytest.mark.trouble
 async def test_one_gsi_changes_and_the_others_stay():
     sink = RecordingSink()
     async with IrqManager(sink) as irqs:
@@ -205,6 +207,7 @@ async def test_a_gsi_whose_last_injection_is_under_way_is_not_handed_out():
 # ---------------------------------------------------------------------------------------------------------- snapshots
 
 
+@pytest.mark.trouble
 async def test_a_snapshot_says_that_it_is_the_default():
     sink, other = RecordingSink(), RecordingSink()
     with EventFd() as kick, EventFd() as trigger, EventFd() as resample:
@@ -231,6 +234,7 @@ async def test_a_snapshot_says_that_it_is_the_default():
             assert sorted(other.interrupts, key=lambda one: one.gsi) == [pulse(100), pulse(102), asserted(200)]
 
 
+@pytest.mark.trouble
 async def test_a_table_that_was_given_is_given_after_a_restore():
     async with IrqManager(RecordingSink(), routing={5: MSI}) as irqs:
         await irqs.pause()
@@ -273,6 +277,7 @@ class Panel:
         return self.table
 
 
+@pytest.mark.trouble
 @pytest.mark.parametrize("table", [{7: MSI}, RoutingTable({7: MSI})])
 async def test_a_sink_says_its_own(table):
     sink = Panel(table)

@@ -586,6 +586,7 @@ async def test_it_breaks_after_so_many_attempts_the_others_go_on_and_resume_inje
     assert len(errors) == 1
 
 
+@pytest.mark.trouble
 async def test_a_broken_irqfd_gives_its_signals_back_when_it_is_deassigned():
     sink = FlakySink(99)
     irqs = IrqManager(sink, retry=NEVER)
@@ -724,6 +725,7 @@ async def test_statistics_of_the_fast_and_the_slow_way():
             assert counts_of(irqfd) == (7, 3, 1, 4)
 
 
+@pytest.mark.trouble
 async def test_what_has_no_route_is_dropped_and_not_injected():
     sink = RecordingSink()
     async with IrqManager(sink, routing={}) as irqs:

@@ -49,6 +49,7 @@ class Handler:
 # ------------------------------------------------------------------------------------- deassigned while its handler runs
 
 
+@pytest.mark.trouble
 @pytest.mark.parametrize("why", ["masked", "paused", "raised"])
 async def test_what_may_not_be_injected_after_its_handler_goes_back_into_the_eventfd(why):
     sink = RecordingSink()
@@ -104,6 +105,7 @@ async def test_masked_and_deassigned_by_its_own_handler():
             assert kick.read_nowait() == 1
 
 
+@pytest.mark.trouble
 async def test_an_int_whose_handler_fails_while_it_is_deassigned_is_let_go(eventfd_int):
     handler = Handler(fails=1)
     irqs = await IrqManager(RecordingSink(), retry=NEVER).__aenter__()

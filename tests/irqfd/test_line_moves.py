@@ -37,6 +37,7 @@ def eventfds():
 # --------------------------------------------------------------------------------------------------- refused, or failed
 
 
+@pytest.mark.trouble
 @pytest.mark.parametrize("how", ["masked", "broken"])
 async def test_a_line_that_the_sink_refused_is_lowered_when_its_irqfd_goes(eventfds, how):
     kick, unmask = eventfds[:2]
@@ -110,6 +111,7 @@ async def test_a_line_moves_along_whatever_the_other_irqfds_of_its_gsi_do(eventf
         assert sink.interrupts == [UP, DOWN, asserted(9, ELSEWHERE), deasserted(9, ELSEWHERE)]
 
 
+@pytest.mark.trouble
 async def test_a_line_moves_along_beside_an_irqfd_that_is_broken(eventfds):
     sink = FlakySink(1)
     broken, _, kick, unmask = eventfds
@@ -128,6 +130,7 @@ async def test_a_line_moves_along_beside_an_irqfd_that_is_broken(eventfds):
         await irqs.aclose()
 
 
+@pytest.mark.trouble
 async def test_a_line_that_cannot_be_raised_again_is_tried_again(eventfds):
     sink = FlakySink(0)
     kick, unmask = eventfds[:2]
@@ -245,6 +248,7 @@ class FailsToLower:
             raise OSError(5, "not now")
 
 
+@pytest.mark.trouble
 @pytest.mark.parametrize("ends", [True, False])
 async def test_an_end_of_interrupt_whose_lowering_failed_is_told_by_the_next_manager(eventfds, ends):
     kick, unmask = eventfds[:2]

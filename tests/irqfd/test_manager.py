@@ -721,6 +721,7 @@ async def test_masked_with_nothing_pending_it_is_offloaded_again():
             assert [entry[0] for entry in sink.log] == ["offload", "reclaim", "offload"]
 
 
+@pytest.mark.trouble
 async def test_rerouted_an_offloaded_irqfd_is_offloaded_anew():
     sink = OffloadingSink()
     async with IrqManager(sink, routing={5: MSI}) as irqs:
@@ -1000,6 +1001,7 @@ async def test_a_poller_that_cannot_be_made_leaves_no_task(monkeypatch):
         await IrqManager(RecordingSink()).__aenter__()
 
 
+@pytest.mark.trouble
 async def test_the_first_error_is_raised_when_it_closes_and_not_over_another_one():
     for how in ("normal", "exception"):
         with EventFd() as kick:

@@ -265,6 +265,7 @@ async def run(times, *, fast, seed):
         assert machines.acks > 0
 
 
+@pytest.mark.trouble
 @pytest.mark.parametrize("fast", [True, False])
 async def test_50_migrations_under_load(fast):
     await run(50, fast=fast, seed=50)
@@ -328,6 +329,7 @@ async def resumed(sink, eventfd, state, *, wakeup=(), routing=None):
         await irqs.flush()
 
 
+@pytest.mark.trouble
 async def test_a_handler_is_not_told_twice_what_the_sink_refused():
     told = []
 
@@ -345,6 +347,7 @@ async def test_a_handler_is_not_told_twice_what_the_sink_refused():
         assert (told, len(sink.interrupts)) == ([3, 2], 2)
 
 
+@pytest.mark.trouble
 async def test_the_handlers_after_the_one_that_failed_are_told_the_same():
     told = []
 
@@ -366,6 +369,7 @@ async def test_the_handlers_after_the_one_that_failed_are_told_the_same():
         assert len(sink.interrupts) == 2
 
 
+@pytest.mark.trouble
 async def test_a_chip_that_had_its_interrupt_does_not_get_it_again():
     pins = [IrqchipPin("ioapic", 5), IrqchipPin("pic", 5)]
     first, second = FailingAt(pins[1]), Plain()
@@ -377,6 +381,7 @@ async def test_a_chip_that_had_its_interrupt_does_not_get_it_again():
     assert [interrupt.route for interrupt in second.interrupts] == [pins[1], *pins]
 
 
+@pytest.mark.trouble
 async def test_fewer_handlers_on_the_other_side_are_told_nothing_twice():
     told = []
 

@@ -129,7 +129,7 @@ async def test_bad_gsis(irqs, unchanged):
 
 async def test_bad_handlers(irqs, unchanged):
     with EventFd() as free:
-        for wakeup in (5, None, [None], ["handler"]):
+        for wakeup in (5, [None], ["handler"], [print, 5]):
             with Case(TypeError):
                 irqs.assign(free, gsi=6, wakeup=wakeup)
 

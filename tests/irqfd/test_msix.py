@@ -1004,6 +1004,7 @@ async def test_a_table_outlives_its_manager_without_a_murmur():
     assert sink.interrupts == []
 
 
+@pytest.mark.trouble
 async def test_a_broken_vector_gets_another_chance_when_it_is_unmasked():
     class Failing:
         def __init__(self):
@@ -1208,6 +1209,7 @@ async def test_one_route_too_many():
         assert len(irqs.routing) == 4095
 
 
+@pytest.mark.trouble
 async def test_a_bound_irqfd_sees_its_new_route_and_the_others_keep_theirs():
     sink = RecordingSink()
     with EventFd() as kick, EventFd() as other:

@@ -414,6 +414,7 @@ async def test_a_failing_lowering_is_reported_and_tried_again_before_anybody_is_
         assert len(tracer.of("lowering_failed")) == 2
 
 
+@pytest.mark.trouble
 async def test_a_line_raised_elsewhere_while_its_lowering_is_tried_again_is_not_lowered_with_it():
     sink = FlakySink(0)
     async with Line(sink, retry=Retry(5, 0, 0.001)) as line:
@@ -442,6 +443,7 @@ class FailsToLowerOnce:
             raise OSError(5, "not now")
 
 
+@pytest.mark.trouble
 async def test_a_line_that_is_raised_again_while_its_lowering_is_tried_again_stays_up():
     sink = FailsToLowerOnce()
     async with Line(sink, 2, retry=Retry(5, 0, 0)) as line:

@@ -54,6 +54,7 @@ async def manager(sink):
             yield irqs
 
 
+@pytest.mark.trouble
 @pytest.mark.parametrize("how", [EventFd.signal, write])
 @pytest.mark.parametrize("others", [0, 1])
 @pytest.mark.parametrize("why", ["masked", "sink"])
@@ -78,6 +79,7 @@ async def test_deassigned_after_it_was_told(why, others, how):
             assert sink.interrupts == [pulse(5)]
 
 
+@pytest.mark.trouble
 async def test_signalled_again_nothing_is_added_to_keep_the_interrupt():
     sink, handler = Sink(broken=True), Teller()
     async with manager(sink) as irqs:
@@ -93,6 +95,7 @@ async def test_signalled_again_nothing_is_added_to_keep_the_interrupt():
             assert (sum(handler.told), sink.interrupts) == (1030, [pulse(5)])
 
 
+@pytest.mark.trouble
 async def test_a_handler_that_has_raised_is_told_again():
     sink, handler = Sink(), Teller(fails=True)
     async with manager(sink) as irqs:

@@ -51,6 +51,7 @@ async def test_kvm_with_a_split_irqchip_has_no_pins(vm):
         assert (dict(irqs.routing), irqs.routing.unrouted) == ({}, None)
 
 
+@pytest.mark.trouble
 @pytest.mark.kvm
 async def test_kvm_refuses_a_pin_that_it_has_not(vm):
     vm.create_irqchip()

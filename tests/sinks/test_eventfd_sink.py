@@ -35,6 +35,7 @@ async def test_a_gsi_without_an_eventfd_and_a_closed_one():
         sink.try_inject(pulse(5))
 
 
+@pytest.mark.trouble
 async def test_the_mapping_is_looked_at_each_time():
     eventfds = {}
     with pytest.raises(InjectionError):

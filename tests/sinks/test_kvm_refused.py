@@ -164,6 +164,7 @@ async def test_an_irqfd_that_was_there_goes_by_the_loop_and_comes_back_with_a_be
             await irqs.aclose()
 
 
+@pytest.mark.trouble
 @pytest.mark.kvm
 async def test_a_vector_with_a_refused_message_is_pending_and_the_others_come(vm, vcpu):
     irqs = IrqManager(KvmSink(vm), retry=Retry(0))

@@ -351,6 +351,7 @@ async def test_paused_and_resumed(vm):
             assert requested(vm) == {GSI}
 
 
+@pytest.mark.trouble
 async def test_rerouted_an_offloaded_irqfd_follows(vm):
     with vm.create_vcpu() as vcpu:
         enable_lapic(vcpu)

@@ -251,6 +251,7 @@ async def test_a_refusal_is_tried_again_and_becomes_an_injection_error(peer, sin
         assert eventfd.read_nowait() == 1  # nothing is lost
 
 
+@pytest.mark.trouble
 async def test_a_hang_up_becomes_an_injection_error(peer, sink):
     peer.holding = True
     with EventFd() as eventfd:
@@ -310,6 +311,7 @@ async def test_a_late_refusal_is_not_forgotten(peer, eager):
     await eager.aclose()
 
 
+@pytest.mark.trouble
 async def test_a_late_hang_up_is_not_forgotten(peer, eager):
     peer.holding = True
     with EventFd() as eventfd:

@@ -22,7 +22,7 @@ BODY = """
     assert [interrupt.gsi for interrupt in recording_sink.interrupts] == [5]
     assert recording_tracer.names == ["irqfd_assigned", "irqfd_deassigned"]
     other = type(recording_sink)()
-    async with irq_manager(other, unrouted="hold") as irqs:
+    async with irq_manager(other, routing={}, unrouted="hold") as irqs:
         assert irqs.delivery.tiers.sink is other
         assert irqs.routes.holds(99)
 """

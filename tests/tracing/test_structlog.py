@@ -9,7 +9,7 @@ import pytest
 import structlog
 from structlog.testing import LogCapture, capture_logs
 
-from aioirqfd import EventFd, InjectionError, IrqManager, Retry, Tracer
+from aioirqfd import EventFd, InjectionError, IrqchipPin, IrqManager, Retry, Tracer
 from aioirqfd.sinks import RecordingSink
 from aioirqfd.testing import FlakySink
 from aioirqfd.tracing import StructlogTracer
@@ -81,7 +81,9 @@ async def test_nothing_for_each_interrupt_unless_asked_and_then_at_debug_level(l
 async def test_trouble_is_a_warning_and_a_loss_of_hope_an_error(log):
     entries, logger = log
     with pytest.raises(InjectionError):
-        async with IrqManager(FlakySink(2), retry=Retry(1, 0, 0), tracer=StructlogTracer(logger)) as irqs:
+        async with IrqManager(
+            FlakySink(2), routing={5: IrqchipPin("ioapic", 5)}, retry=Retry(1, 0, 0), tracer=StructlogTracer(logger)
+        ) as irqs:
             with EventFd() as kick, EventFd() as nowhere:
                 irqs.assign(kick, gsi=5)
                 irqs.assign(nowhere, gsi=99)
