@@ -16,6 +16,7 @@ import fcntl
 import mmap
 import os
 import stat
+import sys
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Final, Self, final
 
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
 
     from aioirqfd.vhost_user.messages import MemoryRegion
 
-MAX_MEM_SLOTS: Final = 64
-"""The most regions of a table, and the answer to ``GET_MAX_MEM_SLOTS``. A region costs a mapping and an fd."""
+MAX_MEM_SLOTS: Final = 509
+"""The most regions of a table, and the answer to ``GET_MAX_MEM_SLOTS``: as many as the kernel's vhost has, so that memory can
+be plugged in as with that. A region costs a mapping and, before Python 3.13, an fd."""
 _ADDRESS_LIMIT: Final = 2**64
+_KEEP_NO_FD: Final[dict[str, bool]] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
 def map_shared(fd: int, size: int, offset: int, *, require_seal: bool = False) -> tuple[memoryview, bool]:
@@ -37,8 +40,8 @@ def map_shared(fd: int, size: int, offset: int, *, require_seal: bool = False) -
     Args:
         fd: The file; only borrowed.
         size: Bytes, at least 1.
-        offset: Where the part begins. It need not be on a page: the file is mapped from its beginning, which also suits
-            files of huge pages.
+        offset: Where the part begins. It need not be on a page: what is mapped begins on the page before, a huge one where
+            the file has such.
         require_seal: Refuse a file that may still shrink.
 
     Returns:
@@ -60,13 +63,18 @@ def map_shared(fd: int, size: int, offset: int, *, require_seal: bool = False) -
         sealed = bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
     if require_seal and not sealed:
         raise GuestMemoryError(f"fd {fd} is not sealed against shrinking")
+    # Not from the file's beginning: a front-end may give hundreds of parts of one file, and address space is no more than
+    # 128 TiB. A file of huge pages gives their size as its block size.
+    block = status.st_blksize
+    page = block if block > 0 and block % mmap.ALLOCATIONGRANULARITY == 0 else mmap.ALLOCATIONGRANULARITY
+    skip = offset % page
     try:
-        mapping = mmap.mmap(fd, offset + size)
+        mapping = mmap.mmap(fd, skip + size, offset=offset - skip, **_KEEP_NO_FD)
     except (OSError, ValueError, OverflowError) as error:
         raise GuestMemoryError(f"cannot map {size} bytes at {offset}: {error}") from error
     with contextlib.suppress(OSError):
         mapping.madvise(mmap.MADV_DONTDUMP)  # a guest's memory has no business in this process's core dumps
-    return memoryview(mapping)[offset : offset + size], sealed
+    return memoryview(mapping)[skip : skip + size], sealed
 
 
 @final

@@ -4,6 +4,7 @@ import fcntl
 import gc
 import mmap
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,16 @@ def memfd(size, *, seal=False):
 
 def one(region, size, **options):
     return GuestMemory.map([region], [memfd(size)], **options)
+
+
+def mapped(name="memfd:test"):
+    """Bytes of address space that a file's mappings take."""
+    total = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if name in line:
+            start, end = (int(text, 16) for text in line.split()[0].split("-"))
+            total += end - start
+    return total
 
 
 def mappings():
@@ -199,6 +210,29 @@ def test_the_slots_have_a_bound():
     assert len(GuestMemory(regions[:-1]).regions) == MAX_MEM_SLOTS
     with pytest.raises(GuestMemoryError, match="at most"):
         GuestMemory(regions)
+
+
+def test_parts_of_one_file_take_no_more_than_they_are():
+    """Memory that is plugged in piece by piece comes so: mapped from the file's beginning, half of it would be all there is."""
+    count = 64
+    fd = memfd(count * 4 * PAGE)
+    regions = [MemoryRegion(number << 32, 4 * PAGE, number << 32, number * 4 * PAGE) for number in range(count)]
+    for number in range(count):
+        os.pwrite(fd, bytes([number]), number * 4 * PAGE + 5)
+    memory = GuestMemory()
+    for region in regions:
+        memory = memory.with_region(region, os.dup(fd))
+    assert [memory.readable((number << 32) + 5, 1)[0][0] for number in range(count)] == list(range(count))
+    assert mapped() == count * 4 * PAGE
+    os.close(fd)
+
+
+def test_a_mapping_needs_no_fd_where_python_can_do_without():
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    memory = one(MemoryRegion(0, PAGE, 0, 0), PAGE)
+    kept = 0 if sys.version_info >= (3, 13) else 1
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + kept
+    assert len(memory.regions) == 1
 
 
 @settings(max_examples=300)
