@@ -1,21 +1,25 @@
 """A virtio device in Python: the back-end of vhost-user.
 
-Subclass :class:`Device`, and give it to a :class:`Backend`, or to :func:`run`.
+Subclass :class:`Device`, and give it to a :class:`Backend`, to :func:`run`, or, for a program with the options that such
+programs have, to :func:`main`.
 
 From the ground up: ``errors``, ``features``, ``messages`` and ``protocol`` (the codec), ``ring`` (figures), ``memory``
 (the guest's memory), ``inflight`` (requests that outlive a crash), ``chain`` and ``virtqueue`` (requests), ``driver``
 (the other side, for tests), ``blockfile`` (requests that need no handler). None of these does any I/O but mapping
-memory. Above them: ``device``, ``eager`` (coroutines begun on the spot), ``calls`` (interrupts), ``vring`` (a queue's life), ``connection``, ``session`` and ``backend``.
+memory. Above them: ``reports`` (what goes wrong), ``device``, ``eager`` (coroutines begun on the spot), ``calls``
+(interrupts), ``kick``, ``in_order`` (receive queues), ``vring`` (a queue's life), ``connection``, ``backchannel``,
+``session``, ``sockets``, ``frontends`` (where they come from), ``backend`` and ``program`` (the command line).
 """
 
 from __future__ import annotations
 
-from aioirqfd.vhost_user.backend import Backend, BackendStatistics, run
+from aioirqfd.vhost_user.backend import Backend, BackendStatistics
 from aioirqfd.vhost_user.blockfile import BlockFile
 from aioirqfd.vhost_user.chain import Chain
 from aioirqfd.vhost_user.device import Device
 from aioirqfd.vhost_user.errors import ChainError, VhostUserError
-from aioirqfd.vhost_user.vring import VringStatistics
+from aioirqfd.vhost_user.program import main, run
+from aioirqfd.vhost_user.statistics import VringStatistics
 
 __all__ = [
     "Backend",
@@ -26,5 +30,6 @@ __all__ = [
     "Device",
     "VhostUserError",
     "VringStatistics",
+    "main",
     "run",
 ]

@@ -1,42 +1,42 @@
-"""The back-end: a Unix socket that front-ends connect to, and the device behind it."""
+"""The back-end: front-ends on Unix sockets, one after the other, and the device that they are served."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import inspect
-import os
-import signal
-import socket
-import stat
+import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, final
 
 from aioirqfd.counter import Kicks
+from aioirqfd.irqfd.guard import guarded
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.manager import IrqManager
 from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.vhost_user.blockfile import BlockFile
 from aioirqfd.vhost_user.calls import Calls
 from aioirqfd.vhost_user.connection import Connection
+from aioirqfd.vhost_user.device import Device
 from aioirqfd.vhost_user.eager import Eager
+from aioirqfd.vhost_user.frontends import Accepted, Connected, Single
 from aioirqfd.vhost_user.messages import MAX_CONFIG
+from aioirqfd.vhost_user.reports import Reports
 from aioirqfd.vhost_user.session import Session
+from aioirqfd.vhost_user.sockets import Listener, connect, listens, socket_path
 from aioirqfd.vhost_user.vring import Vring
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import os
+    import socket
     from types import TracebackType
 
     from aioirqfd.counter import Transfer
     from aioirqfd.irqfd.interrupt import Interrupt
     from aioirqfd.tracer import Tracer
     from aioirqfd.vhost_user.chain import Chain
-    from aioirqfd.vhost_user.device import Device
-    from aioirqfd.vhost_user.vring import VringStatistics
-
+    from aioirqfd.vhost_user.frontends import FrontEnds
+    from aioirqfd.vhost_user.statistics import VringStatistics
 
 ACCEPT_AGAIN: Final = 1.0
 """Seconds until a connection that could not be accepted is tried again."""
@@ -79,19 +79,30 @@ class Backend:
     Args:
         device: The device.
         path: Where the socket is made. A socket that a dead process has left there is taken away first.
+        sock: Instead of a path, a Unix stream socket: one that listens, or one that is connected to the only front-end there
+            will be. Owned from when the back-end is entered.
+        connect: The front-end listens at the path, and the back-end connects to it.
+        reconnect: With ``connect``: seconds after which it tries again, where nobody listens or the front-end has gone. None:
+            it connects once, on entering.
         tracer: Hears what happens: ``frontend_connected``, ``frontend_disconnected``, ``memory_table``,
-            ``vring_started``, ``vring_stopped`` (with a reason if the driver broke its ring), ``message_refused``,
-            ``request_failed``, ``interrupt_failed``, ``session_failed``, ``accept_failed``, and what the irqfds have
-            to say.
+            ``vring_started``, ``vring_stopped`` (with a reason if the driver broke its ring), and what the irqfds have to
+            say. And what goes wrong, rate-limited (:mod:`aioirqfd.ratelimit`): ``message_refused``, ``request_failed``,
+            ``interrupt_failed``, ``device_failed``, ``session_failed``, ``accept_failed``, ``connect_failed``,
+            ``inflight_too_small`` (a ring that the front-end's inflight buffer has no room for runs without it).
         require_seal: Take only memory that the front-end can no longer shrink.
 
     Used as ``async with``. Leaving it cancels the requests under way, closes the connection, and takes the socket away.
 
+    What a device's own code raises goes to the tracer or, without one, to the loop's exception handler, which writes the
+    traceback to standard error: each place that raises, once in a front-end's time.
+
     Raises:
         ValueError: The device says of itself what cannot be: how many queues, which of them receive, how many requests at
-            once, its configuration.
-        TypeError: Its ``handle`` is no coroutine function, or its file no :class:`BlockFile`.
-        OSError: EADDRINUSE, somebody listens at the path already; on entering.
+            once, its configuration. Or the socket is none to serve on.
+        TypeError: Its ``handle`` is no coroutine function, or its file no :class:`BlockFile`. Or both a path and a socket were
+            given, or neither.
+        OSError: On entering, with the path: EINVAL, ENAMETOOLONG, it is none for a socket; EADDRINUSE, somebody listens there
+            already, or it is no socket; with ``connect`` and without ``reconnect``, nobody listens there.
 
     Threads: the loop's.
     """
@@ -99,27 +110,36 @@ class Backend:
     def __init__(
         self,
         device: Device,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         *,
+        sock: socket.socket | None = None,
+        connect: bool = False,
+        reconnect: float | None = None,
         tracer: Tracer = NULL_TRACER,
         require_seal: bool = False,
     ) -> None:
         _check(device)
+        _check_place(path, sock, connect=connect, reconnect=reconnect)
         self.device = device
-        self._path = os.fspath(path)
-        self._tracer = tracer
+        self._path = path
+        self._sock = sock
+        self._connect = connect
+        self._reconnect = reconnect
+        self._tracer = guarded(tracer)
         self._require_seal = require_seal
         self._vrings: list[Vring] = []
+        self._session: Session | None = None
         self._sessions = 0
+        self._task: asyncio.Task[None] | None = None
         self._stack = contextlib.AsyncExitStack()
 
     def __repr__(self) -> str:
-        return f"<Backend {self._path!r}>"
+        return f"<Backend {self._path if self._sock is None else self._sock!r}>"
 
     async def __aenter__(self) -> Self:
+        reports = Reports(self._tracer, asyncio.get_running_loop())
         async with contextlib.AsyncExitStack() as stack:
-            listener = stack.enter_context(_listen(self._path))
-            stack.callback(_unlink, self._path)
+            front_ends = self._front_ends(stack, reports)
             count = self.device.num_queues
             calls = Calls(count, tracer=self._tracer)
             sink = _KickSink(calls, count)
@@ -137,11 +157,13 @@ class Backend:
                     transfers=sink.transfers,
                     eager=eager,
                     tracer=self._tracer,
+                    reports=reports,
                 )
                 for index in range(count)
             ]
-            task = asyncio.create_task(self._accept(listener, calls), name=f"aioirqfd {self!r}")
+            self._task = task = asyncio.create_task(self._serve(front_ends, calls, reports), name=f"aioirqfd {self!r}")
             stack.push_async_callback(self._end, task)
+            self._attend(stack, reports)
             self._stack = stack.pop_all()
         return self
 
@@ -149,6 +171,40 @@ class Backend:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+    def _front_ends(self, stack: contextlib.AsyncExitStack, reports: Reports) -> FrontEnds:
+        sock = self._sock
+        if sock is None:
+            assert self._path is not None
+            path = socket_path(self._path)
+            if not self._connect:
+                return Accepted(stack.enter_context(Listener(path)).sock, reports, again=ACCEPT_AGAIN)
+            if self._reconnect is not None:
+                return Connected(path, reports, reconnect=self._reconnect)
+            sock = connect(path)
+        stack.callback(sock.close)
+        sock.setblocking(False)
+        return Accepted(sock, reports, again=ACCEPT_AGAIN) if listens(sock) else Single(sock)
+
+    def _attend(self, stack: contextlib.AsyncExitStack, reports: Reports) -> None:
+        """Let the device say that its configuration has changed, and do what it does beside requests."""
+        device = self.device
+        device.config_watchers += (self._config_changed,)
+        stack.callback(self._config_no_more)
+        if type(device).background is not Device.background:
+            task = asyncio.create_task(device.background(), name=f"aioirqfd {type(device).__qualname__}.background")
+            task.add_done_callback(lambda ended: _background_ended(device, ended, reports))
+            stack.push_async_callback(_cancel, task)
+
+    def _config_changed(self) -> None:
+        for vring in self._vrings:
+            vring.take_file()
+        if self._session is not None:
+            self._session.config_changed()
+
+    def _config_no_more(self) -> None:
+        watchers = self.device.config_watchers
+        self.device.config_watchers = tuple(one for one in watchers if one != self._config_changed)
 
     async def _end(self, task: asyncio.Task[None]) -> None:
         task.cancel()
@@ -158,31 +214,26 @@ class Backend:
         if not task.cancelled():
             task.result()
 
-    async def _accept(self, listener: socket.socket, calls: Calls) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                # EMFILE and the like pass; whoever wants to connect waits in the socket's own queue.
-                self._tracer.emit("accept_failed", error=str(error))
-                await asyncio.sleep(ACCEPT_AGAIN)
-                continue
+    async def _serve(self, front_ends: FrontEnds, calls: Calls, reports: Reports) -> None:
+        while (sock := await front_ends.next()) is not None:
             self._sessions += 1
-            session = Session(
+            reports.begin()
+            self._session = Session(
                 Connection(sock),
                 device=self.device,
                 vrings=self._vrings,
                 calls=calls,
                 tracer=self._tracer,
+                reports=reports,
                 require_seal=self._require_seal,
             )
             try:
-                await session.run()
+                await self._session.run()
             except Exception as error:
-                # A fault of this package's or the device's; the next front-end is not to suffer for it.
-                self._tracer.emit("session_failed", error=repr(error))
-                loop.call_exception_handler({"message": f"aioirqfd: {self!r}: a session failed", "exception": error})
+                # A fault of this package's; the next front-end is not to suffer for it.
+                reports.raised("session_failed", f"{self!r}: a session failed", error)
+            finally:
+                self._session = None
 
     def answer_again(self, request: Chain, written: int) -> None:
         """Put the answer to a request into its ring once more: what no device may do, to test a driver with.
@@ -201,42 +252,27 @@ class Backend:
         return BackendStatistics(self._sessions, tuple(vring.statistics() for vring in self._vrings))
 
     async def serve_forever(self) -> None:
-        """Wait until cancelled; the front-ends are served anyway, while the back-end is open."""
-        await asyncio.get_running_loop().create_future()
+        """Wait as long as there may be front-ends: until cancelled, unless the only one has gone.
+
+        Front-ends are served anyway, while the back-end is open.
+
+        Raises:
+            RuntimeError: The back-end has not been entered.
+        """
+        if self._task is None:
+            raise RuntimeError(f"{self!r} is not open; enter it with `async with`")
+        await asyncio.wait({self._task})
 
 
-def run(device: Device, path: str | os.PathLike[str], *, tracer: Tracer = NULL_TRACER) -> None:
-    """Serve a device until SIGINT or SIGTERM: the whole main program of a back-end. On uvloop, where it is installed.
-
-    Args:
-        device: The device.
-        path: Where the socket is made.
-        tracer: Hears what happens.
-
-    Raises:
-        SystemExit: It cannot listen at the path, with a line that says why.
-    """
-    new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
-    with contextlib.suppress(ImportError):
-        import uvloop  # noqa: PLC0415  optional: a turn of its loop costs a third
-
-        new_loop = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        try:
-            runner.run(_serve(device, path, tracer))
-        except OSError as error:
-            if error.filename != os.fspath(path):
-                raise
-            raise SystemExit(str(error)) from None
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
-async def _serve(device: Device, path: str | os.PathLike[str], tracer: Tracer) -> None:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    async with Backend(device, path, tracer=tracer):
-        await stop.wait()
+def _background_ended(device: Device, task: asyncio.Task[None], reports: Reports) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        name = type(device).__qualname__
+        reports.raised("device_failed", f"background() of {name} raised", error, what="background()")
 
 
 def _check(device: Device) -> None:
@@ -253,42 +289,23 @@ def _check(device: Device) -> None:
     # Devices are written without a type checker, too.
     if not inspect.iscoroutinefunction(device.handle):
         raise TypeError(f"handle() is a coroutine function, not {device.handle!r}")
+    if not inspect.iscoroutinefunction(device.background):
+        raise TypeError(f"background() is a coroutine function, not {device.background!r}")
     file = device.file
     if file is not None and not isinstance(file, BlockFile):  # pyright: ignore[reportUnnecessaryIsInstance]  as above
         raise TypeError(f"a file is a BlockFile, not {file!r}")
 
 
-def _listen(path: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        try:
-            listener.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or _somebody_listens(path):
-                raise
-            Path(path).unlink()
-            listener.bind(path)
-        listener.listen()
-        listener.setblocking(False)
-    except BaseException as error:
-        listener.close()
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, path) from None
-        raise
-    return listener
-
-
-def _somebody_listens(path: str) -> bool:
-    """Whether what is at the path is not just a dead process's socket."""
-    if not stat.S_ISSOCK(Path(path).stat().st_mode):
-        return True
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return False
-    return True
-
-
-def _unlink(path: str) -> None:
-    Path(path).unlink(missing_ok=True)
+def _check_place(path: object, sock: socket.socket | None, *, connect: bool, reconnect: float | None) -> None:
+    """Raise if it is not said where to serve, or twice."""
+    if (path is None) == (sock is None):
+        raise TypeError("a back-end serves at a path, or on a socket: one of the two")
+    if sock is not None:
+        listens(sock)
+    if connect and path is None:
+        raise TypeError("connect=True is for a path; a socket is connected, or it listens")
+    if reconnect is not None:
+        if not connect:
+            raise TypeError("reconnect is for connect=True")
+        if not (reconnect > 0 and math.isfinite(reconnect)):
+            raise ValueError(f"reconnect is a number of seconds above 0, not {reconnect}")

@@ -55,10 +55,14 @@ class Calls:
 
     async def __aenter__(self) -> Self:
         await self._manager.__aenter__()
-        for index in self._manager.routing:
-            trigger = EventFd()
-            self._triggers.append(trigger)
-            self._irqfds.append(self._manager.assign(trigger, gsi=index, masked=True))
+        try:
+            for index in self._manager.routing:
+                trigger = EventFd()
+                self._triggers.append(trigger)
+                self._irqfds.append(self._manager.assign(trigger, gsi=index, masked=True))
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(

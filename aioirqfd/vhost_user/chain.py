@@ -137,3 +137,19 @@ class Chain:
 
     def __repr__(self) -> str:
         return f"<Chain {self.head}: {self.readable_size} bytes to read, {self.writable_size} to write>"
+
+
+def written_by(chain: Chain, result: object) -> int:
+    """Return how many bytes a handler says that it has written.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: The chain has no room for so many.
+    """
+    if result is None:
+        return 0
+    if not isinstance(result, int):
+        raise TypeError(f"a handler returns a number of bytes, not {result!r}")
+    if not 0 <= result <= chain.writable_size:
+        raise ValueError(f"a handler says that it wrote {result} bytes into {chain!r}")
+    return result

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.vhost_user.errors import VhostUserProtocolError
 from aioirqfd.vhost_user.protocol import MAX_FDS, Direction, MessageParser, encode
+from aioirqfd.vhost_user.sockets import done, readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from aioirqfd.vhost_user.messages import Message
 
-_NO_SIGNAL: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+# Each call says that it does not wait: another process may have the same socket, and make it block.
+_SEND: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+_RECEIVE: Final = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 
 
 @final
@@ -48,9 +51,9 @@ class Connection:
         parser = self._parser
         while (message := parser.next_message()) is None:
             try:
-                data, fds, flags, _ = socket.recv_fds(self._sock, parser.wanted, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+                data, fds, flags, _ = socket.recv_fds(self._sock, parser.wanted, MAX_FDS, _RECEIVE)
             except BlockingIOError:
-                await self._wait_readable()
+                await readable(self._sock)
                 continue
             except ConnectionError:
                 return None
@@ -72,7 +75,7 @@ class Connection:
         fds = message.fds
         while data:
             try:
-                sent = socket.send_fds(self._sock, [data], list(fds), _NO_SIGNAL)
+                sent = socket.send_fds(self._sock, [data], list(fds), _SEND)
             except BlockingIOError:
                 await self._wait_writable()
                 continue
@@ -101,17 +104,9 @@ class Connection:
             finally:
                 self._loop.remove_reader(fd)
 
-    async def _wait_readable(self) -> None:
-        waiting: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_reader(self._sock.fileno(), _wake, waiting)
-        try:
-            await waiting
-        finally:
-            self._loop.remove_reader(self._sock.fileno())
-
     async def _wait_writable(self) -> None:
         waiting: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_writer(self._sock.fileno(), _wake, waiting)
+        self._loop.add_writer(self._sock.fileno(), done, waiting)
         try:
             await waiting
         finally:
@@ -122,8 +117,3 @@ class Connection:
         for fd in self._parser.close():
             os.close(fd)
         self._sock.close()
-
-
-def _wake(waiting: asyncio.Future[None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)

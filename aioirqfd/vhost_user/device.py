@@ -20,7 +20,7 @@ class Device:
         num_queues: How many virtqueues it has, 1..256.
         features: Its own feature bits (bits 0..23, and 50 and above). Those of the ring are the back-end's to offer.
         config: Its configuration space, at most 256 bytes. Read whenever the driver reads it, so a subclass may make it a
-            property.
+            property. After a change, call :meth:`config_changed`.
         concurrency: How many requests of one queue may be under way at once, counting those that wait for something.
             With 1, requests are handled strictly one after the other.
         receive_queues: The queues whose requests wait for something that may never come, such as a network's receive
@@ -31,6 +31,7 @@ class Device:
         file: For block devices: the file that the queues read and write by themselves, without a call of :meth:`handle`
             for each request. Leave it None where :meth:`handle` does anything else with a read or a write.
         driver_features: The features that the driver has agreed on; 0 before.
+        config_watchers: Whom :meth:`config_changed` tells: for the back-ends to fill in.
 
     Threads: everything is called on the back-end's loop.
     """
@@ -43,6 +44,7 @@ class Device:
     receive_queues: Collection[int] = ()
     file: BlockFile | None = None
     driver_features: int = 0
+    config_watchers: tuple[Callable[[], None], ...] = ()
 
     async def handle(self, request: Chain) -> int | None:
         """Serve one request: read ``request.readable``, fill ``request.writable``.
@@ -65,7 +67,11 @@ class Device:
         raise NotImplementedError
 
     def failed(self, request: Chain, error: BaseException) -> int:
-        """Answer a request whose :meth:`handle` raised; the error has been traced.
+        """Answer a request whose :meth:`handle` raised.
+
+        The error has been reported: the tracer hears of it as often as :mod:`aioirqfd.ratelimit` lets it. Where there is
+        none, the loop's exception handler does, which writes the traceback to standard error: of each place that raises,
+        once in a front-end's time.
 
         Returns:
             How many bytes were written. This method answers with none.
@@ -94,7 +100,7 @@ class Device:
     def stopping(self, queue: int) -> None:
         """A queue is about to stop, and waits for its requests under way: end what was held back. Does nothing here."""
 
-    def write_config(self, offset: int, data: bytes) -> None:
+    def write_config(self, offset: int, data: bytes, *, live_migration: bool = False) -> None:
         """The driver writes its configuration space (``SET_CONFIG``).
 
         Called on the loop between two messages; requests may be under way.
@@ -102,11 +108,46 @@ class Device:
         Args:
             offset: Where, in bytes: 0..2**32-1, as the front-end says; it may be beyond the end of ``config``.
             data: What: at most 256 bytes.
+            live_migration: It is not the driver who writes, but the front-end, after the guest has moved here: what was in
+                the configuration space of the device there, read-only fields too. Left out for the driver.
 
         Raises:
-            ValueError: It is not the driver's to write; this method always says so.
+            ValueError: It is not to be written; the message is acknowledged as failed. This method always says so, unless
+                a guest that moves here brings what is there already.
         """
+        if live_migration and self.config[offset : offset + len(data)] == data:
+            return
         raise ValueError(f"{len(data)} bytes at {offset} of the configuration space are not the driver's to write")
+
+    def config_changed(self) -> None:
+        """Tell the driver that :attr:`config` has changed: a disk that has grown, a link that has gone down.
+
+        The front-end is told (``CONFIG_CHANGE_MSG``), reads the configuration, and interrupts the driver. Where it cannot
+        be told now, it is as soon as it can. Where there is no front-end, or it did not agree on ``BACKEND_REQ``, nothing
+        happens.
+
+        The queues take :attr:`file` anew.
+
+        Threads: the loop's.
+        """
+        for tell in self.config_watchers:
+            tell()
+
+    async def background(self) -> None:
+        """What the device does beside requests, such as to watch what it serves. Does nothing here.
+
+        A task of its own, from when a back-end is entered until it is left. It may end; what it raises is reported like
+        what :meth:`handle` does, and the device is served on.
+
+        Cancellation:
+            The back-end is left, and waits for this to end.
+        """
 
     def reset(self) -> None:
         """The driver has reset the device (``RESET_DEVICE``), or its front-end has gone. No request is under way."""
+
+    def close(self) -> None:
+        """Let go of what the device has opened; called by :func:`main` at the end. Does nothing here.
+
+        Whoever enters a :class:`Backend` calls it after that, if it is to be called.
+        """

@@ -6,6 +6,7 @@
     +-- VhostUserError
         +-- VhostUserProtocolError    a message that breaks the protocol: close the connection
         +-- RefusedError              a message that asks for what cannot be: acknowledged as failed
+        |   +-- RingError             and without what it asks for, a ring cannot run
         +-- GuestMemoryError          an address outside the memory table, or a table that cannot be mapped
         +-- InflightError             an inflight buffer that cannot be used
         +-- VirtqueueError            the driver broke its ring: the queue is stopped until it is set up anew
@@ -29,6 +30,19 @@ class VhostUserProtocolError(VhostUserError):
 
 class RefusedError(VhostUserError):
     """A well-formed message that asks for what cannot be. It is acknowledged as failed, and nothing was changed."""
+
+
+class RingError(RefusedError):
+    """A ring cannot run as the front-end has set it up. The front-end must hear of it, or its guest waits for ever.
+
+    Args:
+        reason: What is wrong.
+        told: Whether the ring's error eventfd has been signalled.
+    """
+
+    def __init__(self, reason: str, *, told: bool) -> None:
+        super().__init__(reason)
+        self.told = told
 
 
 class GuestMemoryError(VhostUserError):

@@ -15,12 +15,18 @@ How each moment of a crash is survived:
   whose requests hang together from ``last_batch_head``: their marks are cleared.
 
 So a request may be executed twice, but is never lost and never answered twice.
+
+How large a queue's part is. A front-end asks for the buffer before it knows its guest's rings: QEMU asks for room for 128
+descriptors, and then a firmware runs a ring of 256 and Linux one of 1024. So a buffer of ours has room for :data:`ROOM` at
+least, however little was asked for. When it comes back, QEMU describes it by what it has asked for, not by what it got: the
+buffer itself is believed instead (:meth:`InflightBuffer.map`).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self, final
 
 from aioirqfd.vhost_user.errors import GuestMemoryError, InflightError
@@ -33,6 +39,8 @@ if TYPE_CHECKING:
 
 MAX_QUEUES: Final = 1024
 """The most queues a buffer is made or mapped for."""
+ROOM: Final = 1024
+"""The descriptors of each queue that a front-end's buffer has room for at least: the largest ring that QEMU's devices have."""
 _HEAD: Final = 16
 _DESC: Final = 16
 _ALIGN: Final = 64
@@ -143,6 +151,9 @@ class InflightBuffer:
 
     Made by :meth:`create` for ``GET_INFLIGHT_FD``, by :meth:`map` for ``SET_INFLIGHT_FD``. Views into it, as an
     :class:`InflightQueue` has them, stay good after :meth:`close`.
+
+    Attributes:
+        description: Its shape, as it is.
     """
 
     __slots__ = ("_fd", "_view", "description")
@@ -182,8 +193,11 @@ class InflightBuffer:
     def map(cls, description: Inflight, fd: int, *, require_seal: bool = False) -> Self:
         """Map a buffer that the front-end has kept.
 
+        Its parts may be larger than the description says. What the first queue's part says of itself is believed; where
+        it says nothing, because it is new, the parts are as large as there is room for.
+
         Args:
-            description: Its shape.
+            description: Its shape, as the front-end says.
             fd: Owned from here on, and closed if this fails.
             require_seal: Refuse a buffer that the front-end may still shrink.
 
@@ -191,15 +205,14 @@ class InflightBuffer:
             InflightError: It is too small for its shape, or cannot be mapped.
         """
         try:
-            need = _needed(description)
-            view, _ = map_shared(fd, need, description.mmap_offset, require_seal=require_seal)
+            view, shape = _map(description, fd, require_seal=require_seal)
         except GuestMemoryError as error:
             os.close(fd)
             raise InflightError(f"the inflight buffer cannot be mapped: {error}") from error
         except InflightError:
             os.close(fd)
             raise
-        return cls(fd, view, description)
+        return cls(fd, view, shape)
 
     def fileno(self) -> int:
         """Return the fd, to send with the reply; -1 after :meth:`close`."""
@@ -216,11 +229,29 @@ class InflightBuffer:
         stride = queue_stride(self.description.queue_size)
         return InflightQueue(self._view[index * stride : (index + 1) * stride], self.description.queue_size)
 
+    def part(self, index: int, size: int) -> InflightQueue | None:
+        """Return the part for a queue whose ring has ``size`` entries; None if there is no room for it.
+
+        Then what is there is of another ring. It is forgotten, not to be taken for a later one's.
+
+        Raises:
+            InflightError: The part is malformed.
+        """
+        if index < self.description.num_queues:
+            if size <= self.description.queue_size:
+                return self.queue(index)
+            self.forget(index)
+        return None
+
     def clear(self, count: int) -> None:
         """Make the first ``count`` queues' parts new: nothing is in flight there, and no ring is to be gone on with."""
+        for index in range(min(count, self.description.num_queues)):
+            self.forget(index)
+
+    def forget(self, index: int) -> None:
+        """Make one queue's part new."""
         stride = queue_stride(self.description.queue_size)
-        for start in range(0, stride * min(count, self.description.num_queues), stride):
-            self._view[start : start + stride] = bytes(stride)
+        self._view[index * stride : (index + 1) * stride] = bytes(stride)
 
     def close(self) -> None:
         """Close the fd. Idempotent; the memory lives as long as a view of it."""
@@ -238,6 +269,32 @@ class InflightBuffer:
 def _check_shape(num_queues: int, queue_size: int) -> None:
     if not (1 <= num_queues <= MAX_QUEUES and 1 <= queue_size <= MAX_SIZE):
         raise InflightError(f"an inflight buffer of {num_queues} queues of {queue_size} descriptors")
+
+
+def _map(description: Inflight, fd: int, *, require_seal: bool) -> tuple[memoryview, Inflight]:
+    """Map a buffer; return it, and its shape as it is."""
+    need = _needed(description)
+    view, _ = map_shared(fd, need, description.mmap_offset, require_seal=require_seal)
+    size = _queue_size(view.cast("H"), description)
+    if size == description.queue_size:
+        return view, description
+    shape = replace(description, queue_size=size)
+    view, _ = map_shared(fd, _needed(shape), description.mmap_offset, require_seal=require_seal)
+    return view, shape
+
+
+def _queue_size(first: memoryview, description: Inflight) -> int:
+    """How many descriptors each part has room for; ``first`` is the first queue's, in words."""
+    asked = description.queue_size
+    if first[_VERSION_H] == _VERSION:
+        return max(int(first[_DESC_NUM_H]), asked)
+    if first[_VERSION_H]:
+        return asked  # somebody else's: to be refused where it is used
+    stride = description.mmap_size // description.num_queues // _ALIGN * _ALIGN
+    if stride == queue_stride(asked):
+        return asked
+    room = min((stride - _HEAD) // _DESC, MAX_SIZE)
+    return max(asked, 1 << (room.bit_length() - 1))  # a ring's size is a power of 2
 
 
 def _needed(description: Inflight) -> int:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.errors import ClosedError, EventFdInvalidError
 from aioirqfd.eventfd import EventFd
-from aioirqfd.vhost_user.errors import GuestMemoryError, InflightError, RefusedError, VhostUserProtocolError
+from aioirqfd.vhost_user.backchannel import BackChannel
+from aioirqfd.vhost_user.errors import GuestMemoryError, InflightError, RefusedError, RingError, VhostUserProtocolError
 from aioirqfd.vhost_user.features import ProtocolFeature, VirtioFeature
-from aioirqfd.vhost_user.inflight import InflightBuffer
+from aioirqfd.vhost_user.inflight import ROOM, InflightBuffer
 from aioirqfd.vhost_user.memory import MAX_MEM_SLOTS, GuestMemory
 from aioirqfd.vhost_user.messages import (
     U64,
@@ -25,6 +26,7 @@ from aioirqfd.vhost_user.messages import (
     VringState,
 )
 from aioirqfd.vhost_user.protocol import acknowledgement
+from aioirqfd.vhost_user.reports import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from aioirqfd.vhost_user.calls import Calls
     from aioirqfd.vhost_user.connection import Connection
     from aioirqfd.vhost_user.device import Device
+    from aioirqfd.vhost_user.reports import Reports
     from aioirqfd.vhost_user.vring import Vring
 
 RING_FEATURES: Final = (
@@ -45,8 +48,12 @@ PROTOCOL_FEATURES: Final = (
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
 )
-"""What is offered for every device; ``CONFIG`` comes on top where it has a configuration space."""
+"""What is offered for every device; ``CONFIG`` and ``BACKEND_REQ`` come on top where it has a configuration space."""
+LIVE_MIGRATION: Final = 1
+"""The flag of a ``SET_CONFIG`` that may write what is read-only otherwise."""
+_SET_UP: Final = frozenset({Request.SET_VRING_NUM, Request.SET_VRING_BASE, Request.SET_VRING_ADDR})
 
 
 @final
@@ -59,6 +66,7 @@ class Session:
         vrings: Its queues, all at rest.
         calls: Its interrupts.
         tracer: Hears what happens.
+        reports: Tells what goes wrong.
         require_seal: Take only memory that the front-end can no longer shrink.
     """
 
@@ -70,6 +78,7 @@ class Session:
         vrings: Sequence[Vring],
         calls: Calls,
         tracer: Tracer,
+        reports: Reports,
         require_seal: bool,
     ) -> None:
         self._connection = connection
@@ -77,15 +86,21 @@ class Session:
         self._vrings = vrings
         self._calls = calls
         self._tracer = tracer
+        self._reports = reports
         self._require_seal = require_seal
         self._memory = GuestMemory()
         self._features = 0
         self._protocol_features = ProtocolFeature(0)
         self._inflight: InflightBuffer | None = None
+        self._status = 0
+        self._channel: BackChannel | None = None
+        # Whether the front-end may have an older configuration than the device: one that reconnects to a new back-end asks
+        # for none.
+        self._config_unread = True
         self._offered = int(RING_FEATURES) | device.features
         self._offered_protocol = PROTOCOL_FEATURES
         if device.config:
-            self._offered_protocol |= ProtocolFeature.CONFIG
+            self._offered_protocol |= ProtocolFeature.CONFIG | ProtocolFeature.BACKEND_REQ
 
     async def run(self) -> None:
         """Serve the front-end until it goes, or breaks the protocol."""
@@ -105,25 +120,36 @@ class Session:
             self._tracer.emit("frontend_disconnected", reason=reason)
             self._abandon()
             await self._reset()
+            for vring in self._vrings:
+                vring.set_err(None)
             if self._inflight is not None:
                 self._inflight.close()
+            if self._channel is not None:
+                self._channel.close()
 
     async def _serve(self, message: Message) -> None:
         fds = list(message.fds)
         reply: Message | None = None
-        ok = True
+        refused: RefusedError | None = None
         try:
             reply = await self._act(message, fds)
         except RefusedError as error:
-            self._tracer.emit("message_refused", request=_name(message), reason=str(error))
-            ok = False
+            self._refuse(message, error)
+            refused = error
         finally:
             for fd in (*fds, *message.surplus_fds):
                 os.close(fd)
         if reply is None and self._protocol_features & ProtocolFeature.REPLY_ACK:
-            reply = acknowledgement(message, ok=ok)
+            reply = acknowledgement(message, ok=refused is None)
         if reply is not None:
             await self._connection.send(reply)
+        elif isinstance(refused, RingError) and not refused.told:
+            # There is no other way left to let the front-end know, and its guest would wait for ever.
+            raise VhostUserProtocolError(f"{_name(message)}: {refused}") from refused
+
+    def _refuse(self, message: Message, error: Exception) -> None:
+        name, reason = _name(message), str(error)
+        self._reports.trouble("message_refused", kind=(name, reason), request=name, reason=reason)
 
     async def _act(self, message: Message, fds: list[int]) -> Message | None:
         """Do what a message says. What is left in ``fds`` is closed afterwards."""
@@ -131,7 +157,7 @@ class Session:
             case Request.GET_FEATURES, None:
                 return _reply(message, U64(self._offered))
             case Request.SET_FEATURES, U64(features):
-                self._set_features(features)
+                await self._set_features(features)
             case Request.GET_PROTOCOL_FEATURES, None:
                 return _reply(message, U64(int(self._offered_protocol)))
             case Request.SET_PROTOCOL_FEATURES, U64(features):
@@ -142,7 +168,13 @@ class Session:
                 return _reply(message, U64(len(self._vrings)))
             case Request.SET_OWNER, None:
                 pass
-            case ((Request.RESET_OWNER | Request.RESET_DEVICE), None):
+            case Request.RESET_OWNER, None:
+                # "Deprecated": once meant to disable all rings, and where it was taken for more it led to bugs. Without
+                # PROTOCOL_FEATURES no message would enable them again.
+                if self._features & VirtioFeature.PROTOCOL_FEATURES:
+                    for vring in self._vrings:
+                        vring.set_enabled(enabled=False)
+            case Request.RESET_DEVICE, None:
                 with self._connection.watch(self._abandon):
                     await self._reset()
                 if self._inflight is not None:
@@ -159,8 +191,14 @@ class Session:
                 return _reply(message, U64(MAX_MEM_SLOTS))
             case Request.GET_CONFIG, ConfigSpace() as piece:
                 return self._get_config(message, piece)
-            case Request.SET_CONFIG, ConfigSpace(offset, _, data):
-                self._set_config(offset, data)
+            case Request.SET_CONFIG, ConfigSpace() as piece:
+                self._set_config(piece)
+            case Request.SET_BACKEND_REQ_FD, None:
+                self._set_channel(fds)
+            case Request.GET_STATUS, None:
+                return _reply(message, U64(self._status))
+            case Request.SET_STATUS, U64(status):
+                await self._set_status(status)
             case Request.GET_INFLIGHT_FD, Inflight() as asked:
                 return self._get_inflight(message, asked)
             case Request.SET_INFLIGHT_FD, Inflight() as description:
@@ -172,18 +210,21 @@ class Session:
                     base = await self._vrings[index].stop()
                 return _reply(message, VringState(index, base))
             case _, (VringState() | VringAddr() | VringFd()):
-                self._set_vring(message, fds)
+                await self._set_vring(message, fds)
             case _:
                 raise RefusedError("not served")
         return None
 
     # -- the device --------------------------------------------------------------------------------------------------
 
-    def _set_features(self, features: int) -> None:
+    async def _set_features(self, features: int) -> None:
         if features & ~self._offered:
             raise VhostUserProtocolError(f"features {features & ~self._offered:#x} were not offered")
-        if features != self._features and any(vring.queue is not None for vring in self._vrings):
-            raise RefusedError("the features cannot change while a queue runs")
+        if features != self._features:
+            if any(vring.queue is not None and vring.enabled for vring in self._vrings):
+                raise RefusedError("the features cannot change while a queue runs")
+            for vring in self._vrings:
+                await self._rest(vring)
         self._features = features
         self._device.driver_features = features
         if not features & VirtioFeature.PROTOCOL_FEATURES:
@@ -192,15 +233,60 @@ class Session:
                 vring.set_enabled(enabled=True)
 
     def _get_config(self, message: Message, asked: ConfigSpace) -> Message:
-        config = self._device.config[asked.offset : asked.offset + len(asked.data)]
+        try:
+            config = bytes(self._device.config[asked.offset : asked.offset + len(asked.data)])
+        except Exception as error:
+            self._raised("config", error)
+            return Message(message.request, None, reply=True)  # what says that it failed
+        self._config_unread = False
         # A front-end may know more fields than this device has: they read as zero.
         return _reply(message, ConfigSpace(asked.offset, asked.flags, config.ljust(len(asked.data), b"\0")))
 
-    def _set_config(self, offset: int, data: bytes) -> None:
+    def _set_config(self, piece: ConfigSpace) -> None:
+        if piece.flags & ~LIVE_MIGRATION:
+            raise RefusedError(f"flags {piece.flags:#x} of SET_CONFIG are not known")
         try:
-            self._device.write_config(offset, data)
+            if piece.flags:
+                self._device.write_config(piece.offset, piece.data, live_migration=True)
+            else:
+                self._device.write_config(piece.offset, piece.data)
         except ValueError as error:
             raise RefusedError(str(error)) from error
+        except Exception as error:
+            self._raised("write_config()", error)
+            raise RefusedError(f"the device failed: {described(error)}") from error
+
+    def _set_channel(self, fds: list[int]) -> None:
+        channel = BackChannel(fds[0])
+        fds.clear()
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = channel
+        # What has changed before there was anything to say it on.
+        if self._config_unread and any(vring.queue is not None for vring in self._vrings):
+            channel.config_changed()
+
+    def config_changed(self) -> None:
+        """The device's configuration space has changed: tell the front-end."""
+        self._config_unread = True
+        if self._channel is not None:
+            self._channel.config_changed()
+
+    async def _set_status(self, status: int) -> None:
+        """What the driver says of itself. 0 is its reset: no ring may be touched after it.
+
+        What the device has and the front-end has said stays: QEMU says 0 to every back-end that it stops, for a guest that
+        is only paused, too.
+        """
+        if not status:
+            with self._connection.watch(self._abandon):
+                for vring in self._vrings:
+                    await vring.stop()
+        self._status = status
+
+    def _raised(self, what: str, error: Exception) -> None:
+        name = type(self._device).__qualname__
+        self._reports.raised("device_failed", f"{what} of {name} raised", error, what=what)
 
     def _abandon(self) -> None:
         """The front-end has gone. None of the queues is to answer any more, before the first is waited for."""
@@ -211,8 +297,11 @@ class Session:
     async def _reset(self) -> None:
         for vring in self._vrings:
             await vring.reset()
-        self._features = self._device.driver_features = 0
-        self._device.reset()
+        self._features = self._device.driver_features = self._status = 0
+        try:
+            self._device.reset()
+        except Exception as error:
+            self._raised("reset()", error)
 
     # -- its memory --------------------------------------------------------------------------------------------------
 
@@ -222,14 +311,22 @@ class Session:
         except GuestMemoryError as error:
             raise RefusedError(str(error)) from error
         self._tracer.emit("memory_table", regions=len(self._memory.regions))
+        lost: RingError | None = None
         for vring in self._vrings:
-            vring.set_memory(self._memory, piecewise=piecewise)
+            try:
+                vring.set_memory(self._memory, piecewise=piecewise)
+                self._start(vring)
+            except RingError as error:
+                lost = lost or error
+        if lost is not None:
+            raise lost
 
     def _get_inflight(self, message: Message, asked: Inflight) -> Message:
+        room = max(asked.queue_size, ROOM) if asked.queue_size else 0
         try:
-            buffer = InflightBuffer.create(asked.num_queues, asked.queue_size)
+            buffer = InflightBuffer.create(asked.num_queues, room)
         except InflightError as error:
-            self._tracer.emit("message_refused", request=_name(message), reason=str(error))
+            self._refuse(message, error)
             return _reply(message, Inflight(0, 0, asked.num_queues, asked.queue_size))
         self._keep_inflight(buffer)
         return _reply(message, buffer.description, (buffer.fileno(),))
@@ -249,12 +346,19 @@ class Session:
 
     # -- its queues --------------------------------------------------------------------------------------------------
 
-    def _set_vring(self, message: Message, fds: list[int]) -> None:
+    async def _rest(self, vring: Vring) -> None:
+        """Let a ring that was disabled be set up anew."""
+        with self._connection.watch(self._abandon):
+            await vring.rest()
+
+    async def _set_vring(self, message: Message, fds: list[int]) -> None:
         payload = message.payload
         assert isinstance(payload, VringState | VringAddr | VringFd)
         if payload.index >= len(self._vrings):
             raise RefusedError(f"no queue {payload.index} of {len(self._vrings)}")
         vring = self._vrings[payload.index]
+        if message.request in _SET_UP and not vring.enabled and vring.queue is not None:
+            await self._rest(vring)
         match message.request, payload:
             case Request.SET_VRING_NUM, VringState(_, size):
                 vring.set_size(size)
@@ -264,18 +368,23 @@ class Session:
                 vring.set_address(payload)
             case Request.SET_VRING_ENABLE, VringState(_, enabled):
                 vring.set_enabled(enabled=bool(enabled))
+                if enabled:
+                    vring.must_work()
             case Request.SET_VRING_KICK, VringFd():
-                kick = _eventfd(fds)
-                if kick is None:
-                    raise RefusedError("a ring without a kick eventfd would have to be polled")
-                vring.set_kick(kick)
+                vring.set_kick(_kick(vring, fds))
             case Request.SET_VRING_CALL, VringFd():
                 self._calls.bind(vring.index, _eventfd(fds))
             case Request.SET_VRING_ERR, VringFd():
                 vring.set_err(_eventfd(fds))
             case _:
                 raise RefusedError("not served")
-        vring.start(self._memory, self._features, self._inflight)
+        self._start(vring)
+
+    def _start(self, vring: Vring) -> None:
+        started = vring.start(self._memory, self._features, self._inflight)
+        if started and self._config_unread and self._channel is not None:
+            # QEMU takes no word of it while no ring runs.
+            self._channel.config_changed()
 
 
 def _reply(message: Message, payload: U64 | VringState | ConfigSpace | Inflight, fds: tuple[int, ...] = ()) -> Message:
@@ -290,6 +399,16 @@ def _all(fds: list[int]) -> list[int]:
     taken = fds[:]
     fds.clear()
     return taken
+
+
+def _kick(vring: Vring, fds: list[int]) -> EventFd:
+    try:
+        eventfd = _eventfd(fds)
+    except RefusedError as error:
+        raise vring.unusable(f"the kick of queue {vring.index} cannot be used: {error}") from error
+    if eventfd is None:
+        raise vring.unusable(f"queue {vring.index} has no kick eventfd, and would have to be polled")
+    return eventfd
 
 
 def _eventfd(fds: list[int]) -> EventFd | None:

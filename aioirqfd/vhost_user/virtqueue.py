@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.counter import Transfer, walk
@@ -27,6 +26,7 @@ from aioirqfd.vhost_user.errors import (
 )
 from aioirqfd.vhost_user.features import VirtioFeature
 from aioirqfd.vhost_user.memory import GuestMemory
+from aioirqfd.vhost_user.statistics import VirtqueueStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -71,26 +71,6 @@ PAGE_SHIFT: Final = 12
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class VirtqueueStatistics:
-    """What a queue has done since it was made.
-
-    Args:
-        popped: Chains handed to the device.
-        pushed: Answers given to the driver, those of :meth:`VirtQueue.push_again` among them.
-        resubmitted: Of those popped, how many had been in flight when an earlier back-end died.
-        notified: How often :meth:`VirtQueue.need_notify` said yes.
-        suppressed: How often it said no although chains had been pushed, because the driver did not want to hear.
-    """
-
-    popped: int
-    pushed: int
-    resubmitted: int
-    notified: int
-    suppressed: int
-
-
-@final
 class VirtQueue:
     """One run of a ring: from its start to its stop.
 
@@ -119,6 +99,7 @@ class VirtQueue:
         "_desc",
         "_event_idx",
         "_file",
+        "_flush",
         "_force_notify",
         "_inflight",
         "_lock",
@@ -144,7 +125,6 @@ class VirtQueue:
         "_used_words",
         "_window",
         "_writable",
-        "_write_at_once",
         "size",
     )
 
@@ -181,7 +161,7 @@ class VirtQueue:
         self._resubmit: deque[int] = deque()
         self._inflight: InflightQueue | None = None
         self._file = file
-        self._write_at_once = file.write_at_once if file is not None and file.writable and features & _BLK_FLUSH else 0
+        self._flush = bool(features & _BLK_FLUSH)
         self._transfer: Transfer | None = None
         self._map(memory)
         self._used_idx = self._used_words[_IDX]
@@ -229,7 +209,7 @@ class VirtQueue:
                 fd=file.fd,
                 size=file.size,
                 read_at_once=file.read_at_once,
-                write_at_once=self._write_at_once,
+                write_at_once=file.write_at_once if file.writable and self._flush else 0,
                 batch=BATCH,
                 batch_bytes=BATCH_BYTES,
             )
@@ -664,6 +644,13 @@ class VirtQueue:
             self._stop(str(error))
             raise
         self._set_transfer()
+
+    def set_file(self, file: BlockFile | None) -> None:
+        """Go on with another file, or with the same one at another size; nothing happens if the queue has been stopped."""
+        if self._stopped is None:
+            self.sync()
+            self._file = file
+            self._set_transfer()
 
     def stop(self) -> int:
         """End this run and let go of the guest's memory. Idempotent.

@@ -4,61 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
+from aioirqfd.vhost_user.chain import written_by
 from aioirqfd.vhost_user.device import Device
-from aioirqfd.vhost_user.errors import InflightError, RefusedError, VirtqueueError
+from aioirqfd.vhost_user.errors import InflightError, RefusedError, RingError, VirtqueueError
+from aioirqfd.vhost_user.in_order import InOrder
+from aioirqfd.vhost_user.kick import Kick
 from aioirqfd.vhost_user.ring import MAX_SIZE
+from aioirqfd.vhost_user.statistics import NONE, VringStatistics, with_run
 from aioirqfd.vhost_user.virtqueue import BATCH, BATCH_BYTES, CALL, MORE, PAGE_SHIFT, RESTED, WORK, VirtQueue
 
 if TYPE_CHECKING:
     from aioirqfd.counter import Transfer
     from aioirqfd.eventfd import EventFd
-    from aioirqfd.irqfd.irqfd import IrqFd
     from aioirqfd.irqfd.manager import IrqManager
     from aioirqfd.tracer import Tracer
     from aioirqfd.vhost_user.calls import Calls
     from aioirqfd.vhost_user.chain import Chain
     from aioirqfd.vhost_user.eager import Eager
-    from aioirqfd.vhost_user.inflight import InflightBuffer
+    from aioirqfd.vhost_user.inflight import InflightBuffer, InflightQueue
     from aioirqfd.vhost_user.memory import GuestMemory
     from aioirqfd.vhost_user.messages import VringAddr
+    from aioirqfd.vhost_user.reports import Reports
 
 TURN: Final = 2048
 """The most work that a queue does in one turn of the loop, which has others to serve: buffers walked and pages moved."""
 EACH: Final = 8
 """What the call of a handler counts for."""
 _WORD: Final = 0xFFFF
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class VringStatistics:
-    """What a queue has done since the back-end was made, through all its starts and stops.
-
-    Attributes:
-        starts: How often its ring was started.
-        kicks: The sum of the driver's kicks.
-        wakeups: How often the loop noticed.
-        requests: Requests taken from the driver.
-        answers: Requests given back.
-        resubmitted: Of those taken, how many had been in flight when an earlier back-end died.
-        failed: Of those given back, how many the device raised for.
-        calls: Interrupts asked for, one for each batch that the driver wanted to hear of.
-        suppressed: Batches that it did not want to hear of.
-    """
-
-    starts: int
-    kicks: int
-    wakeups: int
-    requests: int
-    answers: int
-    resubmitted: int
-    failed: int
-    calls: int
-    suppressed: int
 
 
 @final
@@ -73,6 +47,7 @@ class Vring:
         transfers: By queue, what serves a kick without a word to :meth:`on_kick`, or None.
         eager: Begins the handlers.
         tracer: Hears what happens.
+        reports: Tells what goes wrong.
 
     Threads: the loop's.
     """
@@ -87,29 +62,31 @@ class Vring:
         transfers: list[Transfer | None],
         eager: Eager,
         tracer: Tracer,
+        reports: Reports,
     ) -> None:
         self.index: Final = index
         self.queue: VirtQueue | None = None
         self._device = device
-        self._kicks = kicks
+        self._name = type(device).__qualname__
+        self._kick = Kick(index, kicks)
         self._calls = calls
         self._transfers = transfers
         self._interrupt = None if type(device).interrupt is Device.interrupt else device.interrupt
         self._eager = eager
         self._tracer = tracer
+        self._reports = reports
         self._loop = asyncio.get_running_loop()
         self._running: dict[asyncio.Task[int | None], Chain] = {}
         self._cancelled: set[asyncio.Task[int | None]] = set()
         self._done: list[tuple[Chain, int]] = []
-        # Of a receive queue: the chains it has, oldest first, and the answers that an older one holds up.
         self._receives = index in device.receive_queues
-        self._order: deque[Chain] = deque()
-        self._held: dict[Chain, int] = {}
+        self._order = InOrder()
         self._idle: asyncio.Future[None] | None = None
-        self._starts = self._kicked = self._woken = self._failed = 0
-        self._past = (0, 0, 0, 0, 0)
+        self._starts = self._failed = 0
+        self._past = NONE
         self._scheduled = False
         self._stopping = self._closing = False
+        self._err: EventFd | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -117,10 +94,8 @@ class Vring:
         self.base = 0
         self.enabled = False
         self._address: VringAddr | None = None
-        self._kick: EventFd | None = None
-        self._kick_irqfd: IrqFd | None = None
-        self._err: EventFd | None = None
-        self._broken = False
+        self._broken: str | None = None
+        self._unstarted = False
         self._repeated = False
 
     def __repr__(self) -> str:
@@ -130,16 +105,18 @@ class Vring:
 
     def set_size(self, size: int) -> None:
         """``SET_VRING_NUM``."""
+        if size == self.size and self.queue is not None:
+            return
         self._must_rest("size")
         if not 1 <= size <= MAX_SIZE or size & (size - 1):
-            raise RefusedError(f"a queue's size is a power of 2 up to {MAX_SIZE}, not {size}")
+            raise self.unusable(f"a queue's size is a power of 2 up to {MAX_SIZE}, not {size}")
         self.size = size
 
     def set_base(self, base: int) -> None:
         """``SET_VRING_BASE``."""
         self._must_rest("base")
         if base > _WORD:
-            raise RefusedError(f"a base is 0..65535 in a split ring, not {base}")
+            raise self.unusable(f"a base is 0..65535 in a split ring, not {base}")
         self.base = base
 
     def set_address(self, address: VringAddr) -> None:
@@ -151,20 +128,21 @@ class Vring:
         self._address = address
 
     def set_kick(self, eventfd: EventFd) -> None:
-        """``SET_VRING_KICK``: owned from here on. Another one while the ring runs takes the first one's place."""
+        """``SET_VRING_KICK``: owned from here on. Another one while the ring runs takes the first one's place.
+
+        Raises:
+            RingError: It cannot be used.
+        """
         try:
             self._mend()
-            irqfd = self._kicks.assign(eventfd, gsi=self.index, masked=self.queue is None)
-        except (OSError, RefusedError) as error:
-            known = self._kick is not None and self._kick.id == eventfd.id
+        except RefusedError:
             eventfd.close()
-            if known and isinstance(error, OSError):
-                return  # the one that it has, once more
-            raise RefusedError(f"the kick of queue {self.index} cannot be used: {error}") from error
-        self._drop_kick()
-        self._kick = eventfd
-        self._kick_irqfd = irqfd
-        if self.queue is not None:
+            raise
+        try:
+            fresh = self._kick.set(eventfd, masked=self.queue is None)
+        except OSError as error:
+            raise self.unusable(f"the kick of queue {self.index} cannot be used: {error}") from error
+        if fresh and self.queue is not None:
             # What the old one was signalled for may not have been seen yet.
             self._serve_soon()
 
@@ -175,26 +153,58 @@ class Vring:
         self._err = eventfd
 
     def set_enabled(self, *, enabled: bool) -> None:
-        """``SET_VRING_ENABLE``: a queue that is not enabled keeps its ring, and nothing is taken from it."""
+        """``SET_VRING_ENABLE``: a queue that is not enabled keeps its ring, and nothing is taken from it.
+
+        What a front-end wishes for a broken ring is remembered: set up properly, it runs.
+        """
         self.enabled = enabled
         self._take_back()
         if enabled and self.queue is not None:
             self._serve_soon()
 
     def set_memory(self, memory: GuestMemory, *, piecewise: bool = False) -> None:
-        """A new memory table; ``piecewise``, the next step to one. Requests under way keep the old memory."""
+        """A new memory table; ``piecewise``, the next step to one. Requests under way keep the old memory.
+
+        A ring that could not start may be able to now: :meth:`start` tries again.
+
+        Raises:
+            RingError: The ring, which was running, is not in it.
+        """
         self._take_back()
         if self.queue is not None:
             try:
                 self.queue.set_memory(memory, piecewise=piecewise)
             except VirtqueueError as error:
-                self._break(error)
+                told = self._break(error)
+                if self.enabled:
+                    raise RingError(f"queue {self.index} cannot go on: {error}", told=told) from error
+        elif self._unstarted:
+            self._broken = None
+
+    def take_file(self) -> None:
+        """The device's file may be another one."""
+        self._take_back()
+        if self.queue is not None and not self._receives:
+            self.queue.set_file(self._device.file)
+
+    def must_work(self) -> None:
+        """Raise a RingError if the ring was set up, and is broken."""
+        if self._broken is not None:
+            raise RingError(f"queue {self.index} is stopped until it is set up anew: {self._broken}", told=True)
+
+    def unusable(self, reason: str) -> RingError:
+        """Signal the error eventfd, if there is one; return the error to raise."""
+        if self._err is None:
+            return RingError(reason, told=False)
+        self._err.signal()
+        return RingError(reason, told=True)
 
     def _mend(self) -> None:
         """What was broken is being set up anew."""
-        if self._broken and self._running:
+        if self._broken is not None and self._running:
             raise RefusedError(f"requests of queue {self.index}, which was broken, are still under way: stop it first")
-        self._broken = False
+        self._broken = None
+        self._unstarted = False
 
     def _take_back(self) -> None:
         """Kicks are for :meth:`on_kick` again."""
@@ -209,15 +219,21 @@ class Vring:
 
     # -- start and stop ----------------------------------------------------------------------------------------------
 
-    def start(self, memory: GuestMemory, features: int, inflight: InflightBuffer | None) -> None:
-        """Start the ring if all that it needs has been said, and it does not run."""
-        if self.queue is not None or self._stopping or self._broken or not self.enabled:
-            return
-        if self._kick_irqfd is None or self._address is None or not self.size:
-            return
+    def start(self, memory: GuestMemory, features: int, inflight: InflightBuffer | None) -> bool:
+        """Start the ring if all that it needs has been said, and it does not run.
+
+        Returns:
+            Whether it was started.
+
+        Raises:
+            RingError: It cannot run as it was set up. It rests until it is set up anew.
+        """
+        if self.queue is not None or self._stopping or self._broken is not None or not self.enabled:
+            return False
+        if not self._kick or self._address is None or not self.size:
+            return False
         try:
-            # An answer given twice has put the used index ahead, from which the inflight buffer would have us begin.
-            part = None if inflight is None or self._repeated else inflight.queue(self.index)
+            part = self._part(inflight)
             self.queue = VirtQueue(
                 memory,
                 self.size,
@@ -228,13 +244,37 @@ class Vring:
                 file=None if self._receives else self._device.file,
             )
         except (VirtqueueError, InflightError) as error:
-            self._break(error)
-            return
+            told = self._break(error)
+            self._unstarted = True
+            raise RingError(f"queue {self.index} cannot start: {error}", told=told) from error
+        self._unstarted = False
         self._starts += 1
         self._tracer.emit("vring_started", queue=self.index, size=self.size, base=self.base, inflight=part is not None)
-        self._kick_irqfd.unmask()
+        self._kick.unmask()
         # What was put into the ring before, or is in flight from an earlier life, may have no kick to come.
         self._serve_soon()
+        return True
+
+    def _part(self, inflight: InflightBuffer | None) -> InflightQueue | None:
+        """What remembers the ring's requests, if anything can."""
+        # An answer given twice has put the used index ahead, from which the inflight buffer would have us begin.
+        if inflight is None or self._repeated:
+            return None
+        part = inflight.part(self.index, self.size)
+        if part is None:
+            room = inflight.description.queue_size
+            self._reports.trouble("inflight_too_small", kind=self.index, queue=self.index, size=self.size, room=room)
+        return part
+
+    async def rest(self) -> None:
+        """End the run of a ring that is not enabled, because it is about to be set up anew.
+
+        Some front-ends reset a device by nothing else than ``SET_VRING_ENABLE`` 0. Requests under way are ended first, as
+        in :meth:`stop`; the kick stays, because it may not be given again.
+        """
+        if self.queue is None or self.enabled:
+            return
+        await self._end(keep_kick=True)
 
     async def stop(self) -> int:
         """Stop the ring (``GET_VRING_BASE``): requests under way are ended first, or given back if the queue is one to wait.
@@ -242,10 +282,17 @@ class Vring:
         Returns:
             The available ring's index that the next run is to begin with.
         """
+        await self._end(keep_kick=False)
+        return self.base
+
+    async def _end(self, *, keep_kick: bool) -> None:
         self._stopping = True
         self._take_back()
         try:
-            self._drop_kick()
+            if keep_kick:
+                self._kick.mask()
+            else:
+                self._kick.drop()
             queue = self.queue
             # Of a ring that is broken or abandoned, too: once this is answered, the guest's memory is the guest's again.
             await self._settle(cancel=self._receives)
@@ -256,7 +303,6 @@ class Vring:
                 self._tracer.emit("vring_stopped", queue=self.index, base=self.base, reason=None)
         finally:
             self._stopping = False
-        return self.base
 
     def abandon(self) -> None:
         """The front-end has gone: answer nothing any more, and cancel what is under way, which it counts as still to do."""
@@ -267,9 +313,8 @@ class Vring:
         self._cancel()
 
     async def reset(self) -> None:
-        """Stop the ring and forget all that was said about it. Requests under way are ended first."""
+        """Stop the ring and forget all that was said about it, but for the error eventfd. Requests under way are ended first."""
         await self.stop()
-        self.set_err(None)
         self._forget()
 
     def cancel(self) -> None:
@@ -290,7 +335,10 @@ class Vring:
     async def _settle(self, *, cancel: bool) -> None:
         """Wait until no request is under way."""
         if self._running:
-            self._device.stopping(self.index)
+            try:
+                self._device.stopping(self.index)
+            except Exception as error:
+                self._reports.raised("device_failed", f"stopping() of {self._name} raised", error, queue=self.index)
         if cancel or self._closing:
             self._cancel()
         while self._running:
@@ -298,36 +346,31 @@ class Vring:
             await self._idle
         self._complete()
 
-    def _drop_kick(self) -> None:
-        kick, self._kick = self._kick, None
-        irqfd, self._kick_irqfd = self._kick_irqfd, None
-        if kick is not None and irqfd is not None:
-            counts = irqfd.statistics()
-            kick.close()  # which deassigns it
-            self._kicked += counts.signals
-            self._woken += counts.wakeups
-
     def _retire(self, queue: VirtQueue) -> None:
         self._transfers[self.index] = None
-        counts = queue.statistics()
-        new = (counts.popped, counts.pushed, counts.resubmitted, counts.notified, counts.suppressed)
-        self._past = _sum(self._past, new)
+        self._past = with_run(self._past, queue)
         self.queue = None
         self._done.clear()
         self._order.clear()
-        self._held.clear()
 
-    def _break(self, error: Exception) -> None:
-        """The driver has broken the rules, or the front-end has set up what cannot be: the ring rests until it is set up anew."""
+    def _break(self, error: Exception) -> bool:
+        """The driver has broken the rules, or the front-end has set up what cannot be: the ring rests until it is set up anew.
+
+        Returns:
+            Whether the front-end is told, by the error eventfd.
+        """
         if self.queue is not None:
             self.base = self.queue.stop()
             self._retire(self.queue)
-        self._broken = True
-        self._tracer.emit("vring_stopped", queue=self.index, base=self.base, reason=str(error))
-        if self._kick_irqfd is not None:
-            self._kick_irqfd.mask()
-        if self._err is not None:
-            self._err.signal()
+        self._broken = reason = str(error)
+        self._reports.trouble(
+            "vring_stopped", kind=(self.index, reason), queue=self.index, base=self.base, reason=reason
+        )
+        self._kick.mask()
+        if self._err is None:
+            return False
+        self._err.signal()
+        return True
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -393,7 +436,7 @@ class Vring:
                         break
                     chain.queue = index
                     if receives:
-                        self._order.append(chain)
+                        self._order.add(chain)
                     left -= EACH + len(chain.readable) + len(chain.writable)
                     try:
                         result = run(handle(chain))
@@ -407,7 +450,7 @@ class Vring:
                                 continue
                             break
                         else:
-                            size = _written(chain, result)
+                            size = written_by(chain, result)
                     except (Exception, asyncio.CancelledError) as error:
                         size = self._fail(chain, error)
                     answers.append((chain, size))
@@ -456,7 +499,7 @@ class Vring:
 
     def _push(self, queue: VirtQueue, answers: list[tuple[Chain, int]]) -> None:
         if self._receives:
-            answers = self._in_order(answers)
+            answers = self._order.ready(answers)
             if not answers:
                 return
         if len(answers) == 1:
@@ -466,20 +509,6 @@ class Vring:
             queue.push_batch(answers)
         if queue.need_notify():
             self._call()
-
-    def _in_order(self, answers: list[tuple[Chain, int]]) -> list[tuple[Chain, int]]:
-        """Of a receive queue's answers, old ones and these, those that no older request holds up.
-
-        Where such a queue stops, what it has not answered goes back to the driver by nothing but a number: how far the
-        device has come. A buffer answered ahead of an older one would be taken for the older one.
-        """
-        held = self._held
-        order = self._order
-        held.update(answers)
-        ready: list[tuple[Chain, int]] = []
-        while order and (written := held.pop(order[0], None)) is not None:
-            ready.append((order.popleft(), written))
-        return ready
 
     def answer_again(self, head: int, written: int) -> None:
         """Give an answer once more, and interrupt as for any other; nothing happens where the ring has stopped."""
@@ -501,7 +530,7 @@ class Vring:
                 self.queue.defer_notify()
         except Exception as error:
             # The device answers for what it withholds, not for what it has dropped: the driver is to hear of it all the same.
-            self._tracer.emit("interrupt_failed", queue=self.index, error=repr(error))
+            self._reports.raised("interrupt_failed", f"interrupt() of {self._name} raised", error, queue=self.index)
             self._calls.ring(self.index)
 
     def _ended(self, queue: VirtQueue, task: asyncio.Task[int | None]) -> None:
@@ -513,11 +542,11 @@ class Vring:
             self._idle.set_result(None)
         if self.queue is not queue:
             # Its ring has gone: nobody is there to be answered.
-            if not task.cancelled():
-                task.exception()
+            if not task.cancelled() and (late := task.exception()) is not None:
+                self._raised(chain, late)
             return
         try:
-            written = _written(chain, task.result())
+            written = written_by(chain, task.result())
         except asyncio.CancelledError as cancelled:
             if cancelled_here:
                 return  # it stays with the driver
@@ -541,27 +570,23 @@ class Vring:
 
     def _fail(self, chain: Chain, error: BaseException) -> int:
         self._failed += 1
-        self._tracer.emit("request_failed", queue=self.index, head=chain.head, error=repr(error))
+        self._raised(chain, error)
         try:
-            return _written(chain, self._device.failed(chain, error))
+            return written_by(chain, self._device.failed(chain, error))
         except Exception as again:
-            self._tracer.emit("request_failed", queue=self.index, head=chain.head, error=repr(again))
+            self._raised(chain, again, "failed")
             return 0
+
+    def _raised(self, chain: Chain, error: BaseException, method: str = "handle") -> None:
+        message = f"{method}() of {self._name} raised for a request of queue {self.index}"
+        self._reports.raised("request_failed", message, error, queue=self.index, head=chain.head)
 
     # -- what it has done --------------------------------------------------------------------------------------------
 
     def statistics(self) -> VringStatistics:
         """The counts as they are now."""
-        now = self._past
-        if self.queue is not None:
-            counts = self.queue.statistics()
-            now = _sum(now, (counts.popped, counts.pushed, counts.resubmitted, counts.notified, counts.suppressed))
-        requests, answers, resubmitted, calls, suppressed = now
-        kicks, wakeups = self._kicked, self._woken
-        if self._kick_irqfd is not None:
-            signalled = self._kick_irqfd.statistics()
-            kicks += signalled.signals
-            wakeups += signalled.wakeups
+        requests, answers, resubmitted, calls, suppressed = with_run(self._past, self.queue)
+        kicks, wakeups = self._kick.counts()
         return VringStatistics(
             starts=self._starts,
             kicks=kicks,
@@ -573,22 +598,3 @@ class Vring:
             calls=calls,
             suppressed=suppressed,
         )
-
-
-def _written(chain: Chain, result: object) -> int:
-    """What a device says that it has written, if it can be."""
-    if result is None:
-        return 0
-    if not isinstance(result, int):
-        raise TypeError(f"a handler returns a number of bytes, not {result!r}")
-    if not 0 <= result <= chain.writable_size:
-        raise ValueError(f"a handler says that it wrote {result} bytes into {chain!r}")
-    return result
-
-
-_Counts = tuple[int, int, int, int, int]
-
-
-def _sum(one: _Counts, two: _Counts) -> _Counts:
-    a, b, c, d, e = (x + y for x, y in zip(one, two, strict=True))
-    return a, b, c, d, e

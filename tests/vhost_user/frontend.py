@@ -97,33 +97,27 @@ class FrontEnd:
     """A connection to a back-end, and a guest's RAM.
 
     Args:
-        path: The back-end's socket.
+        path: The back-end's socket; or one that is connected to it.
         ram: Bytes of RAM.
         memory: The RAM of an earlier front-end, to go on with; stays the caller's.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, ram: int = 1 << 20, memory: DriverMemory | None = None) -> None:
-        self.path = os.fspath(path)
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | socket.socket,
+        *,
+        ram: int = 1 << 20,
+        memory: DriverMemory | None = None,
+    ) -> None:
+        self.path = path
         self.stack = contextlib.ExitStack()
         self.ram = memory or self.stack.enter_context(DriverMemory(ram, guest_address=BASE))
         self.features = VirtioFeature(0)
         self.queues: dict[int, Queue] = {}
 
     async def __aenter__(self) -> Self:
-        async with asyncio.timeout(20):
-            while True:
-                self.sock = sock = socket.socket(socket.AF_UNIX)
-                sock.setblocking(False)
-                try:
-                    await asyncio.get_running_loop().sock_connect(sock, self.path)
-                    break
-                except ConnectionRefusedError:
-                    sock.close()
-                    await asyncio.sleep(0.01)  # another process has made its socket, and is about to listen
-                except BaseException:
-                    sock.close()
-                    raise
-        self.connection = Connection(sock, Direction.REPLY)
+        self.sock = self.path if isinstance(self.path, socket.socket) else await connected(os.fspath(self.path))
+        self.connection = Connection(self.sock, Direction.REPLY)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -195,3 +189,21 @@ class FrontEnd:
         queue = self.queue(index, size)
         await queue.start()
         return queue
+
+
+async def connected(path: str) -> socket.socket:
+    """A socket that is connected to a path, as soon as somebody listens at what is there."""
+    async with asyncio.timeout(20):
+        while True:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.setblocking(False)
+            try:
+                await asyncio.get_running_loop().sock_connect(sock, path)
+            except ConnectionRefusedError:
+                sock.close()
+                await asyncio.sleep(0.01)  # another process has made its socket, and is about to listen
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return sock

@@ -245,8 +245,10 @@ async def test_a_ring_that_is_not_in_memory_is_not_started(path, make):
             await front.set_memory()
             queue = front.queue(0, 8)
             await front.tell(Request.SET_VRING_ERR, VringFd(0), [queue.err.fileno()])
-            await queue.start(address=make(front, queue.driver))
+            await queue.start(enable=False, address=make(front, queue.driver))
+            assert await refused(front, Request.SET_VRING_ENABLE, VringState(0, 1))
             assert await queue.err.read() == 1
+            assert await refused(front, Request.SET_VRING_ENABLE, VringState(0, 1))
             assert backend.statistics().queues[0].starts == 0
             assert len(reasons(tracer, "vring_stopped")) == 1
             # Set up properly, it starts.
@@ -361,7 +363,7 @@ async def test_memory_that_goes_away_stops_the_rings_in_it(path):
     tracer = RecordingTracer()
     async with Backend(Upper(), path, tracer=tracer), FrontEnd(path) as front:
         queue = await front.start(0, 8)
-        await front.tell(Request.SET_MEM_TABLE, MemoryTable(()))
+        assert await refused(front, Request.SET_MEM_TABLE, MemoryTable(()))
         assert await queue.err.read() == 1
         assert len(reasons(tracer, "vring_stopped")) == 1
         await front.set_memory()

@@ -1,0 +1,208 @@
+"""Back-ends as programs, with the options that the vhost-user specification sets down for them ("Backend program conventions").
+
+So those who start and look after such programs, as libvirt does, need not know whose they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Final, TypedDict
+
+from aioirqfd.tracer import NULL_TRACER
+from aioirqfd.vhost_user.backend import Backend
+from aioirqfd.vhost_user.sockets import listens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from aioirqfd.tracer import Tracer
+    from aioirqfd.vhost_user.device import Device
+
+RECONNECT: Final = 1.0
+"""Seconds after which a program with ``--connect`` tries again."""
+_CAPABILITIES: Final = "--print-capabilities"
+
+
+class Place(TypedDict, total=False):
+    """Where to serve, as :class:`Backend` and :func:`run` take it."""
+
+    path: str
+    sock: socket.socket
+    connect: bool
+    reconnect: float
+
+
+def parse(
+    parser: argparse.ArgumentParser, *, kind: str, features: Sequence[str] = (), argv: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Add the options of a back-end program to a parser, and read the command line.
+
+    They are ``--socket-path PATH`` and ``--fd FDNUM``, one of which must be given, ``--connect`` and
+    ``--print-capabilities``.
+
+    Args:
+        parser: It has the program's own options.
+        kind: What ``--print-capabilities`` says that it is: ``VHostUserBackendType`` of QEMU's ``vhost-user.json``, such as
+            "block", "net", "rng".
+        features: What it says that it can, by the same list: options beyond those that each such program has.
+        argv: The arguments; None: the process's.
+
+    Returns:
+        The options; :func:`place` reads from them where to serve.
+
+    Raises:
+        SystemExit: As :meth:`argparse.ArgumentParser.parse_args`; and 0 after ``--print-capabilities``.
+    """
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--socket-path", metavar="PATH", help="where to listen for the front-end")
+    where.add_argument(
+        "--fd", metavar="FDNUM", type=number(0), help="a socket that is open already: it listens, or is connected"
+    )
+    parser.add_argument(
+        "--connect", action="store_true", help=f"the front-end listens at PATH; try again every {RECONNECT:g} s"
+    )
+    parser.add_argument(_CAPABILITIES, action="store_true", help="say as JSON what this program can, and exit")
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if _CAPABILITIES in arguments:
+        # Whatever else is there is to be ignored, wrong or not.
+        print(json.dumps({"type": kind, "features": list(features)}, indent=2))
+        parser.exit()
+    options = parser.parse_args(arguments)
+    if options.connect and options.fd is not None:
+        parser.error("argument --connect: not allowed with argument --fd")
+    return options
+
+
+def place(options: argparse.Namespace) -> Place:
+    """Return where to serve, by the options that :func:`parse` has read: ``run(device, **place(options))``.
+
+    Raises:
+        OSError: ``--fd`` is no open socket.
+        ValueError: It is none to serve on.
+    """
+    if options.fd is not None:
+        try:
+            sock = socket.socket(fileno=options.fd)
+        except OSError as error:
+            raise OSError(error.errno, f"--fd {options.fd}: {error.strerror}") from None
+        os.set_inheritable(options.fd, False)
+        listens(sock)
+        return Place(sock=sock)
+    if options.connect:
+        return Place(path=options.socket_path, connect=True, reconnect=RECONNECT)
+    return Place(path=options.socket_path)
+
+
+def number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return what reads an integer of a range from the command line: a ``type`` for an option."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            bound = f"{least} or more" if most is None else f"{least}..{most}"
+            raise argparse.ArgumentTypeError(f"a number, {bound}, not {text!r}")
+        return value
+
+    return read
+
+
+def run(
+    device: Device,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    sock: socket.socket | None = None,
+    connect: bool = False,
+    reconnect: float | None = None,
+    tracer: Tracer = NULL_TRACER,
+) -> None:
+    """Serve a device until SIGINT or SIGTERM: the whole main program of a back-end. On uvloop, where it is installed.
+
+    Prints a line when it is ready. Ends, too, when the only front-end that there is to be has gone.
+
+    Args:
+        device: The device.
+        path: Where the socket is made.
+        sock: Instead of a path, a socket, as for :class:`Backend`.
+        connect: The front-end listens at the path.
+        reconnect: With ``connect``: seconds until it tries again.
+        tracer: Hears what happens.
+
+    Raises:
+        SystemExit: It cannot listen at the path, or connect to it, with a line that says why.
+    """
+    backend = Backend(device, path, sock=sock, connect=connect, reconnect=reconnect, tracer=tracer)
+    if sock is not None:
+        where = f"serving on fd {sock.fileno()}"
+    else:
+        where = f"{'connecting to' if connect else 'listening at'} {os.fspath(path or '')!r}"
+    new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
+    with contextlib.suppress(ImportError):
+        import uvloop  # noqa: PLC0415  optional: a turn of its loop costs a third
+
+        new_loop = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        try:
+            runner.run(_run(backend, f"{type(device).__qualname__}: {where}"))
+        except OSError as error:
+            if path is None or error.filename != os.fsdecode(path):
+                raise
+            raise SystemExit(str(error)) from None
+
+
+async def _run(backend: Backend, ready: str) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with backend:
+        with contextlib.suppress(OSError):  # nobody reads it
+            print(ready, flush=True)
+        over = asyncio.create_task(backend.serve_forever())
+        over.add_done_callback(lambda _: stop.set())
+        await stop.wait()
+        over.cancel()
+
+
+def main(
+    make: Callable[[argparse.Namespace], Device],
+    *,
+    kind: str,
+    features: Sequence[str] = (),
+    parser: argparse.ArgumentParser | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Be a back-end program: read the command line, make the device, serve it until SIGINT or SIGTERM, close it.
+
+    What a user can do wrong ends it with a line that says what, and exit status 1; a wrong command line with 2.
+
+    Args:
+        make: Makes the device from the options. What it raises as OSError or ValueError is what the user did wrong.
+        kind: As for :func:`parse`.
+        features: As for :func:`parse`.
+        parser: It has the program's own options; None: there are none.
+        argv: The arguments; None: the process's.
+
+    Raises:
+        SystemExit: It could not serve.
+    """
+    parser = parser or argparse.ArgumentParser()
+    options = parse(parser, kind=kind, features=features, argv=argv)
+    try:
+        where = place(options)
+        device = make(options)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    try:
+        run(device, **where)
+    finally:
+        device.close()
