@@ -1,6 +1,6 @@
 """A disk whose interrupts and completions misbehave, to test a guest's driver.
 
-``python -m examples.chaos_blk --socket-path blk.sock --blk-file disk.img --script chaos.txt --control chaos.sock``
+``python examples/chaos_blk.py --socket-path blk.sock --blk-file disk.img --script chaos.txt --control chaos.sock``
 
 A script and the control socket take the same commands, one a line; the control socket answers each:
 
@@ -35,7 +35,6 @@ Types are read, write, flush, get-id, discard, write-zeroes, other.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import functools
@@ -48,12 +47,14 @@ from typing import TYPE_CHECKING, Final
 if not __package__:  # run as a path: python examples/chaos_blk.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from aioirqfd.vhost_user import Backend, Chain
+from aioirqfd.vhost_user import Backend, Chain, program
+from aioirqfd.vhost_user.sockets import Listener, socket_path
 from examples.chaos_command import COMPLETIONS, INTERRUPTS, TYPES, Command, parse, parse_script
 from examples.chaos_interrupt import AGAIN, Interrupt
-from examples.vhost_user_blk import Blk, Status, Type
+from examples.vhost_user_blk import Blk, Status, Type, blk_parser
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterable, Sequence
 
 _NAMES: Final[dict[int, str]] = {
@@ -390,7 +391,7 @@ def _common(settings: Sequence[dict[str, float]]) -> dict[str, str]:
     }
 
 
-async def serve(options: argparse.Namespace, commands: Sequence[Command]) -> None:
+async def serve(options: argparse.Namespace, where: program.Place, commands: Sequence[Command]) -> None:
     """Serve until SIGTERM."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -399,38 +400,39 @@ async def serve(options: argparse.Namespace, commands: Sequence[Command]) -> Non
     chaos = Chaos(options.blk_file, num_queues=options.num_queues, read_only=options.read_only)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(chaos.close)
-        if options.control:
-            server = await asyncio.start_unix_server(chaos.serve_control, options.control)
-            stack.callback(functools.partial(Path(options.control).unlink, missing_ok=True))
+        if options.control is not None:
+            listener = stack.enter_context(Listener(socket_path(options.control)))
+            server = await asyncio.start_unix_server(chaos.serve_control, sock=listener.sock)
             stack.callback(server.close)
-        chaos.backend = await stack.enter_async_context(Backend(chaos, options.socket_path))
+        chaos.backend = await stack.enter_async_context(Backend(chaos, **where))
+        print("chaos: ready", flush=True)
         script = asyncio.create_task(chaos.run_script(commands))
         # A script that cannot go on ends the run: whoever reads the results would take them for the script's.
         script.add_done_callback(lambda task: None if task.cancelled() or task.exception() is None else stop.set())
         stack.callback(script.cancel)
+        over = asyncio.create_task(chaos.backend.serve_forever())
+        over.add_done_callback(lambda _: stop.set())
         await stop.wait()
+        over.cancel()
         if script.done():
             script.result()
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--socket-path", required=True, help="where to listen for the front-end")
-    parser.add_argument("--blk-file", required=True, help="the image or block device")
-    parser.add_argument("--read-only", action="store_true")
-    parser.add_argument("--num-queues", type=int, default=1)
-    parser.add_argument("--script", help="a file of commands to carry out")
-    parser.add_argument("--control", help="where to listen for commands at run time")
-    options = parser.parse_args()
+    parser = blk_parser()
+    parser.description = __doc__
+    parser.add_argument("--script", metavar="PATH", help="a file of commands to carry out")
+    parser.add_argument("--control", metavar="PATH", help="where to listen for commands at run time")
+    options = program.parse(parser, kind="block", features=("read-only", "blk-file"))
     try:
-        lines = Path(options.script).read_text("utf-8").splitlines() if options.script else []
+        lines = [] if options.script is None else Path(options.script).read_text("utf-8").splitlines()
         commands = parse_script(lines, options.num_queues)
     except (OSError, ValueError) as error:
         sys.exit(f"chaos_blk: {options.script}: {error}")
     try:
-        asyncio.run(serve(options, commands))
-    except OSError as error:
+        asyncio.run(serve(options, program.place(options), commands))
+    except (OSError, ValueError) as error:
         sys.exit(f"chaos_blk: {error}")
 
 

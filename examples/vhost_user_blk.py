@@ -1,4 +1,7 @@
-"""A disk for a guest, as a process of its own: ``python examples/vhost_user_blk.py --socket-path blk.sock --blk-file disk.img``."""
+"""A disk for a guest, as a process of its own: ``python examples/vhost_user_blk.py --socket-path blk.sock --blk-file disk.img``.
+
+The image may grow or shrink while a guest uses it: the guest is told.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ import ctypes
 import enum
 import errno
 import os
+import stat
 import struct
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from aioirqfd.vhost_user import BlockFile, Chain, Device, run
+from aioirqfd.vhost_user import BlockFile, Chain, Device, main
 from aioirqfd.vhost_user.chain import cut, gather, scatter
+from aioirqfd.vhost_user.program import number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +31,8 @@ READ_AT_ONCE: Final = 1 << 22
 """Bytes: a longer read is a thread's, wherever it is read from."""
 WRITE_AT_ONCE: Final = 1 << 18
 """Bytes: a write up to here is done at once, into the page cache; a longer one by a thread."""
+LOOK_EVERY: Final = 1.0
+"""Seconds after which it is seen that the image has another size."""
 IOV_MAX: Final = 1024
 _HEADER: Final = struct.Struct("<IIQ")
 _CONFIG: Final = struct.Struct("<QII HBB I BBHI BxH III II B 3x".replace(" ", ""))
@@ -84,11 +90,15 @@ class Blk(Device):
     would have to wait for a disk goes to a thread.
 
     Args:
-        path: The image; its size is a multiple of 512.
+        path: The image, a regular file or a block device; its size is a multiple of 512.
         num_queues: 1..256.
         read_only: Refuse to write; the file is opened accordingly.
         serial: Up to 20 bytes that the driver is told (GET_ID).
         queue_size: The most segments of a request, with two more descriptors, fit in a ring of this size.
+
+    Raises:
+        OSError: The image cannot be opened.
+        ValueError: It is no image.
     """
 
     device_id = 2
@@ -106,28 +116,51 @@ class Blk(Device):
         self.num_queues = num_queues
         self.read_only = read_only
         self.serial = serial.encode()[:20]
-        self.fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-        self.size = os.lseek(self.fd, 0, os.SEEK_END)
-        if type(self).handle is Blk.handle:
-            # Nearly all requests then need no line of what follows; a subclass that has its own way with them gets them all.
-            limits = {"read_at_once": READ_AT_ONCE, "write_at_once": WRITE_AT_ONCE}
-            self.file = BlockFile(self.fd, self.size, writable=not read_only, **limits)
+        self.queue_size = queue_size
+        self.fd = _open(path, os.O_RDONLY if read_only else os.O_RDWR)
+        self.size = _size(self.fd)
+        self._take_file()
         self.nowait = os.RWF_NOWAIT
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="blk")
         self.features = Feature.SEG_MAX | Feature.BLK_SIZE | Feature.FLUSH | Feature.MQ
         self.features |= Feature.RO if read_only else Feature.DISCARD | Feature.WRITE_ZEROES
-        self.config = _CONFIG.pack(
+
+    @property
+    def config(self) -> bytes:  # type: ignore[override]
+        """The configuration space, by the image's size as it is now."""
+        self.look()
+        return _CONFIG.pack(
             self.size // SECTOR,
             0,  # size_max
-            queue_size - 2,
+            self.queue_size - 2,
             *(0, 0, 0),  # geometry
             SECTOR,
             *(0, 0, 0, 0),  # topology
             0,  # writeback: not to be chosen
-            num_queues,
+            self.num_queues,
             *(MAX_SECTORS, MAX_SEGMENTS, 1),  # discard
             *(MAX_SECTORS, MAX_SEGMENTS, 1),  # write-zeroes, which may unmap
         )
+
+    def look(self) -> None:
+        """See how large the image is, and tell the driver if that is news. What is no whole sector is left out."""
+        size = _size(self.fd) // SECTOR * SECTOR
+        if size != self.size:
+            self.size = size
+            self._take_file()
+            self.config_changed()
+
+    async def background(self) -> None:
+        """Look at the image's size now and then: nothing tells when a file grows."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            self.look()
+
+    def _take_file(self) -> None:
+        if type(self).handle is Blk.handle:
+            # Nearly all requests then need no line of handle(); a subclass that has its own way with them gets them all.
+            limits = {"read_at_once": READ_AT_ONCE, "write_at_once": WRITE_AT_ONCE}
+            self.file = BlockFile(self.fd, self.size, writable=not self.read_only, **limits)
 
     async def handle(self, request: Chain) -> int:
         """Serve one request; its last writable byte is the status."""
@@ -290,22 +323,38 @@ def _fallocate(fd: int, mode: int, offset: int, size: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def main() -> None:
-    """Serve until SIGTERM."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--socket-path", required=True, help="where to listen for the front-end")
-    parser.add_argument("--blk-file", required=True, help="the image or block device")
-    parser.add_argument("--read-only", action="store_true")
-    parser.add_argument("--num-queues", type=int, default=1)
-    parser.add_argument("--serial", default="aioirqfd")
-    options = parser.parse_args()
-    try:
-        blk = Blk(options.blk_file, num_queues=options.num_queues, read_only=options.read_only, serial=options.serial)
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))
-    run(blk, options.socket_path)
-    blk.close()
+def _size(fd: int) -> int:
+    return os.lseek(fd, 0, os.SEEK_END)
+
+
+def _open(path: str, flags: int) -> int:
+    """Open an image; ValueError if it is none."""
+    # Before it is opened: to open a pipe may take for ever.
+    mode = os.stat(path).st_mode  # noqa: PTH116  a relative path stays what it is
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise ValueError(f"an image is a regular file or a block device, and this is neither: {path!r}")
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    size = _size(fd)
+    if size % SECTOR:
+        os.close(fd)
+        raise ValueError(f"not a file of whole sectors, but of {size} bytes: {path!r}")
+    return fd
+
+
+def blk_parser() -> argparse.ArgumentParser:
+    """The options of a disk."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blk-file", required=True, metavar="PATH", help="the image or block device")
+    parser.add_argument("--read-only", action="store_true", help="the guest cannot write")
+    parser.add_argument("--num-queues", type=number(1, 256), default=1, metavar="N", help="1..256 (1)")
+    return parser
+
+
+def _make(options: argparse.Namespace) -> Blk:
+    return Blk(options.blk_file, num_queues=options.num_queues, read_only=options.read_only, serial=options.serial)
 
 
 if __name__ == "__main__":
-    main()
+    command = blk_parser()
+    command.add_argument("--serial", default="aioirqfd", help="what the guest is told, up to 20 bytes")
+    main(_make, kind="block", features=("read-only", "blk-file"), parser=command)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 
-from aioirqfd.vhost_user import Chain, Device, run
+from aioirqfd.vhost_user import Chain, Device, main
 
 
 # docs: begin device
@@ -22,12 +21,5 @@ class Rng(Device):
 # docs: end device
 
 
-def main() -> None:
-    """Serve until SIGTERM."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--socket-path", required=True, help="where to listen for the front-end")
-    run(Rng(), parser.parse_args().socket_path)
-
-
 if __name__ == "__main__":
-    main()
+    main(lambda _options: Rng(), kind="rng")

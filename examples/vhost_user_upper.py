@@ -35,4 +35,4 @@ class Upper(Device):
 
 
 if __name__ == "__main__":
-    run(Upper(), sys.argv[1])
+    run(Upper(), sys.argv[1] if sys.argv[1:] else sys.exit("usage: vhost_user_upper.py SOCKET"))

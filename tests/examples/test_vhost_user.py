@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import socket
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from aioirqfd.vhost_user import Backend
+from aioirqfd.vhost_user.connection import Connection
 from aioirqfd.vhost_user.features import ProtocolFeature
-from aioirqfd.vhost_user.messages import ConfigSpace, Request
+from aioirqfd.vhost_user.messages import BackendRequest, ConfigSpace, Message, Request
+from aioirqfd.vhost_user.protocol import Direction
 from aioirqfd.vhost_user.ring import NEXT
 from examples.vhost_user_blk import MAX_SECTORS, Blk, Feature, Status, Type
 from examples.vhost_user_upper import PIECE, RECEIVE, TRANSMIT, Upper
@@ -283,17 +286,29 @@ def test_upper_has_less_than_forty_lines():
     assert len((ROOT / "examples/vhost_user_upper.py").read_text("utf-8").splitlines()) < 40
 
 
-@pytest.mark.parametrize("name", ["vhost_user_rng", "vhost_user_upper", "vhost_user_blk", "chaos_blk"])
-async def test_each_example_is_one_command(name, path, disk):
+READY = {
+    "vhost_user_rng": "Rng: listening at 'socket'\n",
+    "vhost_user_upper": "Upper: listening at 'socket'\n",
+    "vhost_user_blk": "Blk: listening at 'socket'\n",
+    "chaos_blk": "chaos: ready\n",
+}
+
+
+@pytest.mark.parametrize("module", [False, True], ids=["as a file", "as a module"])
+@pytest.mark.parametrize("name", READY)
+async def test_each_example_is_one_command(name, module, path, disk):
+    """It needs nothing on the path but the package, says when it is ready, and ends when it is told to."""
     arguments = ["socket"] if name == "vhost_user_upper" else ["--socket-path", "socket"]
     if name.endswith("blk"):
         arguments += ["--blk-file", str(disk)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-W", "error", "-m", f"examples.{name}", *arguments], env=environment)
+    environment = os.environ | ({"PYTHONPATH": str(ROOT)} if module else {})
+    program = ["-m", f"examples.{name}"] if module else ["-P", str(ROOT / "examples" / f"{name}.py")]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", *program, *arguments], env=environment, stdout=subprocess.PIPE, text=True
+    )
     try:
-        while not Path(path).exists():
-            assert process.poll() is None
-            await asyncio.sleep(0.01)
+        assert process.stdout.readline() == READY[name]
+        assert Path(path).exists()
         async with FrontEnd(path) as front:
             queues = await front.number(Request.GET_QUEUE_NUM)
             assert queues == (2 if name == "vhost_user_upper" else 1)
@@ -306,7 +321,7 @@ async def test_each_example_is_one_command(name, path, disk):
         assert process.wait() == 0
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 @pytest.mark.parametrize(
@@ -327,15 +342,130 @@ async def test_an_example_says_in_a_line_why_it_cannot_serve(name, path, disk):
     assert all(line.count("\n") == 1 for line in told)
 
 
-def test_a_disk_has_whole_sectors(path):
+@pytest.mark.parametrize("name", ["vhost_user_blk", "chaos_blk"])
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        ("nowhere", "No such file or directory: 'nowhere'"),
+        (".", "an image is a regular file or a block device, and this is neither: '.'"),
+        ("pipe", "an image is a regular file or a block device, and this is neither: 'pipe'"),
+        ("odd", "not a file of whole sectors, but of 700 bytes: 'odd'"),
+    ],
+)
+@pytest.mark.parametrize("options", [(), ("--read-only",)], ids=["to write", "to read"])
+def test_a_disk_says_what_is_wrong_with_its_image(name, image, text, options, path):
     Path("odd").write_bytes(bytes(700))
-    line = said("vhost_user_blk", "--socket-path", path, "--blk-file", "odd")
-    assert "not a file of whole sectors" in line
+    os.mkfifo("pipe")
+    line = said(name, "--socket-path", path, "--blk-file", image, *options)
+    assert line.endswith(f"{text}\n")
     assert line.count("\n") == 1
     assert not Path(path).exists()
 
 
-def said(name, *arguments):
+@pytest.mark.parametrize("name", ["vhost_user_blk", "chaos_blk"])
+@pytest.mark.parametrize("count", ["0", "257", "-1", "x"])
+def test_a_number_of_queues_that_cannot_be_is_a_wrong_command_line(name, count, disk):
+    line = said(name, "--socket-path", "socket", "--blk-file", str(disk), f"--num-queues={count}", status=2)
+    assert line.endswith(f"argument --num-queues: a number, 1..256, not '{count}'\n")
+
+
+def test_upper_says_what_it_needs(path):
+    assert said("vhost_user_upper") == "usage: vhost_user_upper.py SOCKET\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("vhost_user_rng", "rng"), ("vhost_user_blk", "block"), ("chaos_blk", "block")]
+)
+def test_the_programs_tell_their_capabilities(name, kind):
+    done = subprocess.run(
+        [sys.executable, "-P", ROOT / "examples" / f"{name}.py", "--print-capabilities"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    features = ["read-only", "blk-file"] if kind == "block" else []
+    assert json.loads(done.stdout) == {"type": kind, "features": features}
+
+
+# -- a disk of another size ----------------------------------------------------------------------------------------------
+
+
+class Small(Blk):
+    """Blk, but looks at its image all the time."""
+
+    async def background(self):
+        while True:
+            await asyncio.sleep(0)
+            self.look()
+
+
+@contextlib.asynccontextmanager
+async def watched(path, disk):
+    """A disk, a front-end that uses it, and the channel on which it hears of changes."""
+    device = Small(str(disk))
+    async with Backend(device, path) as backend, FrontEnd(path) as front:
+        features = PROTOCOL_FEATURES | ProtocolFeature.CONFIG | ProtocolFeature.BACKEND_REQ
+        await front.negotiate(FEATURES | device.features, features)
+        await front.set_memory()
+        ours, theirs = socket.socketpair()
+        channel = Connection(ours, Direction.BACKEND_REQUEST)
+        await front.tell(Request.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
+        theirs.close()
+        assert await capacity(front) == SECTORS
+        await front.queue(0, 64).start()
+        try:
+            yield Disk(front.queues[0]), front, channel, backend
+        finally:
+            channel.close()
+    device.close()
+
+
+async def capacity(front):
+    reply = await front.ask(Request.GET_CONFIG, ConfigSpace(0, 0, bytes(8)))
+    return int.from_bytes(reply.payload.data, "little")
+
+
+async def test_a_guest_is_told_that_its_disk_has_grown_and_uses_the_rest(path, disk):
+    async with watched(path, disk) as (ask, front, channel, _):
+        assert (await ask(Type.IN, SECTORS, room=[512]))[0] is Status.IOERR
+        more = random.Random(5).randbytes(SECTORS * 512)
+        with disk.open("ab") as image:
+            image.write(more)
+        async with asyncio.timeout(20):
+            assert await channel.receive() == Message(BackendRequest.CONFIG_CHANGE_MSG)
+        assert await capacity(front) == 2 * SECTORS
+        for sector in (SECTORS, 2 * SECTORS - 1):
+            start = (sector - SECTORS) * 512
+            assert await ask(Type.IN, sector, room=[512]) == (Status.OK, more[start : start + 512])
+            assert await ask(Type.OUT, sector, data=[b"n" * 512]) == (Status.OK, b"")
+        assert (await ask(Type.IN, 2 * SECTORS, room=[512]))[0] is Status.IOERR
+        assert disk.stat().st_size == 2 * SECTORS * 512
+
+
+async def test_a_guest_is_told_that_its_disk_has_shrunk_and_does_not_let_it_grow_again(path, disk):
+    async with watched(path, disk) as (ask, front, channel, _):
+        os.truncate(disk, 100 * 512 + 7)  # what is no whole sector is none of the disk
+        async with asyncio.timeout(20):
+            assert await channel.receive() == Message(BackendRequest.CONFIG_CHANGE_MSG)
+        assert await capacity(front) == 100
+        assert (await ask(Type.OUT, 100, data=[b"n" * 512]))[0] is Status.IOERR
+        assert (await ask(Type.OUT, 99, data=[b"n" * 512]))[0] is Status.OK
+        assert disk.stat().st_size == 100 * 512 + 7
+
+
+async def test_a_queue_serves_a_disk_that_has_grown_by_itself(path, disk):
+    """Its file is the device's at once, whoever has asked for the configuration."""
+    device = Blk(str(disk))
+    async with Backend(device, path), FrontEnd(path) as front:
+        await front.negotiate(FEATURES | device.features, PROTOCOL_FEATURES | ProtocolFeature.CONFIG)
+        assert device.file.size == SECTORS * 512
+        os.truncate(disk, 2 * SECTORS * 512)
+        assert await capacity(front) == 2 * SECTORS
+        assert device.file.size == 2 * SECTORS * 512
+    device.close()
+
+
+def said(name, *arguments, status=1):
     """What an example prints that ends by itself and is not content."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", f"examples.{name}", *arguments],
@@ -344,5 +474,5 @@ def said(name, *arguments):
         text=True,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == status
     return done.stderr
