@@ -26,6 +26,8 @@ PACKAGE = ROOT / "aioirqfd"
 # From the ground up. A module may import from its own floor and from those before it.
 FLOORS = (
     "errors",
+    "integers",
+    "uncopied",
     "tracer",
     "ratelimit",
     "counter",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import enum
-import operator
 from dataclasses import dataclass
 from typing import Final
 
 from aioirqfd.errors import RoutingError
+from aioirqfd.integers import plain
 
 PIC_PINS: Final = 16
 """Pins of the 8259 pair: 0-7 on the master, 8-15 on the slave (row G06)."""
@@ -17,18 +17,6 @@ PINS: Final = {"pic": PIC_PINS, "ioapic": IOAPIC_PINS}
 """The chips that a routing table knows, and how many pins each has."""
 U32: Final = 2**32
 _U64: Final = 2**64
-
-
-def plain(value: object, below: int) -> int | None:
-    """The number as an ``int``, whatever library's integer it was; None: it is no integer, a bool, or not in 0..below-1."""
-    if type(value) is not int:
-        if isinstance(value, bool):
-            return None
-        try:
-            value = operator.index(value)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  it may be anything
-        except TypeError:
-            return None
-    return value if 0 <= value < below else None
 
 
 def _take(route: Route, field: str, value: int | None, wanted: str) -> None:

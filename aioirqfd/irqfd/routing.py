@@ -7,7 +7,8 @@ from functools import lru_cache
 from typing import Final, cast, final
 
 from aioirqfd.errors import RoutingError
-from aioirqfd.irqfd.interrupt import IOAPIC_PINS, PIC_PINS, PINS, Interrupt, IrqchipPin, Msi, Route, plain
+from aioirqfd.integers import plain
+from aioirqfd.irqfd.interrupt import IOAPIC_PINS, PIC_PINS, PINS, Interrupt, IrqchipPin, Msi, Route
 
 MAX_GSI: Final = 4096
 """One more than the highest gsi that can be routed (``KVM_MAX_IRQ_ROUTES``; row G03)."""

@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import operator
 import os
 import struct
 import sys
 import warnings
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, SupportsIndex, TypeVar, cast, final
 
 from aioirqfd.errors import ClosedError
+from aioirqfd.integers import plain
+from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
+
+_S = TypeVar("_S", bound=ctypes.Structure)
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
@@ -28,6 +33,7 @@ _libc.ioctl.restype = ctypes.c_int
 
 _PACKAGE: Final = __name__.rpartition(".")[0]
 _U32: Final = 2**32
+_BITS: Final = {"I": 32, "Q": 64}
 
 
 class HasFileno(Protocol):
@@ -39,20 +45,72 @@ class HasFileno(Protocol):
 
 
 def fd_word(fd: int | HasFileno) -> int:
-    """A descriptor as the kernel's structures hold it: -1 is 2**32-1, other ints pass as they are."""
-    return (fd if isinstance(fd, int) else fd.fileno()) & (_U32 - 1)
-
-
-def packed(layout: struct.Struct, *values: int) -> bytearray:
-    """The values as the kernel's structure.
+    """A descriptor as the kernel's structures hold it: -1 is 2**32-1, other ints of 32 bits pass as they are.
 
     Raises:
-        ValueError: One does not fit its field. (ctypes would cut it off, and another gsi would be meant.)
+        ValueError: It has more than 32 bits. (Cut off, it would be another descriptor.)
+        TypeError: It is no descriptor and has none.
     """
     try:
-        return bytearray(layout.pack(*values))
-    except struct.error as error:
-        raise ValueError(f"one of {values} does not fit its field: {error}") from None
+        number = operator.index(cast("SupportsIndex", fd))
+    except TypeError:
+        number = cast("HasFileno", fd).fileno()
+    if isinstance(fd, bool):
+        raise TypeError(f"a file descriptor is an integer, or something with a fileno(), not {fd!r}")
+    if not -(_U32 // 2) <= number < _U32:
+        raise ValueError(f"fd {number} does not fit its field, which has 32 bits")
+    return number % _U32
+
+
+def field(name: str, value: int, bits: int) -> int:
+    """A number for a field of the kernel's.
+
+    Raises:
+        TypeError: It is no integer, or a bool.
+        ValueError: It does not fit. (ctypes would cut it off, and another gsi would be meant.)
+    """
+    number = plain(value, 1 << bits)
+    if number is None:
+        if isinstance(value, bool) or not isinstance(value, SupportsIndex):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"{name} is an integer, not {value!r}")
+        raise ValueError(f"{name} {value} does not fit its field, which is 0..2**{bits}-1")
+    return number
+
+
+def filled(structure: type[_S], **fields: int) -> _S:
+    """One of the kernel's structures with these numbers in it, each checked. Raises as :func:`field` does."""
+    self = structure()
+    for name, value in fields.items():
+        setattr(self, name, field(name, value, 8 * getattr(structure, name).size))
+    return self
+
+
+@final
+class Layout:
+    """One of the kernel's structures as bytes, for those that are made often.
+
+    Args:
+        format: As for :class:`struct.Struct`, of ``I``, ``Q`` and padding.
+        names: What its numbers are called.
+    """
+
+    __slots__ = ("_names", "_pack")
+
+    def __init__(self, format: str, names: str) -> None:  # noqa: A002  as struct calls it
+        bits = [_BITS[code] for code in format if code in _BITS]
+        self._names = tuple(zip(names.split(), bits, strict=True))
+        self._pack = struct.Struct(format).pack
+
+    def pack(self, *values: int) -> bytearray:
+        """The structure with these numbers in it. Raises as :func:`field` does."""
+        try:
+            if bool not in map(type, values):
+                return bytearray(self._pack(*values))
+        except struct.error:
+            pass
+        return bytearray(
+            self._pack(*(field(name, value, bits) for (name, bits), value in zip(self._names, values, strict=True)))
+        )
 
 
 def int_ioctl(fd: int, request: int, arg: int) -> int:
@@ -125,15 +183,21 @@ class Descriptor:
         Raises:
             OSError: With the errno of the call, unchanged; EINTR too for a number.
             ClosedError: EBADF, after close.
+            TypeError: Neither a number nor a buffer.
+            ValueError: A number out of range.
         """
         fd = self.fileno()
-        if isinstance(arg, int):
-            return int_ioctl(fd, request, arg)
-        result: int = fcntl.ioctl(fd, request, arg)
-        return result
+        if isinstance(arg, (bytearray, ctypes.Structure)):
+            result: int = fcntl.ioctl(fd, request, arg)
+            return result
+        # Not whatever else has a buffer: other libraries' integers do, and the kernel would take their address for the number.
+        return int_ioctl(fd, request, field("the argument", arg, 64))
 
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"this {type(self).__name__} is closed")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise refusal(self, "It owns a file descriptor of this process: make another one where it is needed.")
 
     def __enter__(self) -> Self:
         return self

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from struct import Struct
 from typing import TYPE_CHECKING, Final, final
 
-from aioirqfd.kvm.descriptor import packed
+from aioirqfd.kvm.descriptor import Layout
 from aioirqfd.kvm.ioctls import KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MSI_VALID_DEVID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_HEAD: Final = Struct("=II")
-_ENTRY: Final = Struct("=IIIIIIII16x")
+_HEAD: Final = Layout("=II", "nr flags")
+_ENTRY: Final = Layout("=IIIIIIII16x", "gsi type flags pad words[0] words[1] words[2] words[3]")
+_WORDS: Final = 4
 _U32: Final = 2**32 - 1
 
 
@@ -71,7 +71,9 @@ class RoutingEntry:
         Raises:
             ValueError: A number does not fit its field, or there are more than 4 words.
         """
-        return packed(_ENTRY, self.gsi, self.type, self.flags, 0, *self.words, *(0,) * (4 - len(self.words)))
+        if len(self.words) > _WORDS:
+            raise ValueError(f"{self.words} does not fit: a routing entry has room for {_WORDS} words")
+        return _ENTRY.pack(self.gsi, self.type, self.flags, 0, *self.words, *(0,) * (_WORDS - len(self.words)))
 
 
 def pack_table(entries: Iterable[RoutingEntry], flags: int) -> bytearray:
@@ -81,7 +83,7 @@ def pack_table(entries: Iterable[RoutingEntry], flags: int) -> bytearray:
         ValueError: A number does not fit its field.
     """
     body = [entry.pack() for entry in entries]
-    table = packed(_HEAD, len(body), flags)
+    table = _HEAD.pack(len(body), flags)
     for entry in body:
         table += entry
     return table

@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass
 from typing import Final, final
 
-from aioirqfd.kvm.descriptor import Descriptor, int_ioctl
+from aioirqfd.kvm.descriptor import Descriptor, filled, int_ioctl
 from aioirqfd.kvm.ioctls import (
     KVM_EXIT_INTR,
     KVM_EXIT_IO_OUT,
@@ -42,8 +42,12 @@ _SIG_IGN: Final = 1
 _MMIO_DATA: Final = 40
 
 
-def _install_kick_handler() -> None:
-    """Make the kick signal harmless, from any thread. The default action would end the process."""
+def install_kick_handler() -> None:
+    """Make the kick signal harmless, from any thread. The default action would end the process.
+
+    Raises:
+        RuntimeError: Something else in the process handles that signal.
+    """
     previous = _libc.signal(KICK_SIGNAL, _NO_OP)
     if previous not in {_SIG_DFL, _SIG_IGN, _NO_OP}:
         _libc.signal(KICK_SIGNAL, previous)
@@ -121,7 +125,7 @@ class Vcpu(Descriptor):
         # ended, and a flag set by kick() is either seen by the kernel or cleared by the run() that reports it.
         self._lock = threading.Lock()
         try:
-            _install_kick_handler()
+            install_kick_handler()
             self._mmap = mmap.mmap(fd, mmap_size)
         except BaseException:
             super().close()
@@ -258,7 +262,7 @@ class Vcpu(Descriptor):
 
     def set_mp_state(self, state: int) -> None:
         """Set ``KVM_MP_STATE_*``."""
-        self.ioctl(KVM_SET_MP_STATE, KvmMpState(state))
+        self.ioctl(KVM_SET_MP_STATE, filled(KvmMpState, mp_state=state))
 
     def interrupt(self, vector: int) -> None:
         """``KVM_INTERRUPT``: queue a vector (0..255), for a VM without an in-kernel PIC.
@@ -269,4 +273,4 @@ class Vcpu(Descriptor):
         Raises:
             OSError: ENXIO with a whole in-kernel irqchip, EEXIST while another is queued.
         """
-        self.ioctl(KVM_INTERRUPT, KvmInterrupt(vector))
+        self.ioctl(KVM_INTERRUPT, filled(KvmInterrupt, irq=vector))

@@ -9,7 +9,7 @@ from fcntl import ioctl
 from struct import Struct
 from typing import TYPE_CHECKING, Final, final
 
-from aioirqfd.kvm.descriptor import Descriptor, HasFileno, fd_word, int_ioctl, packed
+from aioirqfd.kvm.descriptor import Descriptor, HasFileno, Layout, fd_word, field, filled, int_ioctl
 from aioirqfd.kvm.ioctls import (
     KVM_CAP_SPLIT_IRQCHIP,
     KVM_CHECK_EXTENSION,
@@ -36,16 +36,16 @@ from aioirqfd.kvm.structures import (
     KvmPitConfig,
     KvmUserspaceMemoryRegion,
 )
-from aioirqfd.kvm.vcpu import Vcpu
+from aioirqfd.kvm.vcpu import Vcpu, install_kick_handler
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_IRQ_LEVEL: Final = Struct("=II")
+_IRQ_LEVEL: Final = Layout("=II", "gsi level")
 _STATUS: Final = Struct("=i")
-_MSI: Final = Struct("=QIII12x")
-_IRQFD: Final = Struct("=IIII16x")
-_IOEVENTFD: Final = Struct("=QQIII36x")
+_MSI: Final = Layout("=QIII12x", "address data flags devid")
+_IRQFD: Final = Layout("=IIII16x", "fd gsi flags resamplefd")
+_IOEVENTFD: Final = Layout("=QQIII36x", "datamatch addr length fd flags")
 _PREPARED: Final = 4096
 
 
@@ -103,7 +103,12 @@ class Vm(Descriptor):
         Raises:
             OSError: EINVAL: KVM does not know it, or not with these arguments.
         """
-        self.ioctl(KVM_ENABLE_CAP, KvmEnableCap(capability, flags, args))
+        argument = filled(KvmEnableCap, cap=capability, flags=flags)
+        if len(args) > len(argument.args):
+            raise ValueError(f"a capability takes {len(argument.args)} arguments at most, not {args}")
+        for index, arg in enumerate(args):
+            argument.args[index] = field(f"args[{index}]", arg, 64)
+        self.ioctl(KVM_ENABLE_CAP, argument)
 
     def create_irqchip(self) -> None:
         """An in-kernel PIC pair, IOAPIC, and a local APIC for each vCPU made after this. EEXIST the second time."""
@@ -126,7 +131,7 @@ class Vm(Descriptor):
         Raises:
             OSError: EEXIST: there is one; ENOENT: there is no irqchip.
         """
-        self.ioctl(KVM_CREATE_PIT2, KvmPitConfig(flags))
+        self.ioctl(KVM_CREATE_PIT2, filled(KvmPitConfig, flags=flags))
 
     def set_tss_addr(self, address: int) -> None:
         """Where the kernel may have three pages for its own use, which older Intel CPUs need for real mode.
@@ -156,8 +161,9 @@ class Vm(Descriptor):
         Raises:
             OSError: As the kernel says: EINVAL, EEXIST for an overlap. The slot is as before.
         """
+        region = filled(KvmUserspaceMemoryRegion, slot=slot, flags=flags, guest_phys_addr=guest_phys_addr)
+        slot = region.slot
         new = None if memory is None else _Slot(memory)
-        region = KvmUserspaceMemoryRegion(slot, flags, guest_phys_addr, 0, 0)
         if new is not None:
             region.memory_size, region.userspace_addr = new.size, new.address
         try:
@@ -187,6 +193,7 @@ class Vm(Descriptor):
         Raises:
             OSError: As the kernel says; nothing is left behind.
         """
+        slot = field("slot", slot, 32)
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         try:
             self.set_user_memory_region(slot, guest_phys_addr, memory, flags=flags)
@@ -222,7 +229,7 @@ class Vm(Descriptor):
             OSError: EINVAL, EBADF, EBUSY (rows I01 to I18). Deassigning what is not there is no error (row I14).
             ValueError: A number that does not fit its field.
         """
-        ioctl(self.fileno(), KVM_IRQFD, packed(_IRQFD, fd_word(fd), gsi, flags, fd_word(resamplefd)))
+        ioctl(self.fileno(), KVM_IRQFD, _IRQFD.pack(fd_word(fd), gsi, flags, fd_word(resamplefd)))
 
     def ioeventfd(self, addr: int, length: int, fd: int | HasFileno, *, flags: int = 0, datamatch: int = 0) -> None:
         """``KVM_IOEVENTFD``: let guest writes at an address signal an eventfd, without an exit.
@@ -238,7 +245,7 @@ class Vm(Descriptor):
             OSError: EINVAL, EBADF, EEXIST; ENOENT from a deassign (rows O01 to O09).
             ValueError: A number that does not fit its field.
         """
-        ioctl(self.fileno(), KVM_IOEVENTFD, packed(_IOEVENTFD, datamatch, addr, length, fd_word(fd), flags))
+        ioctl(self.fileno(), KVM_IOEVENTFD, _IOEVENTFD.pack(datamatch, addr, length, fd_word(fd), flags))
 
     def irq_line(self, gsi: int, level: int) -> None:
         """``KVM_IRQ_LINE``: raise or lower the line of a gsi. Needs :meth:`create_irqchip`.
@@ -298,7 +305,7 @@ class Vm(Descriptor):
 
     def get_irqchip(self, chip_id: int) -> KvmIrqchip:
         """The state of ``KVM_IRQCHIP_PIC_MASTER``, ``_PIC_SLAVE`` (see ``.pic``) or ``_IOAPIC`` (``.ioapic``)."""
-        state = KvmIrqchip(chip_id)
+        state = filled(KvmIrqchip, chip_id=chip_id)
         self.ioctl(KVM_GET_IRQCHIP, state)
         return state
 
@@ -319,17 +326,18 @@ class Vm(Descriptor):
         """
         if self._vcpu_mmap_size == 0:
             raise ValueError(f"{self!r} was made without vcpu_mmap_size")
+        install_kick_handler()  # first, for a vCPU that was made once cannot be made again
         return Vcpu(self.ioctl(KVM_CREATE_VCPU, vcpu_id), mmap_size=self._vcpu_mmap_size)
 
     def _prepare_line(self, gsi: int, level: int) -> bytearray:
-        argument = packed(_IRQ_LEVEL, gsi, level)
+        argument = _IRQ_LEVEL.pack(gsi, int(level) if isinstance(level, bool) else level)
         if len(self._lines) >= _PREPARED:
             self._lines.clear()
         self._lines[gsi, level] = argument
         return argument
 
     def _prepare_message(self, address: int, data: int, flags: int, devid: int) -> bytearray:
-        argument = packed(_MSI, address, data, flags, devid)
+        argument = _MSI.pack(address, data, flags, devid)
         # Bounded, because the guest chooses its messages, and may choose a new one each time.
         if len(self._messages) >= _PREPARED:
             self._messages.clear()
