@@ -6,6 +6,7 @@ eventfd is closed comes off the bus, where the kernel's goes on swallowing write
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -17,11 +18,14 @@ from typing import TYPE_CHECKING, Final, Literal, Self, final
 from aioirqfd.counter import Counter
 from aioirqfd.errors import (
     ClosedError,
+    EventFdInvalidError,
     IoEventFdExistsError,
     IoEventFdInvalidError,
     IoEventFdNotFoundError,
 )
 from aioirqfd.eventfd import EventFd
+from aioirqfd.integers import plain
+from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -117,8 +121,13 @@ class IoEventFd:
         with self._lock:
             fd, self._reference = self._reference, None
         if fd is not None:
-            self.eventfd.close()
-            os.close(fd)
+            try:
+                self.eventfd.close()
+            finally:
+                os.close(fd)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise refusal(self, "It is a place on its bus: put another doorbell on a bus where you need one.")
 
     def __del__(self) -> None:
         # A bus is dropped as it is, and its doorbells with it.
@@ -160,33 +169,47 @@ class IoEventFd:
         """Whether its eventfd was closed, by its owner or behind its back."""
         try:
             return self.eventfd.closed or self.eventfd.id < 0
-        except OSError:
-            return True
+        except EventFdInvalidError:
+            return True  # the number is another file's by now
+        except OSError as error:
+            return error.errno == errno.EBADF  # and not if there was no room for a look, say
 
     def ring(self, value: int) -> bool:
         """Take a write that matches; False, and it is not taken, if the eventfd is closed. Any thread."""
         if self.eventfd.closed:
             return False
-        values = self._values
-        if values is not None:
+        oldest: list[int] = []
+        if self._values is not None:
             # Not under the lock any more when the eventfd is signalled: its wakeup may run here and now, and take values.
+            value = index(value)
             with self._lock:
-                full = len(values) == values.maxlen
-                self._overflowed += full
-                values.append(value)
+                if len(self._values) == self._values.maxlen:
+                    oldest.append(self._values.popleft())
+                    self._overflowed += 1
+                self._values.append(value)
         try:
             self.eventfd.signal()
-        except OSError as error:
-            if error.errno != errno.EBADF:
-                raise
-            if values is not None:
-                with self._lock:  # the write is the caller's to carry out: it is not to be seen twice
-                    values.reverse()
-                    values.remove(value)
-                    values.reverse()
-            return False
+        except BaseException as error:
+            self._take_off(value, oldest)
+            if isinstance(error, OSError) and error.errno == errno.EBADF:
+                return False
+            raise
         self._writes.signal()
         return True
+
+    def _take_off(self, value: int, oldest: list[int]) -> None:
+        """Its eventfd did not hear of a write, which is the caller's to carry out: it is not to be seen twice."""
+        values = self._values
+        if values is None:
+            return
+        with self._lock:
+            if value not in values:
+                return  # somebody has taken it already
+            values.reverse()
+            values.remove(value)
+            values.extend(oldest)
+            values.reverse()
+            self._overflowed -= len(oldest)
 
     def matches(self, value: int, length: int) -> bool:
         """Whether a write of that value and length rings it (rows O11, O12, O13)."""
@@ -253,29 +276,27 @@ class IoBus:
             IoEventFdExistsError: EEXIST: it collides with one that is there (O07).
             OSError: EMFILE, where an int is given and there is no room for the dup.
         """
-        if length not in _LENGTHS:
+        number = plain(length, _U64)
+        if number not in _LENGTHS:
             raise IoEventFdInvalidError(f"a doorbell has 0, 1, 2, 4 or 8 bytes, not {length!r}")
-        if not 0 <= index(address) < _U64:
+        length = number
+        address = _integer("an address", address)
+        if not 0 <= address < _U64:
             raise IoEventFdInvalidError(f"an address is 0..2**64-1, not {address:#x}")
         if length and address + length >= _U64:
             raise IoEventFdInvalidError(f"no room for {length} bytes at {address:#x}")
-        if datamatch is not None and not (length and 0 <= index(datamatch) < _U64):
-            raise IoEventFdInvalidError(
-                f"a datamatch is 0..2**64-1, and needs a length; not {datamatch} of {length} bytes"
-            )
+        if datamatch is not None:
+            datamatch = _integer("a datamatch", datamatch)
+            if not (length and 0 <= datamatch < _U64):
+                raise IoEventFdInvalidError(
+                    f"a datamatch is 0..2**64-1, and needs a length; not {datamatch} of {length} bytes"
+                )
         if space not in {"pio", "mmio"}:
             raise IoEventFdInvalidError(f"a space is 'pio' or 'mmio', not {space!r}")
+        values = _integer("values", values)
         if not 0 <= values <= _MAX_VALUES:
             raise ValueError(f"a doorbell keeps 0..{_MAX_VALUES} values, not {values}")
-        reference = None
-        if not isinstance(eventfd, EventFd):
-            EventFd.from_fd(eventfd)
-            reference = os.dup(eventfd)
-            # Not the owner, for the doorbell is.
-            eventfd = EventFd.from_fd(reference)
-        if eventfd.closed:
-            raise ClosedError("the eventfd is closed")
-        doorbell = IoEventFd(self, eventfd, address, length, datamatch, space, values, reference)
+        doorbell = self._make(eventfd, address, length, datamatch, space, values)
         for other in self._doorbells.get((space, address), ()):
             if other.dead:
                 self._detach(other)
@@ -287,6 +308,24 @@ class IoBus:
         if collides:
             doorbell.release()
             raise IoEventFdExistsError(f"{doorbell!r} collides with {there!r}")
+        return doorbell
+
+    def _make(
+        self, eventfd: EventFd | int, address: int, length: int, datamatch: int | None, space: Space, values: int
+    ) -> IoEventFd:
+        """A doorbell that is not on the bus."""
+        if isinstance(eventfd, EventFd):
+            if eventfd.closed:
+                raise ClosedError("the eventfd is closed")
+            return IoEventFd(self, eventfd, address, length, datamatch, space, values, None)
+        EventFd.from_fd(eventfd)
+        with contextlib.ExitStack() as undo:
+            reference = os.dup(eventfd)
+            undo.callback(os.close, reference)
+            # Not the owner, for the doorbell is.
+            own = EventFd.from_fd(reference)
+            doorbell = IoEventFd(self, own, address, length, datamatch, space, values, reference)
+            undo.pop_all()
         return doorbell
 
     def deassign(
@@ -312,6 +351,9 @@ class IoBus:
             if same and not doorbell.dead and doorbell.eventfd.id == wanted and self.discard(doorbell):
                 return
         raise IoEventFdNotFoundError(f"{space} {address:#x}/{length}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise refusal(self, "It is what the threads of one machine share: make another bus for another machine.")
 
     def discard(self, doorbell: IoEventFd) -> bool:
         """Take this very doorbell off; whether it was there."""
@@ -390,3 +432,12 @@ class IoBus:
 
     def __len__(self) -> int:
         return sum(map(len, self._doorbells.values()))
+
+
+def _integer(name: str, value: int) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"{name} is an integer, not {value!r}")
+    try:
+        return index(value)
+    except TypeError:
+        raise TypeError(f"{name} is an integer, not {value!r}") from None

@@ -9,6 +9,7 @@ import gc
 import mmap
 import os
 import pickle
+from typing import Any
 
 import pytest
 
@@ -76,7 +77,8 @@ def test_other_libraries_integers_are_taken(kvm, vm):
     vm.set_user_memory_region(3, 0, None)
     vm.irq_line(Int64(5), True)
     assert vm.irq_line_status(5, False) == 2, "as the kernel has it, both chips"
-    vm.set_gsi_routing([RoutingEntry.irqchip(Int64(5), Int64(0), Int64(5))])
+    numbers: list[Any] = [Int64(5), Int64(0), Int64(5)]
+    vm.set_gsi_routing([RoutingEntry.irqchip(*numbers)])
     with vm.create_vcpu(Int64(0)) as vcpu, EventFd() as kick:
         vcpu.set_mp_state(Int64(0))
         vm.irqfd(Int64(kick.fileno()), Int64(5))
@@ -135,15 +137,22 @@ def test_a_fifth_argument(vm):
         vm.enable_cap(121, 1, 2, 3, 4, 5)
 
 
-def test_a_descriptor():
-    assert [fd_word(fd) for fd in (0, 7, -1, Int64(7), 2**32 - 1)] == [0, 7, 2**32 - 1, 7, 2**32 - 1]
+@pytest.mark.parametrize(("fd", "word"), [(0, 0), (7, 7), (-1, 2**32 - 1), (Int64(7), 7), (2**32 - 1, 2**32 - 1)])
+def test_a_descriptor(fd, word):
+    assert fd_word(fd) == word
+
+
+def test_what_has_a_descriptor():
     with EventFd() as eventfd:
         assert fd_word(eventfd) == eventfd.fileno()
     with pytest.raises(ValueError, match="does not fit"):
         fd_word(2**32 + 7)
-    for fd in (True, None, "7"):
-        with pytest.raises((TypeError, AttributeError)):
-            fd_word(fd)
+
+
+@pytest.mark.parametrize("fd", [True, None, "7"])
+def test_what_has_none(fd):
+    with pytest.raises((TypeError, AttributeError)):
+        fd_word(fd)
 
 
 # -------------------------------------------------------------------------------------------------------------- copies
