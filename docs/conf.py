@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tomllib
 from enum import Enum
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 # The twin is the specification and carries the signatures; and the result is the same with and without a compiler.
 os.environ["AIOIRQFD_PURE_PYTHON"] = "1"
 
+from docutils import nodes
+from sphinx import addnodes
 from sphinx.pycode import ModuleAnalyzer
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ nitpick_ignore_regex = [
     ("py:class", r"(_?asyncio|collections|ctypes|mmap|os)\..*|FilteringBoundLogger"),
     (
         "py:class",
-        r"OnIrq|Space|WakeupHandler|aioirqfd\.counter\._python\..*|aioirqfd\.kvm\.(structures|descriptor)\..*",
+        r"OnIrq|Space|WakeupHandler|_Ts?|aioirqfd\.irqfd\.resampler\.Member|aioirqfd\.counter\._python\..*|aioirqfd\.kvm\.(structures|descriptor)\..*",
     ),
     ("py:class", r"aioirqfd\.vhost_user\.(features|messages)\..*"),
 ]
@@ -60,7 +63,7 @@ autodoc_default_options = {"members": True, "inherited-members": NOT_INHERITED}
 FOR_USERS = {
     name: set(members.split())
     for name, members in {
-        "GsiAllocator": "allocate busy forget idle release statistics take unrouted wait",
+        "GsiAllocator": "allocate bind busy forget idle release statistics take unbind unrouted wait",
         "IoBus": "deassign ioeventfd statistics write write_bytes",
         "IoEventFd": "address close datamatch eventfd length space statistics take_values",
         "IrqFd": "aclose error eventfd eventfd_id gsi mask masked offloaded pending resamplefd resume state statistics unmask",
@@ -139,8 +142,27 @@ def drop_signature(
     return ("", None) if made or issubclass(value, Enum) or getattr(value, "_is_protocol", False) else None
 
 
+def link_names(app: Sphinx, doctree: nodes.document) -> None:
+    """Let a name such as ``aioirqfd.EventFd``, in code type on a page, lead to its place in the reference.
+
+    So the pages need no roles, which a forge would show as they are written. A name that leads nowhere is an error.
+    """
+    if app.env.docname.startswith("reference/"):
+        return  # docstrings have roles
+    for literal in list(doctree.findall(nodes.literal)):
+        name = literal.astext().removesuffix("()")
+        if re.fullmatch(r"aioirqfd(\.\w+)+", name) and not isinstance(literal.parent, nodes.reference):
+            link = addnodes.pending_xref(
+                "", refdomain="py", reftype="obj", reftarget=name, refexplicit=True, refdoc=app.env.docname
+            )
+            link.source, link.line = literal.source, literal.line
+            literal.replace_self(link)
+            link += literal
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-skip-member", skip_internal)
     app.connect("autodoc-process-docstring", improve, priority=600)  # after napoleon
     app.connect("autodoc-process-signature", drop_signature)
+    app.connect("doctree-read", link_names)

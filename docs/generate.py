@@ -1,6 +1,9 @@
 """Write what the documentation takes from programs: ``python docs/generate.py``. A test fails when it was forgotten.
 
-The output of each example goes to ``examples/output/``, the state table to its page, the first example to the README.
+The pages are whole as they stand, for a forge and for an editor: each block of code or output is copied between two comments that
+name where it is from. ``<!-- examples/howto_sink.py slow: begin -->`` is a region of a program, between ``# docs: begin slow`` and
+``# docs: end slow`` (``example`` where no region is named, ``whole`` for all of it); ``<!-- examples/output/howto_sink.txt 1-2: begin -->`` are lines of what
+a program printed, all of them where none are named.
 """
 
 from __future__ import annotations
@@ -8,7 +11,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from typing import Final
 
 from aioirqfd.irqfd.state import ROWS, Action, diagram
 
@@ -16,7 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 OUTPUT = EXAMPLES / "output"
 STATES = ROOT / "docs" / "explanation" / "irqfd-states.md"
-README = ROOT / "README.md"
 # What it prints depends on the machine.
 WITHOUT_OUTPUT = frozenset({"howto_implementation"})
 # Programs that serve until they are stopped, and their parts; tests of their own talk to them.
@@ -27,6 +31,8 @@ SERVERS = frozenset(
         *("vhost_user_blk", "vhost_user_rng", "vhost_user_upper"),
     }
 )
+BLOCK: Final = re.compile(r"<!-- ((examples/\S+)(?: (\S+))?): begin -->\n(.*?)<!-- \1: end -->", re.DOTALL)
+"""A copied block: its name, the file, the part, and what stands there now."""
 
 
 def examples() -> list[Path]:
@@ -39,17 +45,53 @@ def output(example: Path) -> Path:
     return OUTPUT / f"{example.stem}.txt"
 
 
+def pages() -> list[Path]:
+    """Every page: the README, and the documentation's."""
+    return [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)]
+
+
 def region(path: Path, name: str = "example") -> str:
-    """The lines of a program between its markers."""
-    found = re.search(rf"# docs: begin {name}\n(.*?)\n *# docs: end {name}\n", path.read_text("utf-8"), re.DOTALL)
+    """The lines of a program between its markers, without their indent; ``whole``: all of it, without the markers."""
+    text = path.read_text("utf-8")
+    if name == "whole":
+        return re.sub(r"\n{3,}", "\n\n\n", re.sub(r"^ *# docs: .*\n", "", text, flags=re.MULTILINE)).strip("\n")
+    found = re.search(rf"# docs: begin {name}\n(.*?)\n *# docs: end {name}\n", text, re.DOTALL)
     if found is None:
         raise ValueError(f"{path} has no region {name}")
-    return found[1].strip("\n")
+    return textwrap.dedent(found[1]).strip("\n")
+
+
+def lines(path: Path, part: str | None) -> str:
+    """Lines of a text, such as ``3`` or ``1-2``, counted from 1; all for None."""
+    text = path.read_text("utf-8").splitlines()
+    first, _, last = (part or f"1-{len(text)}").partition("-")
+    if not 1 <= int(first) <= int(last or first) <= len(text):
+        raise ValueError(f"{path} has {len(text)} lines, and no lines {part}")
+    return "\n".join(text[int(first) - 1 : int(last or first)])
+
+
+def filled(page: str) -> str:
+    """A page, with each of its blocks copied anew.
+
+    Raises:
+        ValueError: A block has no end, or names what is not there.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        name, path, part, _ = found.groups()
+        python = path.endswith(".py")
+        body = region(ROOT / path, part or "example") if python else lines(ROOT / path, part)
+        return f"<!-- {name}: begin -->\n```{'python' if python else 'text'}\n{body}\n```\n<!-- {name}: end -->"
+
+    begun = re.findall(r"<!-- (examples/.*): begin -->", page)
+    if [found[1] for found in BLOCK.finditer(page)] != begun:
+        raise ValueError(f"one of these blocks has no end: {begun}")
+    return BLOCK.sub(block, page)
 
 
 def states(page: str) -> str:
     """The page of the state table, with its generated part made anew."""
-    lines = [
+    made = [
         "```mermaid",
         diagram().rstrip("\n"),
         "```",
@@ -61,23 +103,13 @@ def states(page: str) -> str:
         condition = "" if False in blocked and True in blocked else "blocked" if True in blocked else "free"
         consequence = "" if action is Action.NONE else action.name.lower().replace("_", " ")
         event_name = event.name.lower().replace("_", " ")
-        lines.append(f"| {state.name} | {event_name} | {condition} | {after.name} | {consequence} |")
-    return _between(page, "generated", "\n".join(lines))
-
-
-def readme(page: str) -> str:
-    """The README, with the first example and its output made anew."""
-    hello = EXAMPLES / "hello.py"
-    page = _between(page, "examples/hello.py", f"```python\n{region(hello)}\n```")
-    return _between(page, "examples/output/hello.txt", f"```text\n{output(hello).read_text('utf-8')}```")
-
-
-def _between(page: str, name: str, body: str) -> str:
-    begin, end = f"<!-- {name}: begin -->\n", f"\n<!-- {name}: end -->"
+        made.append(f"| {state.name} | {event_name} | {condition} | {after.name} | {consequence} |")
+    begin, end = "<!-- generated: begin -->\n", "\n<!-- generated: end -->"
     head, found, rest = page.partition(begin)
     _, closed, tail = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"no place for {name}")
+        raise ValueError("no place for the state table")
+    body = "\n".join(made)
     return f"{head}{begin}{body}{end}{tail}"
 
 
@@ -87,8 +119,9 @@ def main() -> None:
         if example.stem not in WITHOUT_OUTPUT:
             done = subprocess.run([sys.executable, str(example)], check=True, capture_output=True, text=True)  # noqa: S603
             output(example).write_text(done.stdout, "utf-8")
+    for page in pages():
+        page.write_text(filled(page.read_text("utf-8")), "utf-8")
     STATES.write_text(states(STATES.read_text("utf-8")), "utf-8")
-    README.write_text(readme(README.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# docs: begin example
 import aioirqfd
 
 print({"c": "the C module", "python": "pure Python"}[aioirqfd.IMPLEMENTATION])
+# docs: end example

@@ -63,26 +63,22 @@ def test_implementation_is_told():
     assert run(path) == live
 
 
+def blocks():
+    """Every copied block of the documentation: the file, and which part of it."""
+    for page in PAGES:
+        for _, path, part, _ in generate.BLOCK.findall(page.read_text("utf-8")):
+            yield ROOT / path, part
+
+
 def test_every_example_and_every_output_is_shown():
-    shown = {
-        (page.parent / name).resolve()
-        for page in PAGES
-        for name in re.findall(r"```\{literalinclude\} (\S+)", page.read_text("utf-8"))
-    }
+    shown = {path for path, _ in blocks()}
     wanted = {*generate.examples(), *map(generate.output, EXAMPLES)}
     assert wanted - shown == set()
     assert set(generate.OUTPUT.iterdir()) == set(map(generate.output, EXAMPLES))
 
 
 def test_every_marked_region_of_an_example_is_shown():
-    shown = {
-        ((page.parent / name).resolve(), region)
-        for page in PAGES
-        for name, region in re.findall(
-            r'```\{literalinclude\} (\S+)\n:language: python\n:start-after: "docs: begin (\w+)"\n:end-before: "docs: end \2"\n',
-            page.read_text("utf-8"),
-        )
-    }
+    shown = {(path, part or "example") for path, part in blocks() if path.suffix == ".py" and part != "whole"}
     marked = {
         (path, name)
         for path in sorted(generate.EXAMPLES.glob("*.py"))
@@ -91,20 +87,50 @@ def test_every_marked_region_of_an_example_is_shown():
     assert shown == marked
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_page_includes_its_code(page):
-    assert "```python" not in page.read_text("utf-8")
+@pytest.mark.parametrize("page", generate.pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_shows_the_code_and_the_output_that_are_in_the_examples(page):
+    text = page.read_text("utf-8")
+    assert generate.filled(text) == text
+
+
+@pytest.mark.parametrize("page", generate.pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_is_whole_without_a_build_and_has_no_code_of_its_own(page):
+    text = page.read_text("utf-8")
+    assert "{literalinclude}" not in text
+    assert re.findall(r"\{[\w:]+\}`", text) == []  # roles, which a forge shows as they are written
+    assert "```python" not in generate.BLOCK.sub("", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("<!-- examples/hello.py: begin -->\n", "has no end"),
+        ("<!-- examples/hello.py: begin -->\n<!-- examples/hello.py slow: end -->\n", "has no end"),
+        ("<!-- examples/hello.py slow: begin -->\n<!-- examples/hello.py slow: end -->\n", "has no region slow"),
+        ("<!-- examples/output/hello.txt 4: begin -->\n<!-- examples/output/hello.txt 4: end -->\n", "no lines 4"),
+        (
+            "<!-- examples/output/hello.txt 2-9: begin -->\n<!-- examples/output/hello.txt 2-9: end -->\n",
+            "no lines 2-9",
+        ),
+    ],
+)
+def test_a_block_that_names_nothing_is_an_error(text, why):
+    with pytest.raises(ValueError, match=why):
+        generate.filled(text)
+
+
+def test_a_block_is_copied_without_its_indent_and_a_whole_file_without_its_marks():
+    names = ["examples/tutorial_1_eventfd.py wait", "examples/howto_implementation.py whole"]
+    wait, whole = (generate.filled(f"<!-- {name}: begin -->\n<!-- {name}: end -->") for name in names)
+    assert wait.splitlines()[1:3] == ["```python", "reader = asyncio.create_task(kick.read())"]
+    assert wait.splitlines()[-2:] == ["```", f"<!-- {names[0]}: end -->"]
+    source = (ROOT / "examples" / "howto_implementation.py").read_text("utf-8")
+    assert whole.splitlines()[2:-2] == [line for line in source.splitlines() if "docs: " not in line]
 
 
 def test_state_table_is_up_to_date():
     page = generate.STATES.read_text("utf-8")
     assert generate.states(page) == page
-
-
-def test_readme_is_up_to_date():
-    page = README.read_text("utf-8")
-    assert generate.readme(page) == page
-    assert page.count("```python") == 1
 
 
 def test_readme_opens_with_the_two_commands_and_they_are_there():
