@@ -27,14 +27,13 @@ author = "the aioirqfd authors"
 project_copyright = author
 version = release = PYPROJECT["project"]["version"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib.mermaid"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "aioirqfd"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-myst_fence_as_directive = ["mermaid"]
 
 # A name in a signature or a text that leads nowhere is an error, but for Python's own and structlog's, which are described elsewhere,
 # and for what users meet without ever having to name it.

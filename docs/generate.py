@@ -2,8 +2,9 @@
 
 The pages are whole as they stand, for a forge and for an editor: each block of code or output is copied between two comments that
 name where it is from. ``<!-- examples/howto_sink.py slow: begin -->`` is a region of a program, between ``# docs: begin slow`` and
-``# docs: end slow`` (``example`` where no region is named, ``whole`` for all of it); ``<!-- examples/output/howto_sink.txt 1-2: begin -->`` are lines of what
-a program printed, all of them where none are named.
+``# docs: end slow`` (``example`` where no region is named, ``whole`` for all of it).
+``<!-- examples/output/howto_sink.txt 1-2: begin -->`` are lines of what a program printed, all of them where none are named.
+The pictures are drawn here too, from the table of states and from that of costs.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ import textwrap
 from pathlib import Path
 from typing import Final
 
-from aioirqfd.irqfd.state import ROWS, Action, diagram
+import picture_costs
+import picture_states
+
+from aioirqfd.irqfd.state import ROWS, Action
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 OUTPUT = EXAMPLES / "output"
 STATES = ROOT / "docs" / "explanation" / "irqfd-states.md"
+COSTS = ROOT / "docs" / "explanation" / "performance.md"
+PICTURES = ROOT / "docs" / "_static"
 # What it prints depends on the machine.
 WITHOUT_OUTPUT = frozenset({"howto_implementation"})
 # Programs that serve until they are stopped, and their parts; tests of their own talk to them.
@@ -92,10 +98,6 @@ def filled(page: str) -> str:
 def states(page: str) -> str:
     """The page of the state table, with its generated part made anew."""
     made = [
-        "```mermaid",
-        diagram().rstrip("\n"),
-        "```",
-        "",
         "| from | event | if | to | and |",
         "|---|---|---|---|---|",
     ]
@@ -113,6 +115,14 @@ def states(page: str) -> str:
     return f"{head}{begin}{body}{end}{tail}"
 
 
+def pictures() -> dict[Path, str]:
+    """Each picture, by its file."""
+    return {
+        PICTURES / "irqfd-states.svg": picture_states.draw(),
+        PICTURES / "performance.svg": picture_costs.draw(COSTS.read_text("utf-8")),
+    }
+
+
 def main() -> None:
     """Write everything."""
     for example in examples():
@@ -122,6 +132,8 @@ def main() -> None:
     for page in pages():
         page.write_text(filled(page.read_text("utf-8")), "utf-8")
     STATES.write_text(states(STATES.read_text("utf-8")), "utf-8")
+    for path, picture in pictures().items():
+        path.write_text(picture, "utf-8")
 
 
 if __name__ == "__main__":

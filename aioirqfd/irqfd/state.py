@@ -4,7 +4,7 @@ An irqfd moves by events and each move asks for at most one action. *Blocked* me
 masked, its manager is paused, or its gsi has no route and is held. A signal is never refused: in every state but CLOSED it
 leads to, or stays in, a state from which an injection that begins later follows.
 
-``docs/explanation`` shows the diagram that :func:`diagram` makes of this table.
+``docs/explanation/irqfd-states.md`` shows this table, and a picture that is held against it.
 """
 
 from __future__ import annotations
@@ -157,13 +157,3 @@ def shown(state: State, *, running: bool, waiting: bool, signalled: bool) -> Sta
     if state is State.IDLE and another:
         return State.QUEUED if waiting else State.PENDING
     return state
-
-
-def diagram() -> str:
-    """The table as a Mermaid state diagram."""
-    lines = ["stateDiagram-v2"]
-    for state, event, blocked, after, action in ROWS:
-        condition = "" if blocked == _ANY else " [blocked]" if blocked == _BLOCKED else " [free]"
-        consequence = f" / {action.name.lower()}" if action else ""
-        lines.append(f"    {state.name} --> {after.name}: {event.name.lower()}{condition}{consequence}")
-    return "\n".join(lines) + "\n"

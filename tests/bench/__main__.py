@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -31,7 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only", action="append", default=[], metavar="TEXT", help="rows whose name has this; repeatable"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a bar chart (svg or png)")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error("at least one round")
@@ -49,8 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print()
     else:
         Console(width=None if sys.stdout.isatty() else 150).print(report.table(rows, samples))
-    if options.plot is not None:
-        report.plot(rows, samples, options.plot)
     missed = [row.what for row in rows if row.target is not None and _median(samples, row) > row.target]
     return 1 if missed else 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -12,17 +11,12 @@ from pathlib import Path
 import pytest
 
 import aioirqfd
+from tests.docs.generator import generate
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
 README = ROOT / "README.md"
-
-specification = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
-assert specification is not None
-assert specification.loader is not None
-generate = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(generate)
 
 EXAMPLES = [path for path in generate.examples() if path.stem not in generate.WITHOUT_OUTPUT]
 # asyncio.run, but on uvloop, and the rest of the program as it stands.

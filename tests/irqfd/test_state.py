@@ -1,4 +1,4 @@
-"""The irqfd's table of moves: no signal is ever refused, every state can be reached and left, and the diagram shows it all."""
+"""The irqfd's table of moves: no signal is ever refused, every state can be reached and left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 
 import pytest
 
-from aioirqfd.irqfd.state import ACTIVE, OWING, ROWS, TABLE, Action, Event, State, diagram
+from aioirqfd.irqfd.state import ACTIVE, OWING, ROWS, TABLE, Action, Event, State
 
 FREE, BLOCKED = False, True
 
@@ -166,12 +166,3 @@ def test_failures_until_it_is_broken_and_resumed():
         (State.PENDING, Action.NONE),
         (State.CLOSED, Action.NONE),
     ]
-
-
-def test_the_diagram_has_a_line_for_every_row():
-    lines = diagram().splitlines()
-    assert lines[0] == "stateDiagram-v2"
-    assert len(lines) == 1 + len(ROWS)
-    assert "    IDLE --> QUEUED: signal [free] / schedule" in lines
-    assert "    IDLE --> PENDING: signal [blocked]" in lines
-    assert "    IDLE --> CLOSED: close" in lines
