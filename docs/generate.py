@@ -59,12 +59,13 @@ def pages() -> list[Path]:
 def region(path: Path, name: str = "example") -> str:
     """The lines of a program between its markers, without their indent; ``whole``: all of it, without the markers."""
     text = path.read_text("utf-8")
-    if name == "whole":
-        return re.sub(r"\n{3,}", "\n\n\n", re.sub(r"^ *# docs: .*\n", "", text, flags=re.MULTILINE)).strip("\n")
-    found = re.search(rf"# docs: begin {name}\n(.*?)\n *# docs: end {name}\n", text, re.DOTALL)
-    if found is None:
-        raise ValueError(f"{path} has no region {name}")
-    return textwrap.dedent(found[1]).strip("\n")
+    if name != "whole":
+        found = re.search(rf"# docs: begin {name}\n(.*?\n) *# docs: end {name}\n", text, re.DOTALL)
+        if found is None:
+            raise ValueError(f"{path} has no region {name}")
+        text = textwrap.dedent(found[1])
+    # Regions may lie in each other; where a mark was, there may be one blank line too many.
+    return re.sub(r"\n{3,}", "\n\n\n", re.sub(r"^ *# docs: .*\n", "", text, flags=re.MULTILINE)).strip("\n")
 
 
 def lines(path: Path, part: str | None) -> str:

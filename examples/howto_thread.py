@@ -19,6 +19,7 @@ def work(done: EventFd) -> None:
 
 async def main() -> None:
     """Count what the thread has done."""
+    # docs: begin short
     with EventFd() as done:
         thread = threading.Thread(target=work, args=(done,))
         thread.start()
@@ -29,6 +30,7 @@ async def main() -> None:
                 break
         thread.join()
     print(total, "signals")
+    # docs: end short
 
 
 # docs: end example

@@ -100,12 +100,14 @@ class Machine:
         try:
             pins = (ports.TIMER_PIN, ports.ECHO_PIN, ports.SERIAL_PIN, ports.POWER_PIN)
             routing = {pin: IrqchipPin("pic", pin) for pin in pins}
+            # docs: begin wiring
             async with IrqManager(self._sink, routing=routing, tracer=self._tracer) as irqs:
                 timer = irqs.assign(self._timer.trigger, gsi=ports.TIMER_PIN)
                 echo = irqs.assign(self._echo.trigger, gsi=ports.ECHO_PIN)
                 serial = irqs.assign(self._serial.trigger, gsi=ports.SERIAL_PIN, resamplefd=self._serial.resample)
                 power = irqs.assign(self._power.trigger, gsi=ports.POWER_PIN)
                 await self._run_guest()
+                # docs: end wiring
                 return Report(
                     timer=_line("timer", timer, self._timer.ticks),
                     echo=_line("echo", echo, self._echo.answers),

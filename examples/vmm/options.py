@@ -14,10 +14,10 @@ _SECONDS: Final = 2.0
 _HZ: Final = 100.0
 _EPILOG: Final = """\
 The guest echoes its serial input to its console: the bytes go to standard output, everything else to standard error.
-Without --input, and with nothing on standard input until the last tick, a short text is used. Ctrl-C stops the guest; what it has taken until
-then is still answered for, and a second Ctrl-C does not wait for that.
+Without --input, and with nothing on standard input until the last tick, a short text is used. Ctrl-C stops the guest: requests already
+accepted are still completed; a second Ctrl-C stops at once.
 
-A guest that is late handles several ticks with one interrupt, and hears of each.
+A guest that is late handles several ticks with one interrupt, and reads how many there were.
 
 exit status: 0 nothing lost; 1 a tick, an answer or a byte lost; 2 it could not run; 130 stopped by Ctrl-C, nothing lost
 """

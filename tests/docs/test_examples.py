@@ -59,7 +59,7 @@ def test_implementation_is_told():
 
 def blocks():
     """Every copied block of the documentation: the file, and which part of it."""
-    for page in PAGES:
+    for page in generate.pages():
         for _, path, part, _ in generate.BLOCK.findall(page.read_text("utf-8")):
             yield ROOT / path, part
 
@@ -75,7 +75,7 @@ def test_every_marked_region_of_an_example_is_shown():
     shown = {(path, part or "example") for path, part in blocks() if path.suffix == ".py" and part != "whole"}
     marked = {
         (path, name)
-        for path in sorted(generate.EXAMPLES.glob("*.py"))
+        for path in sorted(generate.EXAMPLES.rglob("*.py"))
         for name in re.findall(r"^ *# docs: begin (\w+)$", path.read_text("utf-8"), re.MULTILINE)
     }
     assert shown == marked
