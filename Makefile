@@ -21,19 +21,24 @@ NATIVE_TESTS := $(wildcard tests/native/*.c)
 .PHONY: help vmm test test-c test-python conformance bench lint format docs sanitize tsan dist clean install
 
 help:
-	@echo 'make vmm        run the example VMM (ARGS=...)'
-	@echo 'make test       the suite with the C module, then with its pure-Python twin (ARGS=... goes to pytest);'
-	@echo '                make -j2 -O test runs both at once, and shows each when it has ended'
-	@echo 'make bench      what things cost beside their peers (ARGS=...)'
-	@echo 'make conformance  the table of the kernel contract: row, kernel, aioirqfd, the same or not; writes its page of the docs'
-	@echo 'make lint       ruff, mypy, pyright, clang-format'
-	@echo 'make format     ruff format, ruff check --fix, clang-format'
-	@echo 'make docs       Sphinx, warnings are errors'
-	@echo 'make sanitize   the suite on a build with AddressSanitizer and UndefinedBehaviorSanitizer'
-	@echo 'make tsan       the free-standing C tests under ThreadSanitizer'
-	@echo 'make dist       sdist, the platform wheel and the py3-none-any wheel'
-	@echo 'make clean      remove what was built, and $(VENV)'
-	@echo 'PYTHON=$(PYTHON) VENV=$(VENV)'
+	@echo 'make vmm          run the example VMM; ARGS=--help lists its options'
+	@echo 'make test         the whole test suite twice: with the C module, then with its pure-Python twin'
+	@echo '                  one part of it:  make test ARGS="tests/eventfd -x"  (ARGS goes to pytest)'
+	@echo '                  both at once:    make -j2 -O test  (shows each when it has ended)'
+	@echo 'make test-c       the suite with the C module only; make test-python: with the twin only'
+	@echo 'make conformance  hold every row of the kernel contract against this kernel; writes its page of the docs'
+	@echo 'make bench        benchmarks against alternatives; for a part: ARGS="--rounds 3 --only burst"'
+	@echo 'make lint         ruff, mypy, pyright, clang-format'
+	@echo 'make format       ruff format, ruff check --fix, clang-format'
+	@echo 'make docs         the documentation, into docs/_build/html; warnings are errors'
+	@echo 'make sanitize     the suite on a build with AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make tsan         the free-standing C tests under ThreadSanitizer'
+	@echo 'make dist         sdist, the platform wheel and the py3-none-any wheel, into dist/'
+	@echo 'make install      the package, editable, into $(VENV); every target does this by itself'
+	@echo 'make clean        remove what was built, and $(VENV)'
+	@echo
+	@echo 'Each target installs what it needs into $(VENV) the first time, which needs a network.'
+	@echo 'PYTHON=$(PYTHON) VENV=$(VENV) choose the interpreter and the environment.'
 
 # ------------------------------------------------------------------------------------------------------------ set-up
 
@@ -81,6 +86,7 @@ vmm: $(VENV)/.stamp-install
 	$(PY) -m examples.vmm $(ARGS)
 
 test: $(VENV)/.stamp-test
+	@echo '== make test: the suite twice, with the C module and with its twin; a part: make test ARGS="tests/eventfd -x"'
 	@unset AIOIRQFD_PURE_PYTHON; live="$(LIVE)"; if [ "$$live" = c ]; then \
 		$(MAKE) --no-print-directory test-c test-python; \
 	else \
@@ -89,12 +95,12 @@ test: $(VENV)/.stamp-test
 	fi
 
 test-c: $(VENV)/.stamp-test
-	@echo '== the suite, C implementation'
+	@echo '== the suite with the C module'
 	$(UNFORCED) $(PYTEST) --expect-implementation=c $(ARGS)
 
 # The twin differs in the counter and the drain: what QEMU does on the far side of a socket is the same for both.
 test-python: $(VENV)/.stamp-test
-	@echo '== the suite, pure-Python implementation'
+	@echo '== the suite with the pure-Python twin'
 	AIOIRQFD_PURE_PYTHON=1 $(PYTEST) --expect-implementation=python -m 'not qemu' $(ARGS)
 
 # ARGS=--record writes down what this kernel gives, for machines without KVM.

@@ -179,3 +179,18 @@ def test_relative_links_lead_somewhere(page):
     text = page.read_text("utf-8")
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link and not link.startswith("#")]
     assert [link for link in links if not (page.parent / link.partition("#")[0]).exists()] == []
+
+
+def test_make_help_names_every_target_and_the_docs_name_no_other():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    targets = set(phony.split()) - {"help"}
+    helped = set(re.findall(r"\bmake ([a-z][a-z-]*)", subprocess.check_output(["make", "help"], cwd=ROOT, text=True)))
+    assert targets - helped == set()
+    in_code = {
+        target
+        for page in generate.pages()
+        for target in re.findall(r"(?:^\$ |`)make (?:-\S+ )*([a-z][a-z-]*)", page.read_text("utf-8"), re.MULTILINE)
+    }
+    assert in_code
+    assert in_code - targets == set()
