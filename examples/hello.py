@@ -13,12 +13,12 @@ from aioirqfd.sinks import RecordingSink
 
 
 async def main() -> None:
-    sink = RecordingSink()  # or a KVM guest, a PIC, another eventfd, an object of your own with a coroutine inject()
+    sink = RecordingSink()  # or a KVM guest, a PIC, an object of your own
     async with IrqManager(sink) as irqs:
         with EventFd() as kick:
             irqfd = irqs.assign(kick, gsi=5)
-            kick.signal()  # from this thread or any other; on this loop it is injected before the next line
-            os.eventfd_write(kick.fileno(), 1)  # from C, from another process, from the kernel
+            kick.signal()  # from any thread; here it is injected before the next line
+            os.eventfd_write(kick.fileno(), 1)  # from C, a process, the kernel
             await irqs.flush()  # every signal sent before this line has been injected
             print(*sink.interrupts, irqfd.statistics(), sep="\n")
             await irqs.deassign(irqfd)  # nothing of it runs any more
