@@ -40,8 +40,15 @@ def build(source: Path = SOURCE) -> bytes:
 
 
 def main() -> int:
-    """Write ``guest.bin`` beside its source."""
-    IMAGE.write_bytes(build())
+    """Write ``guest.bin`` beside its source; returns the exit status."""
+    try:
+        IMAGE.write_bytes(build())
+    except FileNotFoundError as error:
+        sys.stderr.write(f"build_guest: there is no {error.filename}: install the GNU binutils\n")
+        return 1
+    except subprocess.CalledProcessError as error:  # which has said why
+        sys.stderr.write(f"build_guest: {error.cmd[0]} ended with status {error.returncode}\n")
+        return 1
     sys.stderr.write(f"{IMAGE}: {IMAGE.stat().st_size} bytes\n")
     return 0
 

@@ -20,3 +20,18 @@ def test_ports_are_four_bytes_apart_and_pins_differ():
     assert all(high - low >= 4 for low, high in itertools.pairwise(numbers))
     pins = [value for name, value in vars(ports).items() if name.endswith("_PIN")]
     assert sorted(pins) == [0, 1, 10, 11]
+
+
+def test_without_binutils_it_says_so(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build_guest.main() == 1
+    assert capsys.readouterr().err == "build_guest: there is no as: install the GNU binutils\n"
+
+
+def test_a_program_that_refuses_is_named(monkeypatch, capsys, tmp_path):
+    refusing = tmp_path / "as"
+    refusing.write_text("#!/bin/sh\nexit 3\n")
+    refusing.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    assert build_guest.main() == 1
+    assert capsys.readouterr().err == "build_guest: as ended with status 3\n"
