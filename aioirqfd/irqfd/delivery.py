@@ -1,15 +1,16 @@
 """How interrupts get to the sink, and who hears what became of them.
 
 The sink is never entered from within itself: while it has an interrupt in its hands, what it signals on this loop waits for the next
-pass. So nobody calls a sink's ``try_inject`` but the counter module and :meth:`Delivery.try_inject`.
+pass. So nobody calls a sink but the counter module, :meth:`Delivery.try_inject` and :meth:`Delivery.inject`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-from typing import TYPE_CHECKING, Final, Protocol, final
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, final
 
+from aioirqfd.counter.stepped import Stepped
 from aioirqfd.irqfd.guard import guarded, report
 from aioirqfd.tracer import NULL_TRACER
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from aioirqfd.irqfd.retry import Retry
     from aioirqfd.irqfd.sink import SinkTiers
     from aioirqfd.tracer import Tracer
+
+_T = TypeVar("_T")
 
 
 class _Named(Protocol):
@@ -41,7 +44,6 @@ class Delivery:
 
     Attributes:
         tiers: What the sink can do.
-        inject: The slow way.
         fast: Whether the counter module may hand interrupts to the sink by itself.
         per_interrupt: Whether the tracer is told of each interrupt.
         retry: The back-off.
@@ -59,7 +61,6 @@ class Delivery:
         "emit",
         "fast",
         "first_error",
-        "inject",
         "per_interrupt",
         "raising",
         "retry",
@@ -71,7 +72,6 @@ class Delivery:
         self, tiers: SinkTiers, tracer: Tracer, retry: Retry, on_error: Callable[[Exception], object] | None
     ) -> None:
         self.tiers: Final = tiers
-        self.inject: Final = tiers.inject
         self.retry: Final = retry
         self.emit = guarded(tracer).emit
         self.traced: Final = tracer is not NULL_TRACER
@@ -100,10 +100,19 @@ class Delivery:
         if asyncio._get_running_loop() is not poller.loop:
             # A context is in use by one thread at a time.
             return bool(self.context.copy().run(try_inject, interrupt))
-        drain = poller.drain
+        return bool(self._enter(self._top_half.within, try_inject, interrupt))
+
+    async def inject(self, interrupt: Interrupt) -> None:
+        """Hand it to the sink, which may take its time. In each step that it takes it is not entered from within itself."""
+        await Stepped(self._enter, self.tiers.inject, interrupt)
+
+    def _enter(self, call: Callable[..., _T], /, *args: object) -> _T:
+        """A call of the sink's. What it signals on this loop meanwhile comes later."""
+        assert self._poller is not None
+        drain = self._poller.drain
         nested, drain.dispatching = drain.dispatching, True
         try:
-            return bool(self._top_half.within(try_inject, interrupt))
+            return call(*args)
         finally:
             drain.dispatching = nested
 

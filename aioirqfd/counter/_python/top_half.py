@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple, cast, final
 
 from aioirqfd.counter._python.core import BATCH, unraisable
 from aioirqfd.counter._python.flight_ring import DEFERRED, HELD, INJECTED, WAKEUP
-from aioirqfd.counter.in_context import InContext
+from aioirqfd.counter.stepped import Stepped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +120,7 @@ class TopHalf:
                 if self.context is None:
                     await handler(irqfd, count)
                 else:
-                    await InContext(self.context.copy(), handler, irqfd, count)
+                    await Stepped(self.context.copy().run, handler, irqfd, count)
             except GeneratorExit:
                 self.within(irqfd.defer, count)
                 self.within(self._leave, ctx, irqfd)
