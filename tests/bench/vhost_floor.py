@@ -13,12 +13,16 @@ import signal
 import struct
 import sys
 import threading
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from aioirqfd.vhost_user import run
 from aioirqfd.vhost_user.calls import Calls
 from aioirqfd.vhost_user.vring import Vring
 from examples.vhost_user_blk import Blk
+
+if TYPE_CHECKING:
+    from aioirqfd import EventFd
 
 _DESC = struct.Struct("<QIHH")
 
@@ -98,9 +102,10 @@ def main() -> None:
     blk = Blk(image)
     shared = Floor(file=blk.fd, call=-1)
     running: list[threading.Thread] = []
+    kicks: list[EventFd] = []
 
-    def set_kick(vring: Vring, eventfd) -> None:
-        vring._kick = eventfd
+    def set_kick(_vring: Vring, eventfd) -> None:
+        kicks[:] = [eventfd]
         shared.kick = eventfd.fileno()
 
     def bind(calls: Calls, index, eventfd) -> None:
@@ -109,9 +114,9 @@ def main() -> None:
             calls._eventfds[len(calls._eventfds) + 1] = eventfd  # kept open: the thread may be writing to it
             eventfd.signal()
 
-    def start(vring: Vring, memory, features, inflight) -> None:
-        if running or not vring.enabled or not vring.size or vring._kick is None or vring._address is None:
-            return
+    def start(vring: Vring, memory, features, inflight) -> bool:
+        if running or not vring.enabled or not vring.size or not kicks or vring._address is None:
+            return False
         address, size = vring._address, vring.size
         desc = memory.user_view(address.descriptor, 16 * size)
         avail = memory.user_view(address.available, 6 + 2 * size)
@@ -127,14 +132,14 @@ def main() -> None:
             target, arguments = serve_in_python, (shared, memory, size, desc, avail, used)
         running.append(threading.Thread(target=target, args=arguments, daemon=True))
         running[0].start()
+        return True
 
     async def stop(vring: Vring) -> int:
         if running:
             shared.stop = 1
-            assert vring._kick is not None
-            vring._kick.signal()
+            kicks.pop().signal()
             running.pop().join()
-            vring._kick = vring._address = None
+            vring._address = None
         return 0
 
     with (

@@ -1,5 +1,7 @@
 """The vhost-user examples, each served by the example itself, with a test for its front-end."""
 
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
+# (what is not there, or of another kind, fails the test, as it should)
 from __future__ import annotations
 
 import asyncio

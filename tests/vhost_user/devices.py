@@ -19,7 +19,7 @@ class Upper(Device):
     async def handle(self, request: Chain) -> int:
         return request.write(request.read().upper())
 
-    def write_config(self, offset: int, data: bytes) -> None:
+    def write_config(self, offset: int, data: bytes, *, live_migration: bool = False) -> None:
         config = bytearray(self.config)
         if offset + len(data) > len(config):
             raise ValueError("beyond the end")

@@ -1,5 +1,7 @@
 """Back-ends as programs: the options that the specification sets down for them, and what they say."""
 
+# pyright: reportOptionalMemberAccess=false, reportTypedDictNotRequiredAccess=false
+# (what is not there, or of another kind, fails the test, as it should)
 from __future__ import annotations
 
 import argparse

@@ -1,5 +1,7 @@
 """How front-ends set rings up, anew and in which order, and what they hear when a ring cannot run."""
 
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# (what is not there, or of another kind, fails the test, as it should)
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """Where a back-end serves: a path, a socket that is handed in, a front-end that listens; and what is said if it cannot."""
 
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
+# (what is not there, or of another kind, fails the test, as it should)
 from __future__ import annotations
 
 import asyncio
