@@ -88,7 +88,8 @@ native_exec(PyObject *module)
     }
     if (add_type(module, &flight_ring_spec, &state->flight_ring_type) < 0 ||
         add_type(module, &transfer_spec, &state->transfer_type) < 0 ||
-        add_type(module, &kicks_spec, &state->kicks_type) < 0) {
+        add_type(module, &kicks_spec, &state->kicks_type) < 0 ||
+        add_type(module, &stepped_spec, &state->stepped_type) < 0) {
         return -1;
     }
     state->ready_run_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &ready_run_spec, NULL);
@@ -104,6 +105,7 @@ native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->top_half_type);
     Py_VISIT(state->drain_type);
     Py_VISIT(state->ready_run_type);
+    Py_VISIT(state->stepped_type);
     Py_VISIT(state->flight_ring_type);
     Py_VISIT(state->transfer_type);
     Py_VISIT(state->kicks_type);
@@ -121,6 +123,7 @@ native_clear(PyObject *module)
     Py_CLEAR(state->top_half_type);
     Py_CLEAR(state->drain_type);
     Py_CLEAR(state->ready_run_type);
+    Py_CLEAR(state->stepped_type);
     Py_CLEAR(state->flight_ring_type);
     Py_CLEAR(state->transfer_type);
     Py_CLEAR(state->kicks_type);

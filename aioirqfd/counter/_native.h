@@ -13,6 +13,7 @@ typedef struct {
     PyTypeObject *top_half_type;
     PyTypeObject *drain_type;
     PyTypeObject *ready_run_type;
+    PyTypeObject *stepped_type;
     PyTypeObject *flight_ring_type;
     PyTypeObject *transfer_type;
     PyTypeObject *kicks_type;
@@ -246,6 +247,11 @@ extern PyType_Spec ready_run_spec;
 PyObject *ready_run_new(native_state *state, TopHalfObject *top_half, PyObject *task);
 PyObject *ready_run_task(const ReadyRunObject *run);
 uint64_t ready_run_count(const ReadyRunObject *run);
+
+/* stepped.c */
+extern PyType_Spec stepped_spec;
+PyObject *native_iterator_of(PyObject *awaited);
+PyObject *native_answer(PySendResult sent, PyObject *value);
 
 /* drain.c */
 extern PyType_Spec drain_spec;

@@ -78,8 +78,13 @@ in_a_step(const DrainObject *drain)
         return true;
     }
     if (PyDict_CheckExact(drain->current_task)) {
-        return PyDict_GET_SIZE(drain->current_task) > 0 &&
-               PyDict_GetItemWithError(drain->current_task, drain->loop) != NULL;
+        /* One loop runs, mostly: then no hash is needed. */
+        Py_ssize_t at = 0;
+        PyObject *loop = NULL;
+        if (PyDict_GET_SIZE(drain->current_task) <= 1) {
+            return PyDict_Next(drain->current_task, &at, &loop, NULL) && loop == drain->loop;
+        }
+        return PyDict_GetItemWithError(drain->current_task, drain->loop) != NULL;
     }
     PyObject *task = PyObject_CallOneArg(drain->current_task, drain->loop);
     if (task == NULL) {

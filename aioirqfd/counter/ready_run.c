@@ -207,17 +207,8 @@ fail(native_state *state, ReadyRunObject *self)
 static PyObject *
 awaited(PyObject *coroutine)
 {
-    if (coroutine == NULL || PyCoro_CheckExact(coroutine)) {
-        return coroutine;
-    }
-    PyObject *iterator = NULL;
-    PyAsyncMethods *async = Py_TYPE(coroutine)->tp_as_async;
-    if (async != NULL && async->am_await != NULL) {
-        iterator = async->am_await(coroutine);
-    } else {
-        PyErr_Format(PyExc_TypeError, "a wakeup handler returned %R, which cannot be awaited", coroutine);
-    }
-    Py_DECREF(coroutine);
+    PyObject *iterator = coroutine != NULL ? native_iterator_of(coroutine) : NULL;
+    Py_XDECREF(coroutine);
     return iterator;
 }
 
@@ -300,29 +291,24 @@ ready_run_send_slot(PyObject *op, PyObject *arg, PyObject **result)
     if (state == NULL) {
         return PYGEN_ERROR;
     }
+    /* Once for all the handlers of this turn: what is called between their steps is the manager's. */
+    TopHalfObject *top_half = (TopHalfObject *)Py_NewRef(self->top_half);
+    bool entered = top_half_enter(top_half);
+    int begun = 1;
     if (self->handler == NULL) {
-        int begun = begin(state, self);
-        if (begun == 0) {
-            *result = Py_NewRef(Py_None);
-            return PYGEN_RETURN;
-        }
-        sent = begun < 0 ? PYGEN_ERROR : step(self, Py_None, &value);
+        begun = begin(state, self);
+        arg = Py_None;
+    }
+    if (begun == 0) {
+        *result = Py_NewRef(Py_None);
+        sent = PYGEN_RETURN;
     } else {
-        sent = step(self, arg, &value);
+        sent = begun < 0 ? PYGEN_ERROR : step(self, arg, &value);
+        sent = proceed(state, self, sent, value, result);
     }
-    return proceed(state, self, sent, value, result);
-}
-
-/* What send() and throw() answer: the value, or StopIteration. */
-static PyObject *
-answer(PySendResult sent, PyObject *value)
-{
-    if (sent == PYGEN_RETURN) {
-        Py_DECREF(value);
-        PyErr_SetNone(PyExc_StopIteration);
-        return NULL;
-    }
-    return sent == PYGEN_NEXT ? value : NULL;
+    top_half_exit(top_half, entered);
+    Py_DECREF(top_half);
+    return sent;
 }
 
 static PyObject *
@@ -330,7 +316,7 @@ ready_run_send(PyObject *op, PyObject *arg)
 {
     PyObject *value;
     PySendResult sent = ready_run_send_slot(op, arg, &value);
-    return answer(sent, value);
+    return native_answer(sent, value);
 }
 
 static PyObject *
@@ -380,7 +366,7 @@ ready_run_throw(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     }
     PyObject *result = NULL;
     sent = proceed(state, self, sent, value, &result);
-    return answer(sent, result);
+    return native_answer(sent, result);
 }
 
 static PyObject *

@@ -629,20 +629,28 @@ static PyObject *
 top_half_within(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
     TopHalfObject *self = (TopHalfObject *)op;
-    if (nargs < 1) {
-        PyErr_SetString(PyExc_TypeError, "within() takes something to call");
+    native_state *state = native_state_of_object(op);
+    if (state == NULL) {
         return NULL;
     }
+    if (nargs < 2 || !Py_IS_TYPE(args[0], state->drain_type)) {
+        PyErr_SetString(PyExc_TypeError, "within() takes a Drain and something to call");
+        return NULL;
+    }
+    DrainObject *drain = (DrainObject *)args[0];
+    bool nested = drain->dispatching;
     bool entered = top_half_enter(self);
-    PyObject *answer = PyObject_Vectorcall(args[0], args + 1, (size_t)(nargs - 1), NULL);
+    drain->dispatching = true;
+    PyObject *answer = PyObject_Vectorcall(args[1], args + 2, (size_t)(nargs - 2), NULL);
+    drain->dispatching = nested;
     top_half_exit(self, entered);
     return answer;
 }
 
 static PyMethodDef top_half_methods[] = {
     {"within", _PyCFunction_CAST(top_half_within), METH_FASTCALL,
-     PyDoc_STR("within($self, call, /, *args)\n--\n\n"
-               "Call it in the manager's context; from within such a call it is there already. The loop's thread.")},
+     PyDoc_STR("within($self, drain, call, /, *args)\n--\n\n"
+               "Call it in the manager's context, with the drain dispatching. The loop's thread.")},
     {"run_ready", top_half_run_ready, METH_O,
      PyDoc_STR(
          "run_ready($self, task, /)\n--\n\nAn awaitable that runs the handlers of ready irqfds, one after the other, and injects; it\n"

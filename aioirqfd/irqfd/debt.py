@@ -137,7 +137,7 @@ class Debt:
     def withheld(self, handlers: int) -> int:
         """What of it is a snapshot's, and not the eventfd's to have back."""
         own = max(self.owed - (self.baseline or 0), 0)  # came since
-        return max(self.untold(handlers) - own, 0) if self.captured else 0
+        return max(self.untold(handlers) - own, 0)
 
     def leave(self, count: int, handlers: int) -> None:
         """So many of them are somebody else's."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Final, Protocol, final
 
-from aioirqfd.counter.stepped import Stepped
+from aioirqfd.counter import Stepped
 from aioirqfd.irqfd.guard import guarded, report
 from aioirqfd.tracer import NULL_TRACER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from aioirqfd.counter import TopHalf
     from aioirqfd.eventfd import EventFd, Poller
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from aioirqfd.irqfd.retry import Retry
     from aioirqfd.irqfd.sink import SinkTiers
     from aioirqfd.tracer import Tracer
-
-_T = TypeVar("_T")
 
 
 class _Named(Protocol):
@@ -100,21 +98,12 @@ class Delivery:
         if asyncio._get_running_loop() is not poller.loop:
             # A context is in use by one thread at a time.
             return bool(self.context.copy().run(try_inject, interrupt))
-        return bool(self._enter(self._top_half.within, try_inject, interrupt))
+        return bool(self._top_half.within(poller.drain, try_inject, interrupt))
 
-    async def inject(self, interrupt: Interrupt) -> None:
+    def inject(self, interrupt: Interrupt) -> Awaitable[None]:
         """Hand it to the sink, which may take its time. In each step that it takes it is not entered from within itself."""
-        await Stepped(self._enter, self.tiers.inject, interrupt)
-
-    def _enter(self, call: Callable[..., _T], /, *args: object) -> _T:
-        """A call of the sink's. What it signals on this loop meanwhile comes later."""
         assert self._poller is not None
-        drain = self._poller.drain
-        nested, drain.dispatching = drain.dispatching, True
-        try:
-            return call(*args)
-        finally:
-            drain.dispatching = nested
+        return Stepped(None, self._poller.drain, self.tiers.inject, interrupt)
 
     # -- what happened -----------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, Protocol, final
 
-from aioirqfd.counter.stepped import Stepped
+from aioirqfd.counter import Stepped
 from aioirqfd.errors import InjectionError
 from aioirqfd.irqfd.coroutine import NotAwaitableError
 from aioirqfd.irqfd.interrupt import Interrupt
@@ -122,7 +122,7 @@ class Injection:
         debt.take(len(handlers))
         while debt.stage < len(handlers):
             # A run of its own for each: what one sets with contextvars, the next does not see.
-            await Stepped(self._delivery.context.copy().run, handlers[debt.stage], irqfd, debt.told)
+            await Stepped(self._delivery.context.copy(), None, handlers[debt.stage], irqfd, debt.told)
             debt.stage += 1
         routes = self._routes.of(irqfd.gsi)
         debt.follow(routes, len(handlers))

@@ -385,8 +385,8 @@ class IrqFd:
         """Move by the table, and do what the move asks for."""
         before = self._state
         self._state, action = TABLE[self._blocked][before][event]
-        if before is State.IDLE and self._state is not State.IDLE:
-            self.trigger.arm(None)
+        if before is State.IDLE and self._state is not State.IDLE and not self.closing:
+            self.trigger.arm(None)  # once it is closing, the eventfd is another's
         if action is Action.SCHEDULE:
             # An irqfd never runs against itself: while its handler runs, left() does it.
             if self.trigger.running is None:
@@ -532,6 +532,16 @@ class IrqFd:
         return self._state in ACTIVE or self.trigger.lined_up or self.trigger.running is not None
 
     @property
+    def unsettled(self) -> bool:
+        """The same, or a signal that has not come to the top half."""
+        return self._state in ACTIVE or self.trigger.engaged
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing of it will run any more."""
+        return self._state is State.CLOSED
+
+    @property
     def busy(self) -> bool:
         """The same, but for a retry that waits for its time."""
         return self.active and self._state is not State.RETRYING
@@ -570,8 +580,8 @@ class IrqFd:
         self.trigger.inherit()
 
     def _finish(self) -> None:
-        taken = self.debt.withheld(len(self.handlers))
         if self.debt.captured:
+            taken = self.debt.withheld(len(self.handlers))
             if taken and not self._owner.withhold(self.eventfd, taken):
                 taken = 0
             self.debt.leave(taken, len(self.handlers))
@@ -599,17 +609,17 @@ class IrqFd:
         """Where it stands, for :meth:`passed`."""
         target = self.debt.begun + (self._state is not State.INJECTING) if self._state in ACTIVE else 0
         lane = self.trigger.lined_up + (self.trigger.running is not None)
-        return Mark(self.trigger.owed, lane, self.trigger.counts.fast, self.debt.deferrals, target)
+        return Mark(self.trigger.owed, lane, self.trigger.fast, self.debt.deferrals, target)
 
     def passed(self, mark: Mark) -> bool:
         """Whether every signal from before the mark is injected, or will not be for the time being."""
         trigger, debt = self.trigger, self.debt
         if mark.owed or mark.lane:
-            if trigger.counts.fast - mark.fast >= mark.owed + mark.lane:
+            if trigger.fast - mark.fast >= mark.owed + mark.lane:
                 return True
             if debt.deferrals > mark.deferrals:
                 mark.target = debt.covering
-            elif trigger.lined_up or trigger.running is not None or trigger.owed:
+            elif trigger.engaged:
                 return False  # still on its way to the top half, or to its handler
             mark.owed = False
             mark.lane = 0

@@ -31,7 +31,6 @@ from aioirqfd.irqfd.offloading import Offloading
 from aioirqfd.irqfd.retry import Retry
 from aioirqfd.irqfd.routing import Routes, RoutingTable
 from aioirqfd.irqfd.sink import SinkTiers
-from aioirqfd.irqfd.state import State
 from aioirqfd.irqfd.trigger import Trigger
 from aioirqfd.irqfd.workqueue import WorkQueue, WorkQueueStatistics
 from aioirqfd.tracer import NULL_TRACER
@@ -441,7 +440,7 @@ class IrqManager:
             irqfd = found
         elif gsi is not None:
             raise TypeError("an irqfd, or an eventfd and its gsi; not both")
-        if not irqfd.owned_by(self) or irqfd.state is State.CLOSED:
+        if not irqfd.owned_by(self) or irqfd.closed:
             return
         if self._poller is not None:
             self.check_here()
@@ -681,9 +680,11 @@ class IrqManager:
         drain = self._open.drain
         self.queue.check_outside()
         drain.collect()
+        # Mostly the sink takes it all here and now, and there is nothing to wait for.
+        drain.run()
         # What is being deassigned owes its injections too.
         irqfds = (*self._irqfds.values(), *self._leaving)
-        marks = [(irqfd, irqfd.mark()) for irqfd in irqfds if irqfd.trigger.owed or irqfd.active]
+        marks = [(irqfd, irqfd.mark()) for irqfd in irqfds if irqfd.unsettled]
         works = [resampler.work for resampler in self.lines.all()]
         lines = [work for work in works if work.pending or work.running is not None]
         for irqfd, mark in marks:

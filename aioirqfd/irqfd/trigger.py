@@ -81,9 +81,22 @@ class Trigger:
         return self._final or Counts(eventfd._signals, eventfd._wakeups, eventfd._fast)
 
     @property
+    def fast(self) -> int:
+        """How many interrupts the sink took at once."""
+        return self.eventfd._fast if self._final is None else self._final.fast
+
+    @property
     def owed(self) -> bool:
         """Whether a signal was seen and has not come to the top half."""
         return not self.left and self.eventfd._owed
+
+    @property
+    def engaged(self) -> bool:
+        """Whether the counter module has something of it: a signal, a count that waits for the handler, or its run."""
+        if self.left:
+            return self._run is not None
+        eventfd = self.eventfd
+        return eventfd._owed or eventfd._queued or eventfd._running is not None
 
     @property
     def held(self) -> bool:

@@ -22,6 +22,7 @@ from aioirqfd.counter._python.fd import fdinfo
 from aioirqfd.counter._python.flight_ring import FlightRing
 from aioirqfd.counter._python.kicks import Kicks
 from aioirqfd.counter._python.request import begin, walk
+from aioirqfd.counter._python.stepped import Stepped
 from aioirqfd.counter._python.top_half import TopHalf
 from aioirqfd.counter._python.transfer import Transfer
 
@@ -32,6 +33,7 @@ __all__ = [
     "EventFdCtx",
     "FlightRing",
     "Kicks",
+    "Stepped",
     "TopHalf",
     "Transfer",
     "begin",

@@ -145,7 +145,7 @@ class Drain:
         try:
             if ctx._handler is None and ctx._is_fast():
                 assert ctx._top_half is not None
-                ctx._top_half.within(ctx._top_half.flush, [ctx])
+                ctx._top_half._enter(ctx._top_half.flush, [ctx])
             else:
                 self._slow(ctx)
         finally:
@@ -154,7 +154,7 @@ class Drain:
 
     def _slow(self, ctx: EventFdCtx) -> None:
         if ctx._top_half is not None:
-            ctx._top_half.within(ctx._top_half.wakeup, ctx)
+            ctx._top_half._enter(ctx._top_half.wakeup, ctx)
         elif ctx._settle():
             ctx._event = False
             try:
@@ -204,7 +204,7 @@ class Drain:
                 else:
                     slow.append(ctx)
             for top_half, batch in batches.items():
-                top_half.within(top_half.flush, batch)
+                top_half._enter(top_half.flush, batch)
             for ctx in slow:
                 if ctx._drain is self and ctx._owed:
                     self._slow(ctx)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple, cast, final
 
 from aioirqfd.counter._python.core import BATCH, unraisable
 from aioirqfd.counter._python.flight_ring import DEFERRED, HELD, INJECTED, WAKEUP
-from aioirqfd.counter.stepped import Stepped
+from aioirqfd.counter._python.stepped import Stepped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
     from aioirqfd.counter._python.core import Irqfd
+    from aioirqfd.counter._python.drain import Drain
     from aioirqfd.counter._python.eventfd_ctx import EventFdCtx
     from aioirqfd.counter._python.flight_ring import FlightRing
 
@@ -81,7 +82,15 @@ class TopHalf:
         """How many irqfds wait for their handler."""
         return len(self._ready)
 
-    def within(self, call: Callable[[*_Ts], _T], /, *args: *_Ts) -> _T:
+    def within(self, drain: Drain, call: Callable[[*_Ts], _T], /, *args: *_Ts) -> _T:
+        """Call it in the manager's context, with the drain dispatching."""
+        nested, drain.dispatching = drain.dispatching, True
+        try:
+            return self._enter(call, *args)
+        finally:
+            drain.dispatching = nested
+
+    def _enter(self, call: Callable[[*_Ts], _T], /, *args: *_Ts) -> _T:
         """Call it in the manager's context; from within such a call it is there already."""
         if self.context is None or self._entered:
             return call(*args)
@@ -120,18 +129,18 @@ class TopHalf:
                 if self.context is None:
                     await handler(irqfd, count)
                 else:
-                    await Stepped(self.context.copy().run, handler, irqfd, count)
+                    await Stepped(self.context.copy(), None, handler, irqfd, count)
             except GeneratorExit:
-                self.within(irqfd.defer, count)
-                self.within(self._leave, ctx, irqfd)
+                self._enter(irqfd.defer, count)
+                self._enter(self._leave, ctx, irqfd)
                 raise
             except BaseException as error:
-                ours = self.within(irqfd.handler_failed, error, count)
-                self.within(self._leave, ctx, irqfd)
+                ours = self._enter(irqfd.handler_failed, error, count)
+                self._enter(self._leave, ctx, irqfd)
                 if not ours:
                     raise
             else:
-                self.within(self._deliver, ctx, irqfd, count)
+                self._enter(self._deliver, ctx, irqfd, count)
             if time.monotonic() >= ends:
                 return
 

@@ -1,0 +1,140 @@
+"""Stepped: each step of an awaitable in a context of its own, or with a drain that knows that its sink is being asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import weakref
+
+import pytest
+
+from aioirqfd.counter import Drain, Stepped
+
+VALUE = contextvars.ContextVar("VALUE", default="outside")
+
+
+@pytest.fixture
+def drain():
+    made = Drain()
+    yield made
+    made.close()
+
+
+class Steps:
+    """An awaitable whose iterator is plain: no send(), throw() or close()."""
+
+    def __init__(self, count):
+        self.left = count
+
+    def __await__(self):
+        return iter([None] * self.left)
+
+
+async def test_its_steps_are_taken_in_the_context_and_its_answer_comes_back():
+    context = contextvars.copy_context()
+
+    async def call(first, second):
+        VALUE.set(first)
+        await asyncio.sleep(0)
+        assert VALUE.get() == first
+        return VALUE.get(), second
+
+    assert await Stepped(context, None, call, "inside", 5) == ("inside", 5)
+    assert (VALUE.get(), context[VALUE]) == ("outside", "inside")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+async def test_the_drain_dispatches_in_each_step_and_not_between(drain, nested):
+    seen = []
+
+    async def call():
+        seen.append(drain.dispatching)
+        await asyncio.sleep(0)
+        seen.append(drain.dispatching)
+        raise OSError("no")
+
+    task = asyncio.ensure_future(_awaited(Stepped(None, drain, call)))
+    drain.dispatching = nested
+    await asyncio.sleep(0)
+    assert (seen, drain.dispatching) == ([True], nested)
+    with pytest.raises(OSError, match="no"):
+        await task
+    assert (seen, drain.dispatching) == ([True, True], nested)
+    drain.dispatching = False
+
+
+async def _awaited(awaitable):
+    return await awaitable
+
+
+async def test_what_is_thrown_in_is_thrown_in_the_context():
+    async def call():
+        VALUE.set("inside")
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            return VALUE.get()
+
+    task = asyncio.ensure_future(_awaited(Stepped(contextvars.copy_context(), None, call)))
+    await asyncio.sleep(0)
+    task.cancel()
+    assert (await task, VALUE.get()) == ("inside", "outside")
+
+
+async def test_closed_on_the_way():
+    closed = []
+
+    async def call():
+        VALUE.set("inside")
+        try:
+            await asyncio.sleep(0)
+        finally:
+            closed.append(VALUE.get())
+
+    steps = Stepped(contextvars.copy_context(), None, call)
+    assert steps.send(None) is None
+    steps.close()
+    assert closed == ["inside"]
+
+
+async def test_futures_and_plain_iterators_will_do():
+    future = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(future.set_result, 7)
+    assert await Stepped(contextvars.copy_context(), None, lambda: future) == 7
+    assert await Stepped(None, None, Steps, 3) is None
+    steps = Stepped(None, None, Steps, 3)
+    next(iter(steps))
+    with pytest.raises(OSError, match="thrown"):
+        steps.throw(OSError("thrown"))
+    steps.close()
+
+
+async def test_what_cannot_be_awaited():
+    with pytest.raises(TypeError, match="5 cannot be awaited"):
+        Stepped(None, None, lambda: 5)
+    with pytest.raises(ZeroDivisionError):
+        Stepped(contextvars.copy_context(), None, lambda: 1 // 0)
+
+
+async def test_debuggers_follow_the_chain():
+    async def call():
+        await asyncio.sleep(0)
+
+    steps = Stepped(None, None, call)
+    assert steps.cr_await.cr_code is call.__code__
+    await steps
+
+
+def test_it_keeps_nothing_alive(drain):
+    class Call:
+        async def __call__(self):
+            pass
+
+    call = Call()
+    gone = weakref.ref(call)
+    steps = Stepped(contextvars.copy_context(), drain, call)
+    steps.cr_await.close()
+    del call, steps
+    gc.collect()
+    assert gone() is None
