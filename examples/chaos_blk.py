@@ -49,6 +49,7 @@ if not __package__:  # run as a path: python examples/chaos_blk.py
 
 from aioirqfd.vhost_user import Backend, Chain, program
 from aioirqfd.vhost_user.sockets import Listener, socket_path
+from aioirqfd.vhost_user.terminal import Terminal
 from examples.chaos_command import COMPLETIONS, INTERRUPTS, TYPES, Command, parse, parse_script
 from examples.chaos_interrupt import AGAIN, Interrupt
 from examples.vhost_user_blk import Blk, Status, Type, blk_parser
@@ -404,7 +405,7 @@ async def serve(options: argparse.Namespace, where: program.Place, commands: Seq
             listener = stack.enter_context(Listener(socket_path(options.control)))
             server = await asyncio.start_unix_server(chaos.serve_control, sock=listener.sock)
             stack.callback(server.close)
-        chaos.backend = await stack.enter_async_context(Backend(chaos, **where))
+        chaos.backend = await stack.enter_async_context(Backend(chaos, **where, tracer=Terminal("chaos")))
         print("chaos: ready", flush=True)
         script = asyncio.create_task(chaos.run_script(commands))
         # A script that cannot go on ends the run: whoever reads the results would take them for the script's.

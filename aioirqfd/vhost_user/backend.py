@@ -24,6 +24,7 @@ from aioirqfd.vhost_user.messages import MAX_CONFIG
 from aioirqfd.vhost_user.reports import Reports
 from aioirqfd.vhost_user.session import Session
 from aioirqfd.vhost_user.sockets import Listener, connect, listens, socket_path
+from aioirqfd.vhost_user.terminal import Terminal
 from aioirqfd.vhost_user.vring import Vring
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Backend:
         self._sock = sock
         self._connect = connect
         self._reconnect = reconnect
-        self._tracer = guarded(tracer)
+        self._tracer = tracer if isinstance(tracer, Terminal) else guarded(tracer)
         self._require_seal = require_seal
         self._vrings: list[Vring] = []
         self._session: Session | None = None
@@ -141,10 +142,12 @@ class Backend:
         async with contextlib.AsyncExitStack() as stack:
             front_ends = self._front_ends(stack, reports)
             count = self.device.num_queues
-            calls = Calls(count, tracer=self._tracer)
+            # Of what the managers have to say, a terminal is told by the loop's exception handler.
+            tracer = NULL_TRACER if isinstance(self._tracer, Terminal) else self._tracer
+            calls = Calls(count, tracer=tracer)
             sink = _KickSink(calls, count)
             routes = {index: Msi(address=0, data=index) for index in range(count)}
-            kicks = await stack.enter_async_context(IrqManager(sink, routing=routes, tracer=self._tracer))
+            kicks = await stack.enter_async_context(IrqManager(sink, routing=routes, tracer=tracer))
             await stack.enter_async_context(calls)
             eager = Eager(asyncio.get_running_loop())
             stack.push_async_callback(eager.aclose)

@@ -59,7 +59,9 @@ class Connection:
                 return None
             parser.feed(data, fds)
             if flags & socket.MSG_CTRUNC:
-                raise VhostUserProtocolError(f"more than {MAX_FDS} fds with one message")
+                raise VhostUserProtocolError(
+                    f"fds were cut off: more than {MAX_FDS} came with one message, or there are no free ones here"
+                )
             if not data:
                 parser.eof()
                 return None

@@ -15,9 +15,9 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.vhost_user.backend import Backend
 from aioirqfd.vhost_user.sockets import listens
+from aioirqfd.vhost_user.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -123,7 +123,7 @@ def run(
     sock: socket.socket | None = None,
     connect: bool = False,
     reconnect: float | None = None,
-    tracer: Tracer = NULL_TRACER,
+    tracer: Tracer | None = None,
 ) -> None:
     """Serve a device until SIGINT or SIGTERM: the whole main program of a back-end. On uvloop, where it is installed.
 
@@ -135,11 +135,13 @@ def run(
         sock: Instead of a path, a socket, as for :class:`Backend`.
         connect: The front-end listens at the path.
         reconnect: With ``connect``: seconds until it tries again.
-        tracer: Hears what happens.
+        tracer: Hears what happens. Without one, standard error hears what a front-end or a guest has done wrong.
 
     Raises:
         SystemExit: It cannot listen at the path, or connect to it, with a line that says why.
     """
+    name = type(device).__qualname__
+    tracer = Terminal(name) if tracer is None else tracer
     backend = Backend(device, path, sock=sock, connect=connect, reconnect=reconnect, tracer=tracer)
     if sock is not None:
         where = f"serving on fd {sock.fileno()}"
@@ -152,7 +154,7 @@ def run(
         new_loop = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
         try:
-            runner.run(_run(backend, f"{type(device).__qualname__}: {where}"))
+            runner.run(_run(backend, f"{name}: {where}"))
         except OSError as error:
             if path is None or error.filename != os.fsdecode(path):
                 raise

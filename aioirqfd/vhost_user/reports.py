@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, final
 
 from aioirqfd.ratelimit import RateLimit
 from aioirqfd.tracer import NULL_TRACER
+from aioirqfd.vhost_user.terminal import Terminal
 
 if TYPE_CHECKING:
     import asyncio
@@ -30,10 +31,11 @@ class Reports:
     Threads: the loop's.
     """
 
-    __slots__ = ("_limit", "_loop", "_raised", "_told", "_tracer")
+    __slots__ = ("_limit", "_loop", "_raised", "_told", "_traced", "_tracer")
 
     def __init__(self, tracer: Tracer, loop: asyncio.AbstractEventLoop) -> None:
         self._tracer = tracer
+        self._traced = tracer is not NULL_TRACER and not isinstance(tracer, Terminal)
         self._loop = loop
         self._limit = RateLimit(clock=loop.time)
         self._raised = RateLimit(clock=loop.time)
@@ -64,7 +66,7 @@ class Reports:
         """
         place = _place(error)
         self._limit.emit(self._tracer, event, kind=place, **fields, error=described(error))
-        if self._tracer is NULL_TRACER and place not in self._told and self._raised.admit((event, place)) is not None:
+        if not self._traced and place not in self._told and self._raised.admit((event, place)) is not None:
             self._told.add(place)
             self._loop.call_exception_handler({"message": f"aioirqfd: {message}", "exception": error})
 

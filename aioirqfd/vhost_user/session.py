@@ -117,7 +117,10 @@ class Session:
             pass
         finally:
             self._connection.close()
-            self._tracer.emit("frontend_disconnected", reason=reason)
+            if reason is None:
+                self._tracer.emit("frontend_disconnected", reason=reason)
+            else:
+                self._reports.trouble("frontend_disconnected", kind=reason, reason=reason)
             self._abandon()
             await self._reset()
             for vring in self._vrings:
@@ -202,7 +205,7 @@ class Session:
             case Request.GET_INFLIGHT_FD, Inflight() as asked:
                 return self._get_inflight(message, asked)
             case Request.SET_INFLIGHT_FD, Inflight() as description:
-                self._set_inflight(description, fds)
+                await self._set_inflight(description, fds)
             case Request.GET_VRING_BASE, VringState(index, _):
                 if index >= len(self._vrings):
                     raise VhostUserProtocolError(f"GET_VRING_BASE of queue {index} of {len(self._vrings)}")
@@ -221,10 +224,7 @@ class Session:
         if features & ~self._offered:
             raise VhostUserProtocolError(f"features {features & ~self._offered:#x} were not offered")
         if features != self._features:
-            if any(vring.queue is not None and vring.enabled for vring in self._vrings):
-                raise RefusedError("the features cannot change while a queue runs")
-            for vring in self._vrings:
-                await self._rest(vring)
+            await self._all_rest("the features")
         self._features = features
         self._device.driver_features = features
         if not features & VirtioFeature.PROTOCOL_FEATURES:
@@ -331,9 +331,8 @@ class Session:
         self._keep_inflight(buffer)
         return _reply(message, buffer.description, (buffer.fileno(),))
 
-    def _set_inflight(self, description: Inflight, fds: list[int]) -> None:
-        if any(vring.queue is not None for vring in self._vrings):
-            raise RefusedError("the inflight buffer cannot change while a queue runs")
+    async def _set_inflight(self, description: Inflight, fds: list[int]) -> None:
+        await self._all_rest("the inflight buffer")
         try:
             self._keep_inflight(InflightBuffer.map(description, fds.pop(), require_seal=self._require_seal))
         except InflightError as error:
@@ -346,10 +345,18 @@ class Session:
 
     # -- its queues --------------------------------------------------------------------------------------------------
 
+    async def _all_rest(self, what: str) -> None:
+        """Let all rings be set up anew, or raise a RefusedError if one of them is enabled and runs."""
+        if any(vring.queue is not None and vring.enabled for vring in self._vrings):
+            raise RefusedError(f"{what} cannot change while a queue runs")
+        for vring in self._vrings:
+            await self._rest(vring)
+
     async def _rest(self, vring: Vring) -> None:
         """Let a ring that was disabled be set up anew."""
-        with self._connection.watch(self._abandon):
-            await vring.rest()
+        if vring.queue is not None and not vring.enabled:
+            with self._connection.watch(self._abandon):
+                await vring.rest()
 
     async def _set_vring(self, message: Message, fds: list[int]) -> None:
         payload = message.payload
@@ -357,7 +364,7 @@ class Session:
         if payload.index >= len(self._vrings):
             raise RefusedError(f"no queue {payload.index} of {len(self._vrings)}")
         vring = self._vrings[payload.index]
-        if message.request in _SET_UP and not vring.enabled and vring.queue is not None:
+        if message.request in _SET_UP:
             await self._rest(vring)
         match message.request, payload:
             case Request.SET_VRING_NUM, VringState(_, size):
@@ -371,9 +378,12 @@ class Session:
                 if enabled:
                     vring.must_work()
             case Request.SET_VRING_KICK, VringFd():
-                vring.set_kick(_kick(vring, fds))
+                kick = _needed(vring, fds, "kick")
+                if kick is None:
+                    raise vring.unusable(f"queue {vring.index} has no kick eventfd, and would have to be polled")
+                vring.set_kick(kick)
             case Request.SET_VRING_CALL, VringFd():
-                self._calls.bind(vring.index, _eventfd(fds))
+                self._calls.bind(vring.index, _needed(vring, fds, "call"))
             case Request.SET_VRING_ERR, VringFd():
                 vring.set_err(_eventfd(fds))
             case _:
@@ -401,14 +411,12 @@ def _all(fds: list[int]) -> list[int]:
     return taken
 
 
-def _kick(vring: Vring, fds: list[int]) -> EventFd:
+def _needed(vring: Vring, fds: list[int], what: str) -> EventFd | None:
+    """Take the eventfd that came with a message, if one did; without the right one a guest would wait for ever."""
     try:
-        eventfd = _eventfd(fds)
+        return _eventfd(fds)
     except RefusedError as error:
-        raise vring.unusable(f"the kick of queue {vring.index} cannot be used: {error}") from error
-    if eventfd is None:
-        raise vring.unusable(f"queue {vring.index} has no kick eventfd, and would have to be polled")
-    return eventfd
+        raise vring.unusable(f"the {what} of queue {vring.index} cannot be used: {error}") from error
 
 
 def _eventfd(fds: list[int]) -> EventFd | None:

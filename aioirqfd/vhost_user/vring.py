@@ -13,6 +13,7 @@ from aioirqfd.vhost_user.in_order import InOrder
 from aioirqfd.vhost_user.kick import Kick
 from aioirqfd.vhost_user.ring import MAX_SIZE
 from aioirqfd.vhost_user.statistics import NONE, VringStatistics, with_run
+from aioirqfd.vhost_user.terminal import GONE
 from aioirqfd.vhost_user.virtqueue import BATCH, BATCH_BYTES, CALL, MORE, PAGE_SHIFT, RESTED, WORK, VirtQueue
 
 if TYPE_CHECKING:
@@ -272,8 +273,6 @@ class Vring:
         Some front-ends reset a device by nothing else than ``SET_VRING_ENABLE`` 0. Requests under way are ended first, as
         in :meth:`stop`; the kick stays, because it may not be given again.
         """
-        if self.queue is None or self.enabled:
-            return
         await self._end(keep_kick=True)
 
     async def stop(self) -> int:
@@ -309,7 +308,7 @@ class Vring:
         if self.queue is not None:
             self.base = self.queue.stop()
             self._retire(self.queue)
-            self._tracer.emit("vring_stopped", queue=self.index, base=self.base, reason="the front-end has gone")
+            self._tracer.emit("vring_stopped", queue=self.index, base=self.base, reason=GONE)
         self._cancel()
 
     async def reset(self) -> None:

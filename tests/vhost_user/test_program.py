@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from aioirqfd.vhost_user import main
-from aioirqfd.vhost_user.messages import Request
+from aioirqfd.vhost_user.messages import U64, Request, VringState
 from aioirqfd.vhost_user.program import RECONNECT, number, parse, place
 from aioirqfd.vhost_user.sockets import Listener
 from tests.vhost_user.devices import Upper
@@ -202,3 +202,26 @@ async def test_nobody_needs_to_read_what_it_says(path):
         async with FrontEnd(path) as front:
             assert await front.number(Request.GET_QUEUE_NUM) == 1
         process.kill()
+
+
+async def test_what_a_front_end_does_wrong_is_on_standard_error(path):
+    with program("--socket-path", path) as process:
+        assert process.stdout.readline()
+        async with FrontEnd(await connected(path)) as front:
+            queue = await front.start(0, 8)
+            assert await queue.ask([b"a"], [1]) == b"a"
+            for _ in range(3):
+                assert await front.status(Request.SET_VRING_NUM, VringState(3, 8)) == 1
+            queue.driver.publish(4000)
+            queue.kick.signal()
+            await queue.err.read()
+            await front.send(Request.SET_FEATURES, U64(1))
+            assert await front.closed()
+        await echoes(await connected(path))
+        process.terminate()
+        _, err = process.communicate(timeout=20)
+    assert err.splitlines() == [
+        "Echo: message_refused request='SET_VRING_NUM' reason='no queue 3 of 1'",
+        "Echo: vring_stopped queue=0 base=1 reason='the available index runs 3999 ahead in a ring of 8'",
+        "Echo: frontend_disconnected reason='features 0x1 were not offered'",
+    ]

@@ -190,15 +190,27 @@ async def test_without_any_way_to_tell_the_connection_is_closed(half):
     assert said["reason"].startswith("SET_VRING_ENABLE: queue 0 cannot start: a ring is not in the guest's memory")
 
 
-async def test_a_kick_that_is_none_is_told_in_the_same_ways(half):
+@pytest.mark.parametrize(
+    ("request_", "payload", "fds"),
+    [
+        (Request.SET_VRING_KICK, VringFd(0), 1),
+        (Request.SET_VRING_KICK, VringFd(0, has_fd=False), 0),
+        (Request.SET_VRING_CALL, VringFd(0), 1),
+        (Request.SET_VRING_NUM, VringState(0, 3), 0),
+        (Request.SET_VRING_BASE, VringState(0, 1 << 16), 0),
+    ],
+    ids=["kick", "no kick", "call", "size", "base"],
+)
+async def test_what_a_ring_cannot_be_set_up_with_is_told_in_the_same_ways(half, request_, payload, fds):
     front, queue, _, _ = half
     with open("/dev/null") as null:  # noqa: PTH123
-        assert await front.status(Request.SET_VRING_KICK, VringFd(0), [null.fileno()]) == 1
+        message = (request_, payload, [null.fileno()] * fds)
+        assert await front.status(*message) == 1
         await front.send(Request.SET_VRING_ERR, VringFd(0), [queue.err.fileno()])
-        await front.send(Request.SET_VRING_KICK, VringFd(0), [null.fileno()])
+        await front.send(*message)
         assert await queue.err.read() == 1
         await front.send(Request.SET_VRING_ERR, VringFd(0, has_fd=False))
-        await front.send(Request.SET_VRING_KICK, VringFd(0), [null.fileno()])
+        await front.send(*message)
         assert await front.closed()
 
 
@@ -296,6 +308,32 @@ async def test_a_front_end_that_goes_while_a_ring_is_set_up_anew_ends_what_it_wa
         async with FrontEnd(path) as front:
             assert await front.number(Request.GET_QUEUE_NUM) == 1
             assert device.cancelled == [b"never"]
+
+
+async def test_the_inflight_buffer_is_another_one_after_a_reset_by_disabling(path):
+    """As Cloud Hypervisor does it; requests that are under way are remembered in the old one until they have ended."""
+    device = Gated()
+    async with Backend(device, path) as backend, FrontEnd(path) as front:
+        await front.negotiate(protocol_features=WITH_INFLIGHT)
+        await front.set_memory()
+        for number in range(2):
+            reply = await front.ask(Request.GET_INFLIGHT_FD, Inflight(0, 0, 1, 16))
+            await front.tell(Request.SET_INFLIGHT_FD, reply.payload, reply.fds)
+            os.close(reply.fds[0])
+            queue = front.queue(0, 8)
+            await queue.start()
+            assert await front.status(Request.SET_INFLIGHT_FD, reply.payload, [front.ram.fileno()]) == 1
+            queue.put([b"%d" % number], [8])
+            while not device.gates:
+                await asyncio.sleep(0)
+            device.open(b"%d" % number)
+            assert [used.data for used in await queue.answers()] == [b"%d" % number]
+            await front.tell(Request.SET_VRING_ENABLE, VringState(0, 0))
+            await front.tell(Request.RESET_OWNER)
+            if not number:
+                queue.close()
+        (done,) = backend.statistics().queues
+        assert (done.starts, done.requests, done.resubmitted) == (2, 2, 0)
 
 
 async def test_what_a_running_ring_has_already_may_be_said_again(path):
