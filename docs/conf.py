@@ -39,12 +39,13 @@ myst_heading_anchors = 3
 # and for what users meet without ever having to name it.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:class", r"(_?asyncio|collections|ctypes|mmap|os)\..*|FilteringBoundLogger"),
+    ("py:class", r"(_?asyncio|argparse|collections|ctypes|mmap|os|socket)\..*|FilteringBoundLogger"),
     (
         "py:class",
         r"OnIrq|Space|WakeupHandler|_Ts?|aioirqfd\.irqfd\.resampler\.Member|aioirqfd\.counter\._python\..*|aioirqfd\.kvm\.(structures|descriptor)\..*",
     ),
-    ("py:class", r"aioirqfd\.vhost_user\.(features|messages)\..*"),
+    ("py:class", r"aioirqfd\.vhost_user\.(features|messages)\..*|(aioirqfd\.vhost_user\.program\.)?Place"),
+    ("py:meth", r"argparse\..*"),
 ]
 
 autodoc_member_order = "bysource"

@@ -189,8 +189,8 @@ def main(
 
     Args:
         make: Makes the device from the options. What it raises as OSError or ValueError is what the user did wrong.
-        kind: As for :func:`parse`.
-        features: As for :func:`parse`.
+        kind: As for :func:`~aioirqfd.vhost_user.program.parse`.
+        features: As for :func:`~aioirqfd.vhost_user.program.parse`.
         parser: It has the program's own options; None: there are none.
         argv: The arguments; None: the process's.
 

@@ -18,8 +18,12 @@ from aioirqfd.cli.main import COMMANDS
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "reference").glob("*.md"))
 TEXT = {page.stem: page.read_text("utf-8") for page in PAGES}
+# Of the modules below the packages some functions are described too, for those who need more than a package offers.
 LISTED = [
-    name for text in TEXT.values() for name in re.findall(r"^\.\. auto(?!module)\w+:: (\S+)$", text, re.MULTILINE)
+    name
+    for text in TEXT.values()
+    for name in re.findall(r"^\.\. auto(?!module)\w+:: (\S+)$", text, re.MULTILINE)
+    if hasattr(importlib.import_module(name.rpartition(".")[0]), "__all__")
 ]
 
 
