@@ -293,7 +293,7 @@ def _bind(listener: socket.socket, path: str) -> None:
                 raise OSError(error.errno, f"{error.strerror} by a file that is no socket") from None
             with socket.socket(socket.AF_UNIX) as probe:
                 if probe.connect_ex(path) != errno.ECONNREFUSED:
-                    raise OSError(error.errno, f"{error.strerror} by a server that listens there") from None
+                    raise
             Path(path).unlink()
             listener.bind(path)
     except OSError as error:

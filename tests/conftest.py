@@ -82,6 +82,11 @@ class AllowedSkip(NamedTuple):
 ALLOWED_SKIPS = (
     *((AllowedSkip(".*", "needs KVM: "),) if NO_KVM else ()),
     *((AllowedSkip(".*", "needs QEMU: "),) if NO_QEMU else ()),
+    *(
+        (AllowedSkip("tests/examples/test_vmm_guest.py", "needs the GNU binutils"),)
+        if shutil.which("as") is None
+        else ()
+    ),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ LIMIT = 50
 PARTS = {"__init__", "chaos_command", "chaos_interrupt"}
 # These serve, or go on for a while, and are asked for their help. All others end by themselves.
 WITH_OPTIONS = {"chaos_blk", "vhost_user_blk", "vhost_user_rng", "ivshmem_peer", "ivshmem_server", "vmm"}
-# This one knows no options: it serves at the path that it is given.
+# It serves, and test_vhost_user.py starts it both ways.
 SERVER = "vhost_user_upper"
 PROGRAMS = sorted({path.stem for path in EXAMPLES.glob("*.py")} - PARTS - {SERVER} | {"vmm"})
 KVM_ONLY = {"howto_kvm"}
@@ -50,7 +51,11 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def running(*arguments: str | Path, cwd: Path = ROOT) -> Iterator[subprocess.Popen[str]]:
     """A program that is under way; it may not outlive the test."""
     pipe = subprocess.PIPE
-    with subprocess.Popen(command(*arguments), cwd=cwd, stdout=pipe, stderr=pipe, text=True) as process:
+    # A line that waits in a buffer is not there for whoever reads; this variable would hide it.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        command(*arguments), cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True
+    ) as process:
         try:
             yield process
         finally:
@@ -99,17 +104,6 @@ def test_an_example_runs_by_its_path_and_as_a_module(name, tmp_path):
     assert all(output.startswith("usage: " if arguments else "") and output for output in outputs)
     if not arguments:
         assert outputs[0] == outputs[1]
-
-
-@pytest.mark.parametrize("way", ways(SERVER), ids=["path", "module"])
-async def test_the_example_that_only_serves_runs_too(way, tmp_path):
-    path = tmp_path / "socket"
-    with running(*way, path) as process:
-        while not path.exists() and process.poll() is None:
-            await asyncio.sleep(0)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=LIMIT)
-    assert (process.returncode, said) == (0, "")
 
 
 # ------------------------------------------------------------------------------------------------------------------ KVM
@@ -169,7 +163,7 @@ def test_a_path_that_is_taken(refused):
         other.bind("x.sock")
         other.listen()
         said = refused(ivshmem_server, "x.sock")
-    assert said == "ivshmem_server: [Errno 98] Address already in use by a server that listens there: 'x.sock'"
+    assert said == "ivshmem_server: [Errno 98] Address already in use: 'x.sock'"
     said = refused(ivshmem_peer, "x.sock")
     assert said == "ivshmem_peer: [Errno 111] Connection refused; no server listens there: 'x.sock'"
 

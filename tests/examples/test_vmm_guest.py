@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+
+import pytest
 
 from examples.vmm import build_guest, ports
 
 
+@pytest.mark.skipif(shutil.which("as") is None, reason="needs the GNU binutils")
 def test_committed_image_is_what_the_source_builds():
     assert build_guest.build() == build_guest.IMAGE.read_bytes()
 
