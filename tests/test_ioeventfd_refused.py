@@ -11,17 +11,8 @@ import pickle
 import pytest
 
 from aioirqfd import EventFd, IoBus, IoEventFdExistsError, IoEventFdInvalidError
+from tests.integers import int64
 from tests.irqfd.helpers import room_for_fds
-
-
-class Int64:
-    """Stands for an array library's integer."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def __index__(self):
-        return self.value
 
 
 @pytest.fixture
@@ -36,13 +27,13 @@ def efd():
 
 
 def test_other_libraries_integers_become_plain_ones(bus, efd):
-    doorbell = bus.ioeventfd(efd, address=Int64(0x1000), length=Int64(4), datamatch=Int64(7), values=Int64(3))
+    doorbell = bus.ioeventfd(efd, address=int64(0x1000), length=int64(4), datamatch=int64(7), values=int64(3))
     kept = (doorbell.address, doorbell.length, doorbell.datamatch)
     assert kept == (0x1000, 4, 7)
     assert {type(number) for number in kept} == {int}
     assert bus.write(0x1000, 7, 4)
     any_value = bus.ioeventfd(efd, address=0, values=1)
-    assert bus.write(0, Int64(9), 4)
+    assert bus.write(0, int64(9), 4)
     (value,) = any_value.take_values()
     assert (value, type(value)) == (9, int)
 

@@ -7,6 +7,7 @@ pass. So nobody calls a sink but the counter module, :meth:`Delivery.try_inject`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from typing import TYPE_CHECKING, Final, Protocol, final
 
@@ -15,14 +16,29 @@ from aioirqfd.irqfd.guard import guarded, report
 from aioirqfd.tracer import NULL_TRACER
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
 
     from aioirqfd.counter import TopHalf
     from aioirqfd.eventfd import EventFd, Poller
     from aioirqfd.irqfd.interrupt import Interrupt
     from aioirqfd.irqfd.retry import Retry
     from aioirqfd.irqfd.sink import SinkTiers
+    from aioirqfd.ratelimit import RateLimit
     from aioirqfd.tracer import Tracer
+
+_REPEATABLE: Final = frozenset(
+    {
+        "irqfd_assigned",
+        "irqfd_deassigned",
+        "irqfd_masked",
+        "irqfd_unmasked",
+        "offload_failed",
+        "reclaim_failed",
+        "route_changed",
+        "routing_changed",
+    }
+)
+"""What becomes of irqfds and routes when a guest turns the bits of its registers to and fro."""
 
 
 class _Named(Protocol):
@@ -113,6 +129,22 @@ class Delivery:
             eventfd = who.eventfd
             fd = -1 if eventfd.closed else eventfd.fileno()
             self.emit(event, gsi=who.gsi, fd=fd, eventfd_id=who.eventfd_id, **fields)
+
+    @contextlib.contextmanager
+    def limited(self, limit: RateLimit) -> Generator[None]:
+        """What is done meanwhile is a guest's doing, which can repeat it at will: it is traced in time, and counted."""
+        emit = self.emit
+
+        def in_time(event: str, /, **fields: object) -> None:
+            suppressed = limit.admit((event, fields.get("gsi"))) if event in _REPEATABLE else 0
+            if suppressed is not None:
+                emit(event, **fields, **({"suppressed": suppressed} if suppressed else {}))
+
+        self.emit = in_time
+        try:
+            yield
+        finally:
+            self.emit = emit
 
     def injected(self, who: _Named, *, fast: bool) -> None:
         """An interrupt reached the sink."""

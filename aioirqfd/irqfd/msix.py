@@ -15,23 +15,25 @@ route, in which the kernel would drop signals (row W08): the order is always mas
 from __future__ import annotations
 
 import contextlib
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Self, final
 
 from aioirqfd.counter import fdinfo
 from aioirqfd.errors import ClosedError, EventFdBusyError, RoutingError, SnapshotError, WouldBlock
-from aioirqfd.eventfd import EventFd
+from aioirqfd.integers import plain
 from aioirqfd.irqfd import msix_snapshot
-from aioirqfd.irqfd.identity import check_free, eventfd_and_id
+from aioirqfd.irqfd.identity import check_free, close_all, eventfd_and_id
 from aioirqfd.irqfd.interrupt import Msi
-from aioirqfd.irqfd.msix_vector import MASK_BIT, MsixVector
-from aioirqfd.irqfd.routing import MAX_ROUTES
-from aioirqfd.irqfd.state import State
+from aioirqfd.irqfd.msix_bindings import VectorBindings
+from aioirqfd.irqfd.msix_vector import MASK_BIT, Held, MsixVector
+from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from types import TracebackType
 
+    from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.manager import IrqManager
 
 MAX_VECTORS: Final = 2048
@@ -41,8 +43,6 @@ _PAGE: Final = 4096
 _SIZES: Final = frozenset({4, 8})
 _U32_MASK: Final = 2**32 - 1
 _PBA_WORD: Final = 64
-_FEW: Final = 16
-"""From so many on, gsis are unrouted by one change of the whole table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,7 @@ class MsixTable:
     """Bit of the message-control register: every vector is masked."""
 
     __slots__ = (
+        "_bindings",
         "_closed",
         "_devid",
         "_enabled",
@@ -119,35 +120,34 @@ class MsixTable:
         devid: int | None = None,
         pba_offset: int | None = None,
     ) -> None:
-        if not 1 <= vectors <= MAX_VECTORS:
-            raise ValueError(f"an MSI-X table has 1..{MAX_VECTORS} vectors, not {vectors}")
-        table_end = vectors * _ENTRY
-        if pba_offset is None:
-            pba_offset = -(-table_end // _PAGE) * _PAGE
-        if pba_offset < table_end or pba_offset % 8:
+        count = plain(vectors, MAX_VECTORS + 1)
+        if not count:
+            raise ValueError(f"an MSI-X table has 1..{MAX_VECTORS} vectors, not {vectors!r}")
+        table_end = count * _ENTRY
+        start = -(-table_end // _PAGE) * _PAGE if pba_offset is None else plain(pba_offset, 2**64)
+        if start is None or start < table_end or start % 8:
             raise ValueError(
-                f"the pending-bit array begins at a multiple of 8 from {table_end} on, not at {pba_offset}"
+                f"the pending-bit array begins at a multiple of 8 from {table_end} on, not at {pba_offset!r}"
             )
-        Msi(0, 0, devid)
         self._manager = manager
-        self._devid = devid
-        self._pba_offset = pba_offset
+        self._devid = Msi(0, 0, devid).devid
+        self._pba_offset = start
         self._enabled = self._function_mask = self._closed = False
-        self._vectors = tuple(MsixVector(number) for number in range(vectors))
+        self._vectors = tuple(MsixVector(number) for number in range(count))
+        self._bindings = VectorBindings(manager, self._devid, self._wanted)
         references: list[EventFd] = []
         try:
             self._put_eventfds(eventfds or {}, references)
         except BaseException:
-            for reference in references:
-                reference.close()
+            close_all(references)
             raise
 
     def _put_eventfds(self, eventfds: Mapping[int, EventFd | int], references: list[EventFd]) -> None:
         taken: dict[int, int] = {}
         for number, eventfd in eventfds.items():
             vector = self._vector(number)
-            vector.eventfd, vector.eventfd_id = eventfd_and_id(eventfd, references)
-            vector.reference = vector.eventfd is not eventfd
+            held, eventfd_id = eventfd_and_id(eventfd, references)
+            vector.held = Held(held, eventfd_id, reference=held is not eventfd)
             if taken.setdefault(vector.eventfd_id, number) != number:
                 raise EventFdBusyError(f"one eventfd for the vectors {taken[vector.eventfd_id]} and {number}")
 
@@ -157,6 +157,9 @@ class MsixTable:
 
     def __len__(self) -> int:
         return len(self._vectors)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise refusal(self, "Take its snapshot() while the manager is paused, and restore() that into another table.")
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -169,15 +172,7 @@ class MsixTable:
             Everything is closed all the same; only the wait for what is being injected is given up.
         """
         self._closed = True
-        try:
-            leaving = [vector.irqfd for vector in self._vectors if vector.irqfd is not None]
-            self._retire(self._vectors)
-            for irqfd in leaving:
-                await irqfd.drained()
-        finally:
-            for vector in self._vectors:
-                msix_snapshot.leave(self._manager, vector)
-            self._close_eventfds()
+        await self._bindings.aclose(self._vectors)
 
     async def __aenter__(self) -> Self:
         return self
@@ -200,13 +195,14 @@ class MsixTable:
         entry = self._vector(vector)
         if self._closed:
             raise ClosedError("the MSI-X table is closed")
-        if entry.eventfd is None:
+        eventfd = entry.eventfd
+        if eventfd is None:
             self._check_here()
-            entry.eventfd = EventFd()
-            entry.eventfd_id = entry.eventfd.id
-            entry.owned = True
-            self._update(entry)
-        return entry.eventfd
+            entry.held = Held.made()
+            self._bindings.update(entry)
+            eventfd = entry.eventfd
+            assert eventfd is not None
+        return eventfd
 
     def signal(self, vector: int, /) -> None:
         """Interrupt: injected if the vector is unmasked, else pending. Raises as :meth:`eventfd` does."""
@@ -222,7 +218,11 @@ class MsixTable:
             ValueError: There is no such vector.
             ClosedError: EBADF: the table or the eventfd is closed.
             EventFdInvalidError: EINVAL: the fd is no eventfd.
-            EventFdBusyError: EBUSY: it is another vector's, or bound by another irqfd (row I12); nothing was changed.
+            EventFdBusyError: EBUSY: it is another vector's, or bound by another irqfd (row I12). Whatever is raised, also if it
+                has become so while we waited, the vector has the one that it had.
+
+        Cancellation:
+            The vector has the other one all the same; what the table's own holds follows when its injection is over.
         """
         entry = self._vector(vector)
         if self._closed:
@@ -235,23 +235,9 @@ class MsixTable:
             self._check_here()
             self._check_new(entry, new, new_id)
         except BaseException:
-            for made in references:
-                made.close()
+            close_all(references)
             raise
-        old, owned, irqfd = entry.eventfd, entry.owned, entry.irqfd
-        close = owned or entry.reference
-        self._retire((entry,))
-        entry.eventfd, entry.eventfd_id, entry.owned, entry.reference = new, new_id, False, new is not eventfd
-        try:
-            if irqfd is not None:
-                await irqfd.drained()
-        finally:
-            if old is not None and close:
-                if owned:
-                    with contextlib.suppress(BlockingIOError):
-                        new.signal(old.read_nowait())
-                old.close()
-            self._update(entry)
+        await self._bindings.replace(entry, new, new_id, reference=new is not eventfd)
 
     def _check_new(self, entry: MsixVector, new: EventFd, new_id: int) -> None:
         for other in self._vectors:
@@ -281,18 +267,18 @@ class MsixTable:
         entry = self._vector(vector)
         self._check_here()
         message = Msi(address, data, self._devid)
-        if address % 4:
-            raise RoutingError(f"an MSI-X message address is a multiple of 4, not {address:#x}")
+        if message.address % 4:
+            raise RoutingError(f"an MSI-X message address is a multiple of 4, not {message.address:#x}")
         irqfd = entry.irqfd
         entry.changing += 1
         try:
-            self._update(entry)
+            self._bindings.update(entry)
             entry.address, entry.data = message.address, message.data
             if irqfd is not None and irqfd.active:
                 await self._manager.backpressure.flush(irqfd.work)
         finally:
             entry.changing -= 1
-            self._update(entry)
+            self._bindings.update(entry)
 
     # -- the guest's side: the message-control register --------------------------------------------------------------
 
@@ -311,12 +297,13 @@ class MsixTable:
         enabled, function_mask = bool(value & self.ENABLE), bool(value & self.FUNCTION_MASK)
         if (enabled, function_mask) == (self._enabled, self._function_mask):
             return
-        self._manager.delivery.emit("msix_control", enabled=enabled, function_mask=function_mask)
+        kind = enabled, function_mask
+        self._bindings.tell("msix_control", kind=kind, enabled=enabled, function_mask=function_mask)
         self._enabled, self._function_mask = enabled, function_mask
         for vector in self._vectors:
-            self._update(vector)
+            self._bindings.update(vector)
         if not enabled:
-            self._retire(self._vectors)
+            self._bindings.retire(self._vectors)
 
     @property
     def enabled(self) -> bool:
@@ -353,7 +340,7 @@ class MsixTable:
         """
         irqfds = [vector.irqfd for vector in self._vectors if vector.irqfd is not None]
         self.reset()
-        self._retire(self._vectors)
+        self._bindings.retire(self._vectors)
         for irqfd in irqfds:
             await irqfd.drained()
         for vector in self._vectors:
@@ -385,8 +372,9 @@ class MsixTable:
         Raises:
             WrongLoopError: The pending bits are asked for elsewhere than on the manager's loop.
         """
+        offset, size = operator.index(offset), operator.index(size)
         if size not in _SIZES or offset % size or not 0 <= offset <= self.size - size:
-            self._manager.delivery.emit("msix_access_ignored", write=False, offset=offset, size=size)
+            self._ignore(offset, size, write=False)
             return 0
         value = self._read_dword(offset)
         return value | self._read_dword(offset + 4) << 32 if size == 8 else value
@@ -404,14 +392,20 @@ class MsixTable:
         Raises:
             WrongLoopError: Not called on the manager's loop.
         """
+        offset, value, size = operator.index(offset), operator.index(value), operator.index(size)
         if size not in _SIZES or offset % size or not 0 <= offset <= len(self._vectors) * _ENTRY - size:
-            self._manager.delivery.emit("msix_access_ignored", write=True, offset=offset, size=size)
+            self._ignore(offset, size, write=True)
             return
         self._check_here()
         vector = self._vectors[offset // _ENTRY]
         for dword in range(size // 4):
             vector.write(offset % _ENTRY // 4 + dword, value >> 32 * dword & _U32_MASK)
-        self._update(vector)
+        self._bindings.update(vector)
+
+    def _ignore(self, offset: int, size: int, *, write: bool) -> None:
+        aligned = size in _SIZES and offset % size == 0
+        kind = write, size if size in _SIZES else None, aligned
+        self._bindings.tell("msix_access_ignored", kind=kind, write=write, offset=offset, size=size)
 
     def _read_dword(self, offset: int) -> int:
         if offset < len(self._vectors) * _ENTRY:
@@ -430,14 +424,14 @@ class MsixTable:
         self._check_here()
         entry = self._vector(vector)
         entry.control |= MASK_BIT
-        self._update(entry)
+        self._bindings.update(entry)
 
     def unmask(self, vector: int, /) -> None:
         """Clear the vector's mask bit. Raises ValueError if there is no such vector."""
         self._check_here()
         entry = self._vector(vector)
         entry.control &= ~MASK_BIT
-        self._update(entry)
+        self._bindings.update(entry)
 
     def masked(self, vector: int, /) -> bool:
         """The vector's mask bit. Raises ValueError if there is no such vector."""
@@ -483,15 +477,10 @@ class MsixTable:
         if self._closed or self._enabled or any(vector.gsi is not None for vector in self._vectors):
             raise SnapshotError("a snapshot is restored into a table that is open and was not used")
         checked = msix_snapshot.check(self._manager, self._vectors, state)
-        msix_snapshot.put(self._manager, self._vectors, checked, self._devid, self._give_up)
+        msix_snapshot.put(self._manager, self._vectors, checked, self._devid, self._bindings.idle)
         self._enabled, self._function_mask = checked.enabled, checked.function_mask
         for vector in self._vectors:
-            self._update(vector)
-
-    def _close_eventfds(self) -> None:
-        for vector in self._vectors:
-            if vector.eventfd is not None and (vector.owned or vector.reference):
-                vector.eventfd.close()
+            self._bindings.update(vector)
 
     def _check_here(self) -> None:
         with contextlib.suppress(ClosedError):
@@ -500,133 +489,14 @@ class MsixTable:
     # -- vectors -----------------------------------------------------------------------------------------------------
 
     def _vector(self, number: int) -> MsixVector:
-        if not 0 <= number < len(self._vectors):
-            raise ValueError(f"vectors are 0..{len(self._vectors) - 1}, not {number}")
-        return self._vectors[number]
+        found = plain(number, len(self._vectors))
+        if found is None:
+            raise ValueError(f"vectors are 0..{len(self._vectors) - 1}, not {number!r}")
+        return self._vectors[found]
 
     def _wanted(self, vector: MsixVector) -> bool:
         enabled = self._enabled and not self._function_mask and not self._closed
         return enabled and not vector.control & MASK_BIT and not vector.changing and vector.eventfd is not None
-
-    def _update(self, vector: MsixVector) -> None:
-        """Make the vector's irqfd stand as the registers say. Never raises."""
-        wanted = self._wanted(vector)
-        try:
-            if wanted:
-                self._activate(vector)
-            else:
-                self._deactivate(vector)
-        except Exception as error:
-            self._manager.delivery.emit("msix_vector_failed", vector=vector.number, gsi=vector.gsi, error=repr(error))
-            self._retire((vector,))
-
-    def _activate(self, vector: MsixVector) -> None:
-        manager, gsis = self._manager, self._manager.gsis
-        message = vector.message(self._devid)
-        if vector.gsi is not None and not vector.bound:
-            # Its eventfd was closed. What was signalled before is still injected, for which it needs its route (row W03).
-            if vector.irqfd is not None and vector.irqfd.active:
-                return
-            self._retire((vector,))
-        if vector.gsi is None:
-            if not self._obtain(vector, message):
-                if not vector.starved:
-                    manager.delivery.emit("msix_no_gsi", vector=vector.number)
-                vector.starved = True
-                gsis.wait(vector, lambda: self._update(vector))
-                return
-            vector.starved = False
-        else:
-            gsis.busy(vector.gsi)
-            manager.set_route(vector.gsi, message)
-        assert vector.gsi is not None
-        if vector.irqfd is None or not vector.bound:
-            assert vector.eventfd is not None
-            vector.irqfd = manager.assign(vector.eventfd, gsi=vector.gsi, masked=True)
-        vector.active = True
-        vector.captured = None
-        vector.irqfd.unmask()
-        if vector.irqfd.state is State.BROKEN:
-            vector.irqfd.resume()
-
-    def _obtain(self, vector: MsixVector, message: Msi) -> bool:
-        """Find a gsi and route it."""
-        gsis = self._manager.gsis
-        gsi = gsis.allocate()
-        if gsi is None:
-            return False
-        try:
-            self._manager.set_route(gsi, message)
-        except RoutingError:
-            # Perhaps the routing table is full of what others have put there; then an idle gsi's own route will do.
-            other = gsis.reclaim()
-            self._drop_gsi(gsi)
-            if other is None:
-                if self._manager.routing.entries < MAX_ROUTES:
-                    raise
-                return False
-            gsi = other
-            try:
-                self._manager.set_route(gsi, message)
-            except Exception:
-                self._drop_gsi(gsi)
-                raise
-        except Exception:
-            self._drop_gsi(gsi)
-            raise
-        vector.gsi = gsi
-        return True
-
-    def _drop_gsi(self, gsi: int) -> None:
-        with contextlib.suppress(ClosedError):
-            self._manager.reset_route(gsi)
-        self._manager.gsis.release(gsi)
-
-    def _deactivate(self, vector: MsixVector) -> None:
-        if vector.starved:
-            vector.starved = False
-            self._manager.gsis.forget(vector)
-        vector.active = False
-        if vector.gsi is None or vector.irqfd is None:
-            return
-        if vector.bound:
-            vector.irqfd.mask()
-        if not vector.changing:
-            self._manager.gsis.idle(vector.gsi, lambda: self._give_up(vector))
-
-    def _give_up(self, vector: MsixVector) -> None:
-        """Somebody else needs the gsi more: what is pending goes back into the eventfd."""
-        vector.gsi = None
-        assert vector.irqfd is not None
-        vector.irqfd.shut()
-
-    def _retire(self, vectors: Sequence[MsixVector]) -> None:
-        """Mask, deassign, unroute, and give the gsis back. What is pending goes back into the eventfds. Never raises."""
-        manager = self._manager
-        gone: set[int] = set()
-        for vector in vectors:
-            vector.active = False
-            if vector.starved:
-                vector.starved = False
-                manager.gsis.forget(vector)
-            if vector.irqfd is not None and vector.bound:
-                with contextlib.suppress(Exception):  # the manager is closed, or the sink cannot take its hands off
-                    vector.irqfd.mask()
-                vector.irqfd.shut()
-            if vector.gsi is not None:
-                gone.add(vector.gsi)
-                manager.gsis.busy(vector.gsi)  # nobody is to take it while it loses its route
-                vector.gsi = None
-        try:
-            if len(gone) < _FEW:
-                for gsi in gone:
-                    manager.reset_route(gsi)
-            else:
-                manager.set_routing(manager.routing.without(gone))
-        except Exception as error:
-            manager.delivery.emit("msix_unroute_failed", gsis=len(gone), error=repr(error))
-        for gsi in sorted(gone):
-            manager.gsis.release(gsi)
 
 
 def _emptied(eventfd: EventFd) -> int:

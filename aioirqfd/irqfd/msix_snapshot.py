@@ -17,14 +17,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from aioirqfd.counter import fdinfo
 from aioirqfd.errors import SnapshotError
-from aioirqfd.eventfd import EventFd
 from aioirqfd.irqfd.interrupt import IOAPIC_PINS, Msi
-from aioirqfd.irqfd.msix_vector import MASK_BIT, MsixVector
+from aioirqfd.irqfd.msix_vector import MASK_BIT, Held, MsixVector
 from aioirqfd.irqfd.plain import check_integers
 
 if TYPE_CHECKING:
@@ -130,7 +128,7 @@ def put(
     vectors: Sequence[MsixVector],
     checked: Checked,
     devid: int | None,
-    give_up: Callable[[MsixVector], object],
+    idle: Callable[[MsixVector], object],
 ) -> None:
     """Put a checked state into a table that was not used; all of it, or nothing."""
     made: list[MsixVector] = []
@@ -140,9 +138,7 @@ def put(
         for entry in checked.entries:
             vector = vectors[entry.vector]
             if vector.eventfd is None and (entry.gsi is not None or entry.count):
-                vector.eventfd = EventFd()
-                vector.eventfd_id = vector.eventfd.id
-                vector.owned = True
+                vector.held = Held.made()
                 made.append(vector)
             if entry.gsi is not None:
                 _take(manager, entry, devid)
@@ -150,15 +146,16 @@ def put(
                 assert vector.eventfd is not None
                 assigned.append(manager.assign(vector.eventfd, gsi=entry.gsi, masked=True))
     except Exception as error:
-        for irqfd in assigned:
-            irqfd.shut()
-        for gsi in routed:
-            manager.reset_route(gsi)
-            manager.gsis.release(gsi)
-        for vector in made:
-            assert vector.eventfd is not None
-            vector.eventfd.close()
-            vector.eventfd, vector.owned = None, False
+        with contextlib.ExitStack() as undo:  # all of it, whatever one of them raises
+            for vector in made:
+                assert vector.eventfd is not None
+                undo.callback(vector.eventfd.close)
+                vector.held = Held()
+            for gsi in routed:
+                undo.callback(manager.gsis.release, gsi)
+                undo.callback(manager.reset_route, gsi)
+            for irqfd in assigned:
+                undo.callback(irqfd.shut)
         if isinstance(error, SnapshotError):
             raise
         raise SnapshotError(f"the MSI-X table cannot be restored: {error}") from error
@@ -170,7 +167,7 @@ def put(
         vector.address, vector.data, vector.control = entry.address, entry.data, entry.control
         if entry.gsi is not None:
             vector.gsi, vector.irqfd = entry.gsi, next(irqfds)
-            manager.gsis.idle(entry.gsi, partial(give_up, vector))
+            idle(vector)
         elif entry.count:
             assert vector.eventfd is not None
             vector.eventfd.signal(entry.count)

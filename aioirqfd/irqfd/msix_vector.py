@@ -4,14 +4,14 @@
 # (as in manager.py)
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, final
 
 from aioirqfd.errors import RoutingError
+from aioirqfd.eventfd import EventFd
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.state import OWING
 
 if TYPE_CHECKING:
-    from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.irqfd import IrqFd
 
 MASK_BIT: Final = 1
@@ -21,17 +21,47 @@ _HIGH: Final = 32
 
 
 @final
+class Held(NamedTuple):
+    """An eventfd, and in which way a vector has it.
+
+    Attributes:
+        eventfd: What is signalled; None until somebody asks for it.
+        eventfd_id: The kernel's number of it, in which its dups agree.
+        owned: The table made it, and closes it.
+        reference: The table made a reference to the caller's, who gave an int, and closes that.
+    """
+
+    eventfd: EventFd | None = None
+    eventfd_id: int = 0
+    owned: bool = False
+    reference: bool = False
+
+    @classmethod
+    def made(cls) -> Self:
+        """One of the table's own.
+
+        Raises:
+            OSError: EMFILE and the like; nothing is left behind.
+        """
+        eventfd = EventFd()
+        try:
+            return cls(eventfd, eventfd.id, owned=True)
+        except BaseException:
+            eventfd.close()
+            raise
+
+
+@final
 class MsixVector:
     """State of one vector; :class:`aioirqfd.MsixTable` moves it.
 
     Attributes:
         address: 64 bits; data and control: 32 bits each, as the guest wrote them.
-        eventfd: What is signalled; None until somebody asks for it.
-        owned: The table made it, and closes it. ``reference``: so with a reference to the caller's, who gave an int.
-        eventfd_id: The kernel's number of it, in which its dups agree.
+        held: The eventfd that it has.
         irqfd: Made when the vector is first unmasked; stays, masked, for as long as ``gsi`` does.
         active: Interrupts are injected.
         starved: It would be active, but there is no gsi.
+        failures: How often in a row it could not be made active, since it was last asked for.
         changing: How many changes of the message are under way.
         captured: What a snapshot has of the signals in the eventfd, and which of the manager's pauses it was taken in.
     """
@@ -43,13 +73,11 @@ class MsixVector:
         "changing",
         "control",
         "data",
-        "eventfd",
-        "eventfd_id",
+        "failures",
         "gsi",
+        "held",
         "irqfd",
         "number",
-        "owned",
-        "reference",
         "starved",
     )
 
@@ -57,13 +85,22 @@ class MsixVector:
         self.number: Final = number
         self.address = self.data = 0
         self.control = MASK_BIT
-        self.eventfd: EventFd | None = None
-        self.eventfd_id = 0
-        self.owned = self.reference = self.active = self.starved = False
-        self.changing = 0
+        self.held = Held()
+        self.active = self.starved = False
+        self.changing = self.failures = 0
         self.irqfd: IrqFd | None = None
         self.gsi: int | None = None
         self.captured: tuple[int, int] | None = None
+
+    @property
+    def eventfd(self) -> EventFd | None:
+        """What is signalled."""
+        return self.held.eventfd
+
+    @property
+    def eventfd_id(self) -> int:
+        """The kernel's number of it."""
+        return self.held.eventfd_id
 
     def read(self, dword: int) -> int:
         """One of the entry's registers, 0..3."""
@@ -86,9 +123,14 @@ class MsixVector:
         Raises:
             RoutingError: The address is not aligned to 4 bytes, so there is no telling what is meant.
         """
-        if self.address % 4:
+        if not self.sendable:
             raise RoutingError(f"an MSI-X message address is a multiple of 4, not {self.address:#x}")
         return Msi(self.address, self.data, devid)
+
+    @property
+    def sendable(self) -> bool:
+        """Whether the address is aligned, so that there is a message to send."""
+        return self.address % 4 == 0
 
     @property
     def bound(self) -> bool:

@@ -9,7 +9,6 @@ import gc
 import mmap
 import os
 import pickle
-from typing import Any
 
 import pytest
 
@@ -18,18 +17,9 @@ from aioirqfd.integers import plain
 from aioirqfd.kvm import Kvm, RoutingEntry
 from aioirqfd.kvm.descriptor import fd_word
 from aioirqfd.kvm.ioctls import KVM_CAP_IRQFD, KVM_CAP_NR_MEMSLOTS
+from tests.integers import int64
 
 pytestmark = pytest.mark.kvm
-
-
-class Int64:
-    """Stands for an array library's integer."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def __index__(self):
-        return self.value
 
 
 @pytest.fixture
@@ -49,12 +39,12 @@ def vm(kvm):
     ("value", "number"),
     [
         (5, 5),
-        (Int64(5), 5),
+        (int64(5), 5),
         (0, 0),
         (255, 255),
         (256, None),
         (-1, None),
-        (Int64(256), None),
+        (int64(256), None),
         (True, None),
         (False, None),
         (5.0, None),
@@ -68,22 +58,21 @@ def test_a_plain_integer(value, number):
 
 
 def test_other_libraries_integers_are_taken(kvm, vm):
-    assert kvm.check_extension(Int64(KVM_CAP_IRQFD)) == 1
-    assert vm.check_extension(Int64(KVM_CAP_NR_MEMSLOTS)) > 0
-    memory = vm.add_memory(Int64(3), Int64(0x10000), 4096)
+    assert kvm.check_extension(int64(KVM_CAP_IRQFD)) == 1
+    assert vm.check_extension(int64(KVM_CAP_NR_MEMSLOTS)) > 0
+    memory = vm.add_memory(int64(3), int64(0x10000), 4096)
     memory[:1] = b"x"
     del memory
     gc.collect()
     vm.set_user_memory_region(3, 0, None)
-    vm.irq_line(Int64(5), True)
+    vm.irq_line(int64(5), True)
     assert vm.irq_line_status(5, False) == 2, "as the kernel has it, both chips"
-    numbers: list[Any] = [Int64(5), Int64(0), Int64(5)]
-    vm.set_gsi_routing([RoutingEntry.irqchip(*numbers)])
-    with vm.create_vcpu(Int64(0)) as vcpu, EventFd() as kick:
-        vcpu.set_mp_state(Int64(0))
-        vm.irqfd(Int64(kick.fileno()), Int64(5))
-        vm.irqfd(kick, 5, flags=Int64(1))
-        vm.ioeventfd(Int64(0x1000), Int64(4), kick, flags=Int64(1), datamatch=Int64(7))
+    vm.set_gsi_routing([RoutingEntry.irqchip(int64(5), int64(0), int64(5))])
+    with vm.create_vcpu(int64(0)) as vcpu, EventFd() as kick:
+        vcpu.set_mp_state(int64(0))
+        vm.irqfd(int64(kick.fileno()), int64(5))
+        vm.irqfd(kick, 5, flags=int64(1))
+        vm.ioeventfd(int64(0x1000), int64(4), kick, flags=int64(1), datamatch=int64(7))
         vm.ioeventfd(0x1000, 4, kick, flags=5, datamatch=7)
 
 
@@ -137,7 +126,7 @@ def test_a_fifth_argument(vm):
         vm.enable_cap(121, 1, 2, 3, 4, 5)
 
 
-@pytest.mark.parametrize(("fd", "word"), [(0, 0), (7, 7), (-1, 2**32 - 1), (Int64(7), 7), (2**32 - 1, 2**32 - 1)])
+@pytest.mark.parametrize(("fd", "word"), [(0, 0), (7, 7), (-1, 2**32 - 1), (int64(7), 7), (2**32 - 1, 2**32 - 1)])
 def test_a_descriptor(fd, word):
     assert fd_word(fd) == word
 
