@@ -1,0 +1,37 @@
+"""The page that follows one signal names a file and a function for each step; they are there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "explanation" / "one-signal.md").read_text("utf-8")
+STEPS = re.findall(r"^\| .+? \| `(\S+)` \| `(\S+)` \|$", PAGE, re.MULTILINE)
+
+
+def test_the_way_is_told():
+    assert len(STEPS) >= 15
+
+
+@pytest.mark.parametrize(("file", "name"), STEPS)
+def test_a_step_is_where_the_page_says(file, name):
+    source = (ROOT / "aioirqfd" / file).read_text("utf-8")
+    if file.endswith(".c"):
+        assert re.search(rf"^{name}\(", source, re.MULTILINE), name
+        assert (ROOT / "aioirqfd" / "counter" / "_python").joinpath(
+            Path(file).stem + ".py"
+        ).exists() or "ready_run" in file
+        return
+    owner: ast.AST = ast.parse(source)
+    for part in name.split("."):
+        found = [
+            node
+            for node in ast.iter_child_nodes(owner)
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name == part
+        ]
+        assert found, name
+        owner = found[0]
