@@ -61,10 +61,11 @@ class BackChannel:
             return
         try:
             while self._rest or self._pending:
+                message = self._rest or _CONFIG_CHANGE
+                sent = sock.send(message, _FLAGS)
                 if not self._rest:
-                    self._rest = _CONFIG_CHANGE
                     self._pending = False
-                self._rest = self._rest[sock.send(self._rest, _FLAGS) :]
+                self._rest = message[sent:]
         except BlockingIOError:
             if not self._waits:
                 self._waits = True

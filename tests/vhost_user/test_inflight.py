@@ -49,6 +49,33 @@ def test_a_buffer_comes_back_from_the_front_end(buffer):
         assert again.queue(1).recover(0) == []
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 200, 1024])
+@pytest.mark.parametrize("used", [(), (0,), (1,), (0, 1)])
+def test_a_buffer_is_as_large_as_it_was_made_whatever_the_front_end_says(size, used):
+    """QEMU says what it has asked for. A part that was used says its size; where the first was not, the bytes do."""
+    with InflightBuffer.create(2, size) as made:
+        for index in used:
+            made.queue(index).begin(0)
+        for asked in {1, size // 2 or 1, size}:
+            described = Inflight(made.description.mmap_size, 0, 2, asked)
+            with InflightBuffer.map(described, os.dup(made.fileno())) as again:
+                if 0 in used or size in {asked, 1024}:
+                    assert again.description == Inflight(made.description.mmap_size, 0, 2, size)
+                    assert [again.queue(index).recover(0) for index in range(2)] == [
+                        [0] if index in used else [] for index in range(2)
+                    ]
+                else:
+                    assert asked <= again.description.queue_size <= size
+
+
+def test_a_part_that_says_more_than_there_is_room_for_is_refused(buffer):
+    buffer.queue(0)
+    for number in (12, 32768, 0xFFFF):
+        os.pwrite(buffer.fileno(), number.to_bytes(2, "little"), 10)
+        with pytest.raises(InflightError):
+            InflightBuffer.map(buffer.description, os.dup(buffer.fileno()))
+
+
 @pytest.mark.parametrize(
     "description",
     [

@@ -164,22 +164,16 @@ async def test_a_connected_socket_serves_one_and_then_it_is_over(path):
     assert theirs.fileno() == -1
 
 
-@pytest.mark.parametrize("connected", [False, True])
-async def test_a_socket_that_others_have_made_to_block_does_not_block(path, connected):
+async def test_a_socket_that_others_make_to_block_does_not_block():
     """O_NONBLOCK is a flag of the file, which whoever handed the socket in has, too."""
-    if connected:
-        ours, theirs = socket.socketpair()
-    else:
-        theirs = socket.socket(socket.AF_UNIX)
-        theirs.bind(path)
-        theirs.listen()
-        ours = path
-    shared = theirs.dup()
-    async with Backend(Upper(), sock=theirs):
-        if connected:
+    ours, theirs = socket.socketpair()
+    with theirs.dup() as shared:
+        async with Backend(Upper(), sock=theirs), FrontEnd(ours) as front:
+            queue = await front.start(0, 8)
             shared.setblocking(True)
-        assert await answers(ours)
-    shared.close()
+            for _ in range(3):
+                await front.tell(Request.SET_OWNER)
+                assert await queue.ask([b"a"], [1]) == b"A"
 
 
 async def test_a_back_end_that_never_got_to_its_front_end_closes_the_socket(path):
