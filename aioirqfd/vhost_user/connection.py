@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import os
@@ -14,11 +15,12 @@ from aioirqfd.vhost_user.protocol import MAX_FDS, Direction, MessageParser, enco
 from aioirqfd.vhost_user.sockets import done, readable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     from aioirqfd.vhost_user.messages import Message
 
-# Each call says that it does not wait: another process may have the same socket, and make it block.
+# Each call says that it does not wait: another process may have the same socket, and make it block. What comes is closed when
+# this process becomes another program. (The standard library's recv_fds() and send_fds() take such flags, and drop them.)
 _SEND: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 _RECEIVE: Final = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 
@@ -51,7 +53,7 @@ class Connection:
         parser = self._parser
         while (message := parser.next_message()) is None:
             try:
-                data, fds, flags, _ = socket.recv_fds(self._sock, parser.wanted, MAX_FDS, _RECEIVE)
+                data, fds, flags = receive_fds(self._sock, parser.wanted, MAX_FDS)
             except BlockingIOError:
                 await readable(self._sock)
                 continue
@@ -77,7 +79,7 @@ class Connection:
         fds = message.fds
         while data:
             try:
-                sent = socket.send_fds(self._sock, [data], list(fds), _SEND)
+                sent = send_fds(self._sock, data, fds)
             except BlockingIOError:
                 await self._wait_writable()
                 continue
@@ -119,3 +121,29 @@ class Connection:
         for fd in self._parser.close():
             os.close(fd)
         self._sock.close()
+
+
+def receive_fds(sock: socket.socket, size: int, count: int) -> tuple[bytes, list[int], int]:
+    """Receive what there is, at most ``size`` bytes and ``count`` fds; return them, and the flags of recvmsg(2).
+
+    Raises:
+        BlockingIOError: There is nothing.
+        ConnectionError: The other end has gone.
+    """
+    fds = array.array("i")
+    data, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_LEN(count * fds.itemsize), _RECEIVE)
+    for level, kind, piece in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(piece[: len(piece) // fds.itemsize * fds.itemsize])
+    return data, fds.tolist(), flags
+
+
+def send_fds(sock: socket.socket, data: bytes, fds: Sequence[int]) -> int:
+    """Send what there is room for, the fds with the first byte; return how many bytes that were.
+
+    Raises:
+        BlockingIOError: There is no room.
+        ConnectionError: The other end has gone.
+    """
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    return sock.sendmsg([data], ancillary, _SEND)

@@ -328,3 +328,14 @@ async def test_the_front_ends_are_counted(path):
             async with FrontEnd(path) as front:
                 assert await front.number(Request.GET_QUEUE_NUM) == 1
                 assert backend.statistics().sessions == number + 1
+
+
+async def test_what_a_front_end_gives_is_no_childs(path):
+    """Its memory and its eventfds are closed where this process becomes another program."""
+    async with Backend(Upper(), path), FrontEnd(path) as front:
+        before = {entry.name for entry in Path("/proc/self/fd").iterdir()}
+        await front.start(0, 8)
+        given = {entry.name for entry in Path("/proc/self/fd").iterdir()} - before
+        kept = [fd for fd in given if Path(f"/proc/self/fd/{fd}").exists() and os.get_inheritable(int(fd))]
+    assert len(given) > 3
+    assert kept == []
