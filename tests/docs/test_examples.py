@@ -19,10 +19,17 @@ PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts
 README = ROOT / "README.md"
 
 EXAMPLES = [path for path in generate.examples() if path.stem not in generate.WITHOUT_OUTPUT]
-# asyncio.run, but on uvloop, and the rest of the program as it stands.
-ON_UVLOOP = (
-    "import asyncio, runpy, sys, uvloop; asyncio.run = uvloop.run; runpy.run_path(sys.argv[1], run_name='__main__')"
-)
+# asyncio.run, but on uvloop, and the rest of the program as it stands. (uvloop.run calls asyncio.run from Python 3.12 on.)
+ON_UVLOOP = """
+import asyncio, runpy, sys, uvloop
+
+def run(main):
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+asyncio.run = run
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
 KVM_ONLY = {"howto_kvm"}
 
 
