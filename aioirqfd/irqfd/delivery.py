@@ -154,9 +154,17 @@ class Delivery:
     def fast_path_failed(self, error: BaseException) -> None:
         """``try_inject`` raised; the work queue tries again."""
         self.emit("fast_path_failed", error=repr(error))
+        self.end_loop(error)
+
+    def sink_failed(self, event: str, who: _Named, error: BaseException) -> None:
+        """Another of its functions raised, and the irqfd goes on without."""
+        self.trace(event, who, error=repr(error))
+        self.end_loop(error)
+
+    def end_loop(self, error: BaseException) -> None:
+        """Ctrl-C or sys.exit() is not the sink's failure. The interrupt is safe; now let it end the loop. Any thread."""
         if not isinstance(error, (Exception, asyncio.CancelledError)) and self.raising and self._poller is not None:
-            # Ctrl-C or sys.exit() is not the sink's failure. The interrupt is safe; now let it end the loop.
-            self._poller.loop.call_soon(_raise, error)
+            self._poller.loop.call_soon_threadsafe(_raise, error)
 
     def broken(self, who: _Named, error: Exception) -> None:
         """The sink failed for good."""
@@ -181,11 +189,12 @@ class Delivery:
         if self.raising and self._poller is not None:
             self._poller.loop.call_later(seconds, call)
 
-    def call_soon(self, call: Callable[..., object], *args: object) -> bool:
-        """Call it after the pass that is under way; False: none is."""
-        if not self.raising or self._poller is None or not self._poller.drain.dispatching:
+    def call_soon(self, call: Callable[[], object]) -> bool:
+        """Call it after the pass that is under way; False: none is, or not in this thread."""
+        poller = self._poller
+        if poller is None or not poller.drain.dispatching or asyncio._get_running_loop() is not poller.loop:
             return False
-        self._poller.loop.call_soon(call, *args)
+        poller.loop.call_soon(call)
         return True
 
 

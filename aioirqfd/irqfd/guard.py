@@ -21,6 +21,14 @@ def report(message: str, error: BaseException) -> None:
         loop.call_exception_handler({"message": message, "exception": error})
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether what the task waited for has failed, or was cancelled; not if the task itself was cancelled, or the program is to end."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and not task.cancelling()
+    return isinstance(error, Exception)
+
+
 @final
 class GuardedTracer:
     """A tracer that does not raise: one that writes to a log may meet a full disk."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol, final
 from aioirqfd.counter import Stepped
 from aioirqfd.errors import InjectionError
 from aioirqfd.irqfd.coroutine import NotAwaitableError
+from aioirqfd.irqfd.guard import is_failure
 from aioirqfd.irqfd.interrupt import Interrupt
 from aioirqfd.irqfd.routing import is_level
 from aioirqfd.irqfd.state import Action, Event
@@ -153,7 +154,7 @@ class Injection:
 
     def failed(self, error: BaseException) -> bool:
         """An attempt has failed; False: the error is the worker's own, and the attempt was cut short."""
-        if not _is_ours(error):
+        if not is_failure(error):
             self._irqfd.step(Event.ABORT)
             return False
         # Whatever the sink or a handler raised; also when what they were waiting for was cancelled.
@@ -192,11 +193,3 @@ class Injection:
             self._retry = None
         self._failures = 0
         self.error = None
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether the irqfd has to deal with it: not if the worker itself was cancelled or the program is to end."""
-    if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        return task is not None and not task.cancelling()
-    return isinstance(error, Exception)

@@ -246,8 +246,10 @@ class IrqFd:
         self._delivery.trace("irqfd_masked", self)
         self.settle()
         self._masked = True
-        self._owner.take_back(self)
-        self.arm()
+        try:
+            self._owner.take_back(self)
+        finally:
+            self.arm()
 
     def unmask(self) -> None:
         """Inject what is pending, and further signals as they come; idempotent.
@@ -523,7 +525,8 @@ class IrqFd:
             # Whatever was raised on the way, an fd that was closed behind our back say: nothing stays bound, or half shut.
             if self._injection is not None:
                 self._injection.retry_now()
-            if not self.active:
+            # Within a pass, one of its signals may be in the sink's hands, which refuses it perhaps: then it is injected yet.
+            if not self.active and not self._delivery.call_soon(self._finish_idle):
                 self._finish()
 
     @property
@@ -571,6 +574,10 @@ class IrqFd:
     def abandon(self) -> None:
         """The work queue is gone: whatever was on it goes back into the eventfd."""
         if self.closing and self._state is not State.CLOSED:
+            self._finish()
+
+    def _finish_idle(self) -> None:
+        if self._state is not State.CLOSED and not self.active:
             self._finish()
 
     def inherit(self) -> None:

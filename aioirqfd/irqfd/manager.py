@@ -480,9 +480,9 @@ class IrqManager:
         """The eventfd is nobody's from here on; what it owes is the irqfd's."""
         try:
             self.offloading.reclaim(irqfd)
-        except Exception as error:
+        except BaseException as error:
             # The virtual machine is gone, and its irqfds with it (row C05).
-            self.delivery.trace("reclaim_failed", irqfd, error=repr(error))
+            self.delivery.sink_failed("reclaim_failed", irqfd, error)
         poller = irqfd.trigger.eventfd_poller
         try:
             owed = irqfd.unwatch(whole=self.routes.paused)
@@ -499,9 +499,7 @@ class IrqManager:
         self._leaving.discard(irqfd)
         if irqfd.resamplefd is not None:
             self.lines.leave(irqfd, irqfd.gsi)
-        # What the sink just refused is yet to be given back.
-        if not (irqfd.trigger.references and self.delivery.call_soon(irqfd.trigger.close_references)):
-            irqfd.trigger.close_references()
+        irqfd.trigger.close_references()
         if self.delivery.traced:
             counts = irqfd.statistics()
             self.delivery.trace(

@@ -78,29 +78,38 @@ class Offloading:
         assert offload is not None
         watched = irqfd.trigger.bound
         owed = irqfd.unwatch(whole=self._routes.paused) if watched else 0
+        taken = False
         try:
-            taken = offload(irqfd.eventfd, interrupt, irqfd.resamplefd if interrupt.action is Action.ASSERT else None)
-        except Exception as error:
+            resamplefd = irqfd.resamplefd if interrupt.action is Action.ASSERT else None
+            taken = bool(offload(irqfd.eventfd, interrupt, resamplefd))
+        except BaseException as error:
             if not watched:
                 raise
             # It was assigned here long ago, so this is nobody's misuse: go on without.
-            self._delivery.trace("offload_failed", irqfd, error=repr(error))
-            taken = False
+            self._delivery.sink_failed("offload_failed", irqfd, error)
         if not taken:
             if watched:
-                self._watch(irqfd)
-                if owed:
-                    irqfd.wakeup(owed)
+                self._watch_again(irqfd, owed)
             return False
         self.irqfds.add(irqfd)
         irqfd.handed_over(interrupt, owed)
         return True
 
+    def _watch_again(self, irqfd: IrqFd, owed: int) -> None:
+        try:
+            self._watch(irqfd)
+        finally:
+            # Also where there is no room to watch it: what was signalled is out of its eventfd.
+            if owed:
+                irqfd.wakeup(owed)
+
     def take_back(self, irqfd: IrqFd) -> None:
         """Watch an offloaded eventfd here again, and all those of the same line."""
         others = self.beside(irqfd)
-        self.reclaim(irqfd)
-        self.take_back_all(others)
+        try:
+            self.reclaim(irqfd)
+        finally:
+            self.take_back_all(others)
 
     def beside(self, irqfd: IrqFd) -> list[IrqFd]:
         """The other irqfds of its line, if the sink watches them."""
@@ -113,9 +122,9 @@ class Offloading:
         for irqfd in irqfds:
             try:
                 self.reclaim(irqfd)
-            except Exception as error:
+            except BaseException as error:
                 # One that the sink does not let go of must not keep the others going.
-                self._delivery.trace("reclaim_failed", irqfd, error=repr(error))
+                self._delivery.sink_failed("reclaim_failed", irqfd, error)
 
     def reclaim(self, irqfd: IrqFd) -> None:
         """Watch an eventfd here again, if the sink did."""

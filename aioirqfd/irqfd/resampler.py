@@ -21,6 +21,7 @@ import threading
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, final
 
 from aioirqfd.eventfd import EventFd
+from aioirqfd.irqfd.guard import is_failure
 from aioirqfd.irqfd.interrupt import Action, Interrupt, Route
 from aioirqfd.irqfd.routing import is_level
 from aioirqfd.irqfd.workqueue import Work
@@ -308,7 +309,7 @@ class Resampler:
         try:
             if not self._assert_now(missing):
                 return False
-        except Exception as error:
+        except BaseException as error:
             self._delivery.fast_path_failed(error)
             return False
         self._again = False
@@ -346,7 +347,8 @@ class Resampler:
             try:
                 if not self._delivery.try_inject(Interrupt(self.gsi, interrupt.route, Action.DEASSERT)):
                     return False
-            except Exception:
+            except BaseException as error:
+                self._delivery.end_loop(error)
                 return False  # the slow way meets the error again, and reports it
             self._falling = _without(self._falling, interrupt)
         return True
@@ -371,7 +373,9 @@ class Resampler:
             interrupt = self._falling[0]
             try:
                 await self._delivery.inject(Interrupt(self.gsi, interrupt.route, Action.DEASSERT))
-            except Exception as error:
+            except BaseException as error:
+                if not is_failure(error):
+                    raise
                 self._failed("lowering_failed", error)
                 return False
             with self._busy:
@@ -386,11 +390,13 @@ class Resampler:
                 return True
             try:
                 await self._assert(missing[0])
-            except Exception as error:
+            except BaseException as error:
+                if not is_failure(error):
+                    raise
                 self._failed("raising_failed", error)
                 return False
 
-    def _failed(self, event: str, error: Exception) -> None:
+    def _failed(self, event: str, error: BaseException) -> None:
         """The sink failed to lower or to raise the line: say so and try again later."""
         self._delivery.emit(event, gsi=self.gsi, error=repr(error))
         self._failures += 1

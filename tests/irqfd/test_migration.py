@@ -145,7 +145,11 @@ class Machines:
     async def open(self):
         self.guest.failing = self.failing
         self.irqs = await IrqManager(
-            self.guest, routing=ROUTING, unrouted="hold", retry=Retry(attempts=1, initial=0.0, maximum=0.0)
+            self.guest,
+            routing=ROUTING,
+            unrouted="hold",
+            retry=Retry(attempts=1, initial=0.0, maximum=0.0),
+            on_error=lambda _: None,
         ).__aenter__()
         # Before the irqfds are there: what is masked in the snapshot is not masked yet.
         await self.irqs.pause()
