@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, final
 from aioirqfd.errors import RoutingError
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.routing import ALL_PINS, RoutingTable
-from aioirqfd.irqfd.sink import OffloadSink, SinkTiers
+from aioirqfd.irqfd.sink import SinkTiers
+from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,13 +58,16 @@ class Chipset:
         sinks = (("pic", pic), ("ioapic", ioapic), ("msi", msi))
         self._tiers = {kind: SinkTiers(sink) for kind, sink in sinks if sink is not None}
         self._table: RoutingTable | None = None
-        if any(isinstance(sink, OffloadSink) for sink in (pic, ioapic, msi)):
+        if any(tiers.offload is not None for tiers in self._tiers.values()):
             # Only then: a manager that sees the tier asks it whenever an irqfd is free.
             self.offload = self._offload
             self.reclaim = self._reclaim
 
     def __repr__(self) -> str:
         return f"<Chipset pic={self.pic!r} ioapic={self.ioapic!r} msi={self.msi!r}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise refusal(self, "Make another one of other controllers, and restore() each one's snapshot().")
 
     def _find(self, route: Route) -> SinkTiers | None:
         return self._tiers.get("msi" if isinstance(route, Msi) else route.chip)
@@ -134,18 +138,26 @@ class Chipset:
             for route in routes:
                 if self._find(route) is None:
                     raise RoutingError(f"gsi {gsi}: {route!r} leads to what this chipset has not")
-        taken: list[Callable[[RoutingTable], None]] = []
+        taken: list[SinkTiers] = []
         try:
             for tiers in self._tiers.values():
                 if tiers.set_routing is not None:
                     tiers.set_routing(table)
-                    taken.append(tiers.set_routing)
-        except Exception:
-            if self._table is not None:
-                for set_routing in taken:
-                    set_routing(self._table)
+                    taken.append(tiers)
+        except BaseException as error:
+            for tiers in taken:
+                self._give_back(tiers, error)
             raise
         self._table = table
+
+    def _give_back(self, tiers: SinkTiers, reason: BaseException) -> None:
+        old = self._table
+        assert tiers.set_routing is not None
+        try:
+            # Before the first table, each has its own.
+            tiers.set_routing(tiers.default_routing() if old is None else old)
+        except Exception as error:
+            reason.add_note(f"and {tiers.sink!r} did not take the old table back: {error!r}")
 
     def _offload(self, eventfd: EventFd, interrupt: Interrupt, resamplefd: EventFd | None) -> bool:
         tiers = self._find(interrupt.route)

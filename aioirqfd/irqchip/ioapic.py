@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import operator
 import threading
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 from aioirqfd.errors import SnapshotError
+from aioirqfd.integers import plain
 from aioirqfd.irqchip import fields
+from aioirqfd.irqchip.endings import Endings
 from aioirqfd.irqchip.ioapic_entry import IoApicEntry
 from aioirqfd.irqchip.pins import InputPins
+from aioirqfd.irqfd.guard import call_each
 from aioirqfd.irqfd.interrupt import IOAPIC_PINS, Action, Interrupt, Msi
 from aioirqfd.irqfd.plain import check_integers
-from aioirqfd.irqfd.sink import EoiSink
+from aioirqfd.irqfd.sink import SinkTiers
+from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -91,12 +97,12 @@ class IoApic:
 
     Raises:
         ValueError: Another version.
+        TypeError: ``out`` is no sink, or has no ``try_inject``.
 
     Source: Intel 82093AA data sheet; kernel-contract rows W07, R20, R21, L05, G08, I04.
     """
 
     __slots__ = (
-        "_ending",
         "_endings",
         "_entries",
         "_held",
@@ -110,7 +116,6 @@ class IoApic:
         "_resampled",
         "_select",
         "_serials",
-        "_set_eoi_message",
         "_version",
     )
 
@@ -122,6 +127,11 @@ class IoApic:
         resample: Callable[[int], bool] | None = None,
         version: int = _WITH_EOI_REGISTER,
     ) -> None:
+        tiers = SinkTiers(out)
+        if tiers.try_inject is None:
+            raise TypeError(
+                f"what is behind an IOAPIC takes messages by try_inject(), and by inject(); {out!r} by inject() alone"
+            )
         if version not in _VERSIONS:
             raise ValueError(f"the IOAPIC's version is 0x11 or 0x20, not {version!r}")
         self._lock = threading.Lock()
@@ -141,15 +151,13 @@ class IoApic:
         self._serials = [0] * IOAPIC_PINS
         # The pins whose end of interrupt somebody waits for, level or edge; and what ``out`` knows of each pin's.
         self._resampled = 0
-        self._ending = threading.Lock()
-        self._endings: list[Msi | None] = [None] * IOAPIC_PINS
-        self._set_eoi_message = out.set_eoi_message if isinstance(out, EoiSink) else None
-        if self._set_eoi_message is not None:
-            for pin in range(IOAPIC_PINS):
-                self._set_eoi_message(pin, None)
+        self._endings = Endings(tiers.set_eoi_message, self._ended_by)
 
     def __repr__(self) -> str:
         return f"<IoApic lines={self._pins.levels:#08x} waiting={sorted(self.waiting)}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise refusal(self, "Take its snapshot(), and restore() that into another one.")
 
     # ------------------------------------------------------------------ the sink
 
@@ -166,7 +174,7 @@ class IoApic:
             self.try_inject(interrupt)
             return
         pin = self._pins.require(interrupt)
-        self._note_resampled(pin, interrupt)
+        self._note_ending(pin, interrupt)
         while True:
             with self._lock:
                 early = self._too_early(pin, interrupt)
@@ -182,14 +190,14 @@ class IoApic:
 
         Returns:
             False if it causes a message that ``out`` refuses, or is a pulse that comes while the end of a level pin's interrupt is
-            told: :meth:`inject` it then. Else True, also for a pin that is
-            masked or waits for its EOI, and always for DEASSERT: the line is low, whatever else the pin still owes.
+            told: :meth:`inject` it then. Else True, also for a pin that is masked or waits for its EOI, and always for DEASSERT:
+            the line is low, whatever else the pin still owes.
 
         Raises:
             RoutingError: The route is no pin of the IOAPIC.
         """
         pin = self._pins.require(interrupt)
-        self._note_resampled(pin, interrupt)
+        self._note_ending(pin, interrupt)
         with self._lock:
             if self._too_early(pin, interrupt):
                 return False
@@ -202,10 +210,14 @@ class IoApic:
         Returns:
             How many were taken: all, or those before the first that ``out`` refuses or whose route is no pin of the IOAPIC.
         """
-        for taken, interrupt in enumerate(interrupts):
-            if self._pins.find(interrupt) is None or not self.try_inject(interrupt):
-                return taken
-        return len(interrupts)
+        taken = 0
+        # An error is of what was not taken: those before it are, and the slow way meets it again.
+        with contextlib.suppress(Exception):
+            for interrupt in interrupts:
+                if self._pins.find(interrupt) is None or not self.try_inject(interrupt):
+                    break
+                taken += 1
+        return taken
 
     def bind(self, ack: Callable[[int], None]) -> None:
         """Keep the callable that is given the gsi at each end of interrupt, in place of the one before."""
@@ -226,17 +238,18 @@ class IoApic:
     def waiting(self) -> frozenset[int]:
         """The pins whose message ``out`` has refused, and which :meth:`flush` would send."""
         with self._lock:
-            return frozenset(pin for pin in range(IOAPIC_PINS) if self._ready(pin))
+            return frozenset(pin for pin in range(IOAPIC_PINS) if self._due(pin))
 
     async def flush(self) -> None:
-        """Send what waits for ``out``, lowest pin first, waiting in ``out.inject``.
+        """Send what waits for ``out``, lowest pin first, waiting for it.
 
         Raises:
-            Exception: What ``out.inject`` raised; that request and those after it wait on.
+            Exception: What ``out`` raised; that request and those after it wait on.
 
         Cancellation: as for an exception.
         """
         for pin in range(IOAPIC_PINS):
+            self._endings.retell(pin)
             with self._lock:
                 request = self._take(pin)
             if request is not None:
@@ -258,7 +271,7 @@ class IoApic:
         Raises:
             RoutingError: EINVAL, no such pin.
         """
-        self._pins.check(pin)
+        pin = self._pins.check(pin)
         with self._lock:
             entry = self._entries[pin]
             was_high = bool(self._pins.levels >> pin & 1)
@@ -284,10 +297,12 @@ class IoApic:
         Raises:
             ValueError: Another size, or a value that does not fit it.
         """
-        _check_size(size)
-        if not 0 <= value < 1 << 8 * size:
+        size = _check_size(size)
+        written = plain(value, 1 << 8 * size)
+        if written is None:
             raise ValueError(f"a write of {size} bytes cannot be {value!r}")
-        match offset & 0xFF:
+        value = written
+        match operator.index(offset) & 0xFF:
             case 0x00:
                 self._select = value & 0xFF
             case 0x10:
@@ -303,10 +318,10 @@ class IoApic:
         Raises:
             ValueError: A size other than 1, 2, 4 or 8.
         """
-        _check_size(size)
+        size = _check_size(size)
         value = 0
         with self._lock:
-            match offset & 0xFF:
+            match operator.index(offset) & 0xFF:
                 case 0x00:
                     value = self._select
                 case 0x10:
@@ -384,8 +399,7 @@ class IoApic:
             for pin in range(IOAPIC_PINS):
                 self._held[pin] += 1
         try:
-            for pin in range(IOAPIC_PINS):
-                self._tell_ending(pin)
+            call_each(self._endings.tell, range(IOAPIC_PINS))
         finally:
             self._release(_ALL_PINS)
 
@@ -420,9 +434,11 @@ class IoApic:
                 self._irr &= ~bit
             self._held[pin] += 1
         try:
-            self._tell_ending(pin)
-            if stale:
-                self._ask_to_resample(pin)
+            try:
+                self._endings.tell(pin)
+            finally:
+                if stale:
+                    self._ask_to_resample(pin)
         finally:
             self._release(bit)
 
@@ -439,23 +455,23 @@ class IoApic:
 
     # ------------------------------------------------------------------ ends of interrupt
 
-    def _note_resampled(self, pin: int, interrupt: Interrupt) -> None:
-        """The first ASSERT: from now on the end of this pin's interrupt is waited for, though it be an edge (row R20)."""
-        if interrupt.action is Action.ASSERT and not self._resampled >> pin & 1:
+    def _note_ending(self, pin: int, interrupt: Interrupt) -> None:
+        """The first ASSERT: from now on the end of this pin's interrupt is waited for, though it be an edge (row R20).
+
+        Or ``out`` could not be told of it before, and is tried again.
+        """
+        new = interrupt.action is Action.ASSERT and not self._resampled >> pin & 1
+        if new:
             with self._lock:
                 self._resampled |= 1 << pin
-            self._tell_ending(pin)
+        if new:
+            self._endings.tell(pin)
+        elif interrupt.action is not Action.DEASSERT:
+            self._endings.retell(pin)
 
-    def _tell_ending(self, pin: int) -> None:
-        tell = self._set_eoi_message
-        if tell is None:
-            return
-        with self._ending:
-            with self._lock:
-                message = self._entries[pin].ended_by(resampled=bool(self._resampled >> pin & 1))
-            if message != self._endings[pin]:
-                tell(pin, message)
-                self._endings[pin] = message
+    def _ended_by(self, pin: int) -> Msi | None:
+        with self._lock:
+            return self._entries[pin].ended_by(resampled=bool(self._resampled >> pin & 1))
 
     # ------------------------------------------------------------------ requests
 
@@ -486,9 +502,13 @@ class IoApic:
         elif high and not was_high:
             self._irr |= bit
 
-    def _ready(self, pin: int) -> bool:
+    def _due(self, pin: int) -> bool:
+        """Whether its request waits for nothing but ``out``."""
         entry = self._entries[pin]
         return bool(self._irr >> pin & 1) and not (entry.masked or entry.remote_irr or self._held[pin])
+
+    def _ready(self, pin: int) -> bool:
+        return self._due(pin) and not self._endings.untold >> pin & 1
 
     def _take(self, pin: int, *, gsi: int | None = None, kept: bool = True) -> _Request | None:
         """Take a pin's request out of the registers, if it may go out now.
@@ -532,9 +552,12 @@ class IoApic:
             taken = self._out.try_inject(Interrupt(request.gsi, request.message))
         except Exception:
             taken = False  # as the sink protocol says; the waiting path meets the error again, and reports it
+        except BaseException:
+            self._give_back(request)
+            raise
         if not taken and self._give_back(request) and self._on_blocked is not None:
             self._on_blocked()
-        return taken
+        return bool(taken)
 
     async def _send_waiting(self, request: _Request) -> None:
         try:
@@ -543,24 +566,25 @@ class IoApic:
             self._give_back(request)
             raise
 
-    def _service(self, pins: int) -> None:
-        for pin in _each(pins):
-            with self._lock:
-                request = self._take(pin)
-            if request is not None:
-                self._send(request)
+    def _service(self, pin: int) -> None:
+        with self._lock:
+            request = self._take(pin)
+        if request is not None:
+            self._send(request)
 
     def _release(self, pins: int) -> None:
         with self._lock:
             for pin in _each(pins):
                 self._held[pin] -= 1
-        self._service(pins)
+        call_each(self._service, _each(pins))
 
 
 def _each(pins: int) -> list[int]:
     return [pin for pin in range(IOAPIC_PINS) if pins >> pin & 1]
 
 
-def _check_size(size: int) -> None:
-    if size not in _SIZES:
+def _check_size(size: int) -> int:
+    number = plain(size, max(_SIZES) + 1)
+    if number not in _SIZES:
         raise ValueError(f"an access is of 1, 2, 4 or 8 bytes, not {size!r}")
+    return number

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from typing import TYPE_CHECKING, Final, final
 
+from aioirqfd.integers import plain
 from aioirqfd.irqchip import fields
 from aioirqfd.irqchip.pic_chip import PicChip
 from aioirqfd.irqchip.pins import InputPins
 from aioirqfd.irqfd.interrupt import PIC_PINS, Action
 from aioirqfd.irqfd.plain import check_integers
+from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +53,8 @@ class Pic:
 
     Threads: every method may be called from any thread; ``ack`` and ``on_output`` are called without the lock, on the
     thread that caused them. ``on_output`` is never called by two threads at once nor from inside itself, and its last call
-    always has the present level; a change that comes while it runs is told by the thread that runs it.
+    always has the present level; a change that comes while it runs is told by the thread that runs it. After one that it
+    raised for, the level is told again by whatever the chip is asked next.
 
     Args:
         on_output: Told of each change of the INT line to the CPU: True for an interrupt request.
@@ -67,11 +71,14 @@ class Pic:
         self._slave = PicChip(edge_only=_SLAVE_EDGE_ONLY)
         self._on_output = on_output
         self._output = False
-        self._reported = False
+        self._reported: bool | None = False
         self._reporting = False
 
     def __repr__(self) -> str:
         return f"<Pic output={self._output} lines={self._pins.levels:#06x}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise refusal(self, "Take its snapshot(), and restore() that into another one.")
 
     # ------------------------------------------------------------------ the sink
 
@@ -156,7 +163,7 @@ class Pic:
         Raises:
             RoutingError: EINVAL, no such pin.
         """
-        self._pins.check(pin)
+        pin = self._pins.check(pin)
         with self._lock:
             result = self._set_pin(pin, high=self._pins.drive(pin, level))
             self._update()
@@ -173,8 +180,11 @@ class Pic:
         Raises:
             ValueError: Another port or value.
         """
-        if not 0 <= value <= 0xFF:
+        byte = plain(value, 0x100)
+        if byte is None:
             raise ValueError(f"a port of the PIC takes 0..255, not {value!r}")
+        value = byte
+        port = operator.index(port)
         ended = 0
         with self._lock:
             match port:
@@ -201,6 +211,7 @@ class Pic:
         Raises:
             ValueError: Not one of the six ports of :meth:`io_write`.
         """
+        port = operator.index(port)
         ended = 0
         with self._lock:
             match port:
@@ -335,8 +346,10 @@ class Pic:
             try:
                 self._on_output(level)
             except BaseException:
+                # Perhaps it has heard, perhaps not: whatever comes next tells it the level, be it the same.
                 with self._lock:
                     self._reporting = False
+                    self._reported = None
                 raise
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, final
 
 from aioirqfd.errors import RoutingError
+from aioirqfd.integers import plain
+from aioirqfd.irqfd.guard import call_each
 from aioirqfd.irqfd.interrupt import IrqchipPin
 from aioirqfd.irqfd.routing import RoutingTable
 
@@ -73,14 +75,16 @@ class InputPins:
             raise RoutingError(f"gsi {interrupt.gsi}: {interrupt.route!r} is no pin of the {self._chip}")
         return pin
 
-    def check(self, pin: int) -> None:
-        """Refuse a pin that is not there.
+    def check(self, pin: int) -> int:
+        """The pin, as a plain number.
 
         Raises:
             RoutingError: Not in 0..count-1 (row G06).
         """
-        if not 0 <= pin < self.count:
+        number = plain(pin, self.count)
+        if number is None:
             raise RoutingError(f"{self._chip} has pins 0..{self.count - 1}, not {pin!r}")
+        return number
 
     def bind(self, ack: Callable[[int], None]) -> None:
         """Keep the callable that hears of each end of interrupt, in place of the one before."""
@@ -106,13 +110,12 @@ class InputPins:
     def acknowledge(self, ended: int) -> None:
         """Tell of the end of interrupt of each pin in a mask, lowest pin first; an unrouted pin tells nobody (row G13).
 
+        What the callable raises for one of them does not keep it from hearing of the others, and is raised then.
+
         Threads: without the controller's lock, for the callable comes back to lower the line.
         """
         ack = self._ack
         if ack is None or not ended:
             return
         gsis = self._gsis
-        for pin in range(self.count):
-            gsi = gsis[pin]
-            if ended >> pin & 1 and gsi is not None:
-                ack(gsi)
+        call_each(ack, [gsi for pin in range(self.count) if ended >> pin & 1 and (gsi := gsis[pin]) is not None])

@@ -11,8 +11,10 @@ import heapq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
+from aioirqfd.integers import plain
 from aioirqfd.irqfd.interrupt import IOAPIC_PINS
 from aioirqfd.irqfd.routing import MAX_GSI
+from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,12 +73,13 @@ class GsiAllocator:
     )
 
     def __init__(self, routed: Callable[[int], bool], *, first: int = IOAPIC_PINS, stop: int = MAX_GSI) -> None:
-        if not 0 <= first <= stop <= MAX_GSI:
-            raise ValueError(f"gsis are 0..{MAX_GSI - 1}, not {first}..{stop - 1}")
+        low, end = plain(first, MAX_GSI + 1), plain(stop, MAX_GSI + 1)
+        if low is None or end is None or low > end:
+            raise ValueError(f"gsis are 0..{MAX_GSI - 1}, from first up to stop; not from {first!r} up to {stop!r}")
         self._routed: Final = routed
-        self._first: Final = first
-        self._stop: Final = stop
-        self._next = first
+        self._first: Final = low
+        self._stop: Final = end
+        self._next = low
         self._free: list[int] = []
         self._passed: dict[int, None] = {}  # somebody else's when it was last looked at
         self._bound: dict[int, int] = {}  # how many irqfds each gsi has
@@ -85,6 +88,9 @@ class GsiAllocator:
         self._waiting: dict[object, Callable[[], object]] = {}
         self._serving = False
         self._recycled = 0
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise refusal(self, "It is the one that its manager's tables share: take IrqManager.gsis.")
 
     def statistics(self) -> GsiStatistics:
         """The counts as they are now."""
@@ -129,8 +135,10 @@ class GsiAllocator:
 
     def take(self, gsi: int) -> bool:
         """Take this very gsi, for a snapshot that names it: False if it is held, routed or out of range."""
-        if not self._first <= gsi < self._stop or gsi in self._held or self._routed(gsi):
+        number = plain(gsi, self._stop)
+        if number is None or number < self._first or number in self._held or self._routed(number):
             return False
+        gsi = number
         self._passed.pop(gsi, None)
         self._held.add(gsi)
         return True

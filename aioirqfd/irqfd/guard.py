@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from asyncio.log import logger
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, TypeVar, final
 
 from aioirqfd.tracer import NULL_TRACER
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from aioirqfd.tracer import Tracer
+
+_T = TypeVar("_T")
 
 
 def report(message: str, error: BaseException) -> None:
@@ -27,6 +31,18 @@ def is_failure(error: BaseException) -> bool:
         task = asyncio.current_task()
         return task is not None and not task.cancelling()
     return isinstance(error, Exception)
+
+
+def call_each(call: Callable[[_T], object], arguments: Iterable[_T]) -> None:
+    """Call it with each of these in their order, whatever it raises; its first error is raised when it was called with all."""
+    first: BaseException | None = None
+    for argument in arguments:
+        try:
+            call(argument)
+        except BaseException as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 @final

@@ -5,7 +5,8 @@ Only ``inject`` is required. Each further method is a faster tier, looked for on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
+import inspect
+from typing import TYPE_CHECKING, Any, Protocol, final, runtime_checkable
 
 from aioirqfd.irqfd.coroutine import coroutine_function
 from aioirqfd.irqfd.routing import RoutingTable
@@ -127,6 +128,7 @@ class SinkTiers:
         "inject",
         "offload",
         "reclaim",
+        "set_eoi_message",
         "set_routing",
         "sink",
         "try_inject",
@@ -138,10 +140,29 @@ class SinkTiers:
             raise TypeError(f"an interrupt sink has a coroutine method inject(); {sink!r} has not")
         self.sink = sink
         self.inject: Callable[[Interrupt], Awaitable[None]] = coroutine_function(sink.inject, "a sink's inject()")
-        self.try_inject = sink.try_inject if isinstance(sink, FastSink) else None
-        self.try_inject_batch = sink.try_inject_batch if isinstance(sink, BatchSink) else None
-        self.offload = sink.offload if isinstance(sink, OffloadSink) else None
-        self.reclaim = sink.reclaim if isinstance(sink, OffloadSink) else None
-        self.bind = sink.bind if isinstance(sink, AckSink) else None
-        self.set_routing = sink.set_routing if isinstance(sink, RoutedSink) else None
-        self.default_routing = sink.default_routing if isinstance(sink, ChipSink) else RoutingTable.default
+        self.try_inject: Callable[[Interrupt], bool] | None = _at_once(sink, "try_inject")
+        self.try_inject_batch: Callable[[Sequence[Interrupt]], int] | None = _at_once(sink, "try_inject_batch")
+        if self.try_inject is None:
+            self.try_inject_batch = None
+        self.offload: Callable[[EventFd, Interrupt, EventFd | None], bool] | None = _at_once(sink, "offload")
+        self.reclaim: Callable[[EventFd, Interrupt], bool | None] | None = _at_once(sink, "reclaim")
+        if self.offload is None or self.reclaim is None:
+            self.offload = self.reclaim = None
+        self.bind: Callable[[Callable[[int], None]], None] | None = _at_once(sink, "bind")
+        self.set_routing: Callable[[RoutingTable], None] | None = _at_once(sink, "set_routing")
+        self.default_routing: Callable[[], RoutingTable] = _at_once(sink, "default_routing") or RoutingTable.default
+        self.set_eoi_message: Callable[[int, Msi | None], None] | None = _at_once(sink, "set_eoi_message")
+
+
+def _at_once(sink: object, name: str) -> Any:
+    """The method of a tier; None: what goes by its name is there for another reason, for it cannot be called.
+
+    Not by isinstance(): what a sink hands on with ``__getattr__`` is a method to some versions of Python, and to others not.
+    """
+    method = getattr(sink, name, None)
+    if not callable(method):
+        return None
+    if inspect.iscoroutinefunction(method):
+        # What it returns would count as a yes.
+        raise TypeError(f"a sink's {name}() answers at once; {method!r} is a coroutine function: write `def`")
+    return method

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, final
 
 from aioirqfd.errors import RoutingError
 from aioirqfd.irqfd.interrupt import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.interrupt import Interrupt
 
@@ -24,11 +23,16 @@ class EventFdSink:
     Args:
         eventfds: An eventfd for each gsi. They stay the caller's; the mapping is looked at for each interrupt, so it may be
             changed at run time.
+
+    Raises:
+        TypeError: Not a mapping.
     """
 
     __slots__ = ("_eventfds",)
 
     def __init__(self, eventfds: Mapping[int, EventFd]) -> None:
+        if not isinstance(eventfds, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  callers without a type checker
+            raise TypeError(f"an eventfd for each gsi is a mapping, not {eventfds!r}")
         self._eventfds = eventfds
 
     async def inject(self, interrupt: Interrupt) -> None:

@@ -22,6 +22,7 @@ import weakref
 from typing import TYPE_CHECKING, Self, final
 
 from aioirqfd.errors import EventFdBusyError, RoutingError
+from aioirqfd.irqfd.guard import call_each
 from aioirqfd.irqfd.interrupt import Action, IrqchipPin, Msi
 from aioirqfd.irqfd.routing import ALL_PINS, RoutingTable
 from aioirqfd.kvm.ioctls import (
@@ -34,6 +35,7 @@ from aioirqfd.kvm.ioctls import (
 )
 from aioirqfd.sinks.kvm_line import KvmLine
 from aioirqfd.sinks.kvm_routes import PIC_PINS_EACH, KernelRoutes, pin_gsi
+from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -138,12 +140,8 @@ class KvmSink:
         self._acknowledge(line.ended())
 
     def _acknowledge(self, gsis: Iterable[int]) -> None:
-        ack = self._ack
-        if ack is None:
-            return
-        with contextlib.ExitStack() as every:  # whatever one of them raises, the others hear of it
-            for gsi in reversed(tuple(gsis)):
-                every.callback(ack, gsi)
+        if self._ack is not None:
+            call_each(self._ack, gsis)
 
     def _close_line(self, route: Route) -> None:
         self._acknowledge(self._lines.pop(route).close())
@@ -243,11 +241,12 @@ class KvmSink:
 
     # -- closing -----------------------------------------------------------------------------------------------------
 
+    def __reduce__(self) -> tuple[object, ...]:
+        raise refusal(self, "It is its virtual machine's: make another sink for another one.")
+
     def close(self) -> None:
         """Let go of the level-triggered lines; idempotent. After the manager."""
-        with contextlib.ExitStack() as every:
-            for route in list(self._lines):
-                every.callback(self._close_line, route)
+        call_each(self._close_line, list(self._lines))
 
     def __enter__(self) -> Self:
         return self

@@ -91,7 +91,13 @@ class Qmp:
             raise QmpError(f"QEMU hung up: {error}") from error
         if not line:
             raise QmpError("QEMU hung up")
-        return cast("dict[str, object]", json.loads(line))
+        try:
+            message: object = json.loads(line)
+        except ValueError as error:
+            raise QmpError(f"what answers is no QEMU: {error}") from error
+        if not isinstance(message, dict):
+            raise QmpError(f"what answers is no QEMU: {message!r}")
+        return cast("dict[str, object]", message)
 
     async def aclose(self) -> None:
         """Hang up; idempotent."""

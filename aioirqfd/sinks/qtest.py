@@ -19,10 +19,12 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final, Self, final
 
+from aioirqfd.integers import plain
 from aioirqfd.irqfd.interrupt import IOAPIC_PINS, PIC_PINS, Action, IrqchipPin
 from aioirqfd.irqfd.routing import RoutingTable
 from aioirqfd.sinks.qmp import Qmp
 from aioirqfd.sinks.qtest_client import QtestClient, QtestClosedError, QtestError
+from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
     import os
@@ -58,7 +60,8 @@ class QtestSink:
         client: For commands of one's own: set a chip up, read it back.
         levels: Of intercepted lines: what QEMU said last.
         raises: Of intercepted lines: how often they went up.
-        on_irq: Called with line and level as QEMU says them, on the loop's thread; must not raise.
+        on_irq: Called with line and level as QEMU says them, on the loop's thread; should not raise: what it raises goes to the
+            loop's exception handler.
         unconfirmed: Without ``confirm``: the interrupts that were on their way when QEMU refused one, or died. No more than
             ``maxsize`` of them; which ones QEMU took before, it did not say.
 
@@ -88,8 +91,9 @@ class QtestSink:
         confirm: bool = True,
         maxsize: int = 256,
     ) -> None:
-        if maxsize < 2:
-            raise ValueError(f"an edge is two commands, so 2 or more may be without a reply, not {maxsize}")
+        room = plain(maxsize, 2**32)
+        if room is None or room < 2:
+            raise ValueError(f"an edge is two commands, so 2 or more may be without a reply, not {maxsize!r}")
         self.client: Final = client
         self.levels: Final[dict[int, bool]] = {}
         self.raises: Final[dict[int, int]] = {}
@@ -97,7 +101,7 @@ class QtestSink:
         self.unconfirmed: Final[list[Interrupt]] = []
         self._loop = asyncio.get_running_loop()
         self._confirm = confirm
-        self._maxsize = maxsize
+        self._maxsize = room
         self._error: QtestError | None = None
         self._told = False
         self._paths = dict(pins)
@@ -143,7 +147,12 @@ class QtestSink:
             }
         if ioapic is not None:
             pins |= {IrqchipPin("ioapic", pin): (ioapic, pin) for pin in range(IOAPIC_PINS)}
-        return cls(await QtestClient.connect(path), pins, confirm=confirm, maxsize=maxsize)
+        client = await QtestClient.connect(path)
+        try:
+            return cls(client, pins, confirm=confirm, maxsize=maxsize)
+        except BaseException:
+            await client.aclose()
+            raise
 
     # -- injecting ---------------------------------------------------------------------------------------------------
 
@@ -263,6 +272,9 @@ class QtestSink:
             self.on_irq(line, level)
 
     # -- closing -----------------------------------------------------------------------------------------------------
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise refusal(self, "It is one end of a connection: connect() another one.")
 
     async def flush(self) -> None:
         """Wait until QEMU has carried out everything that was sent before.

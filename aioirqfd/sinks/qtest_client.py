@@ -12,6 +12,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Self, cast, final
 
 from aioirqfd.errors import IrqfdError
+from aioirqfd.irqfd.guard import report
+from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
     import os
@@ -38,7 +40,7 @@ class QtestClient(asyncio.Protocol):
 
     Attributes:
         on_irq: Called with line and level for each ``IRQ raise`` and ``IRQ lower`` line, on the loop's thread, before the
-            reply of the command that caused it; must not raise.
+            reply of the command that caused it; should not raise: what it raises goes to the loop's exception handler.
 
     Threads:
         The loop's thread.
@@ -75,6 +77,9 @@ class QtestClient(asyncio.Protocol):
             await self.aclose()
             raise
         return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise refusal(self, "It is one end of a connection: connect() another one.")
 
     @property
     def outstanding(self) -> int:
@@ -159,7 +164,11 @@ class QtestClient(asyncio.Protocol):
             if what not in {"raise", "lower"} or not number.isdecimal():
                 self._fail(QtestError(f"not a qtest line: {line!r}"))
             elif self.on_irq is not None:
-                self.on_irq(int(number), what == "raise")
+                try:
+                    self.on_irq(int(number), what == "raise")
+                except Exception as error:
+                    # The connection, and every interrupt that is on its way, would end with it.
+                    report(f"aioirqfd: on_irq raised: {self.on_irq!r}", error)
             return
         if word not in {"OK", "FAIL", "ERR"} or not self._waiting:
             self._fail(QtestError(f"not a qtest reply: {line!r}"))

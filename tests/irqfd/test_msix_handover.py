@@ -38,7 +38,7 @@ class Stubborn:
 async def rig():
     """A table of one vector, which is unmasked, and a sink that has its first interrupt in its hands and will fail it."""
     sink = Stubborn()
-    irqs = IrqManager(sink, retry=Retry(0), on_error=print)
+    irqs = IrqManager(sink, retry=Retry(0), on_error=[].append)
     await irqs.__aenter__()
     table = MsixTable(irqs, vectors=1)
     table.write_control(ENABLE)
@@ -128,7 +128,7 @@ async def test_the_new_one_is_bound_by_somebody_else_meanwhile(rig):
 
 async def test_the_callers_own_is_the_vectors_again():
     sink = Stubborn()
-    irqs = IrqManager(sink, retry=Retry(0), on_error=print)
+    irqs = IrqManager(sink, retry=Retry(0), on_error=[].append)
     await irqs.__aenter__()
     with EventFd() as old:
         async with MsixTable(irqs, vectors=1, eventfds={0: old}) as table:
@@ -180,7 +180,7 @@ async def test_replaced_by_the_very_injection():
 
     sink = Replacing()
     with EventFd() as new:
-        irqs = IrqManager(sink, retry=Retry(0), on_error=print)
+        irqs = IrqManager(sink, retry=Retry(0), on_error=[].append)
         await irqs.__aenter__()
         async with MsixTable(irqs, vectors=1) as table:
             sink.table = table
@@ -198,7 +198,7 @@ async def test_replaced_by_the_very_injection():
 
 async def test_a_table_that_is_closed_in_a_hurry_keeps_the_callers_counts():
     sink = Stubborn()
-    irqs = IrqManager(sink, retry=Retry(0), on_error=print)
+    irqs = IrqManager(sink, retry=Retry(0), on_error=[].append)
     await irqs.__aenter__()
     fd = os.eventfd(0, os.EFD_NONBLOCK)
     table = MsixTable(irqs, vectors=1, eventfds={0: fd})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 
 import pytest
 
 from aioirqfd import EventFd, Interrupt, IrqchipPin, IrqManager, Msi, RoutingError, RoutingTable, State
 from aioirqfd.sinks import RecordingSink
 from aioirqfd.testing import GatedSink, RecordingTracer
+from tests.integers import int64
 from tests.irqfd.helpers import MSI, OTHER_MSI, SlowSink, pulse, turns, write
 
 PIC, SLAVE, IOAPIC = IrqchipPin("pic", 5), IrqchipPin("pic", 9), IrqchipPin("ioapic", 5)
@@ -53,6 +55,20 @@ def test_g04_a_message_out_of_range(fields):
 
 def test_g04_the_widest_message():
     assert Msi(2**64 - 1, 2**32 - 1, 2**32 - 1) == Msi(2**64 - 1, 2**32 - 1, devid=2**32 - 1)
+
+
+async def test_other_libraries_integers_become_plain_ones():
+    pin, message = IrqchipPin("pic", int64(5)), Msi(int64(0xFEE00000), int64(0x31), devid=int64(7))
+    assert (pin, message) == (PIC, Msi(0xFEE00000, 0x31, devid=7))
+    table = RoutingTable({int64(5): pin, int64(6): [message]}).with_route(int64(7), pin)
+    assert {type(number) for number in (pin.pin, message.address, message.data, message.devid, *table)} == {int}
+    assert dict(table) == {5: (PIC,), 6: (message,), 7: (PIC,)}
+    async with IrqManager(RecordingSink()) as irqs:
+        irqs.set_route(int64(100), pin)
+        irqs.set_routing({int64(6): message})
+        await irqs.pause()
+        json.dumps(irqs.snapshot())
+        irqs.resume()
 
 
 @pytest.mark.parametrize("gsi", [-1, 4096, 2**32, True, "5", 5.0])

@@ -125,3 +125,9 @@ async def test_into_another_process():
         assert os.waitpid(child, 0)[1] == 0
     os.close(reader)
     os.close(writer)
+
+
+@pytest.mark.parametrize("eventfds", [None, [], 5, "fds"], ids=repr)
+def test_what_is_no_mapping(eventfds):
+    with pytest.raises(TypeError, match="an eventfd for each gsi is a mapping, not"):
+        EventFdSink(eventfds)

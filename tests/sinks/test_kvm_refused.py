@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import errno
+import gc
 import os
+import pickle
 import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
@@ -446,3 +449,14 @@ async def test_one_that_raises_does_not_keep_the_others_from_hearing():
         with pytest.raises(ValueError, match="seven"):
             sink.close()
         assert (sorted(acked), vm.bound) == ([7, 7, 9], {})
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickle.dumps])
+async def test_it_is_not_copied(how):
+    vm = Ioctls()
+    with sink_of(vm) as sink:
+        await sink.inject(Interrupt(5, PIN, Action.ASSERT))
+        with pytest.raises(TypeError, match="cannot be copied or pickled"):
+            how(sink)
+        gc.collect()
+        assert len(vm.bound) == 1, "no copy has let go of the line"
