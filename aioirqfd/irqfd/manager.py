@@ -7,6 +7,7 @@ its loop (below) and one interrupt sink (above).
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 import sys
 import time
@@ -578,7 +579,8 @@ class IrqManager:
             WrongLoopError: Not called on the manager's loop.
         """
         self.check_here()
-        self._put_route(gsi, self.routing.with_route(gsi, routes))
+        table = self.routing.with_route(gsi, routes)
+        self._put_route(operator.index(gsi), table)
 
     def reset_route(self, gsi: int) -> None:
         """Take back what was said of a gsi, with one that came from :attr:`gsis` for instance.
@@ -586,7 +588,8 @@ class IrqManager:
         It is unrouted then, or goes, from 24 on, where a default table sends it. Raises as :meth:`set_route` does.
         """
         self.check_here()
-        self._put_route(gsi, self.routing.without((gsi,)))
+        table = self.routing.without((gsi,))
+        self._put_route(operator.index(gsi), table)
 
     def _put_route(self, gsi: int, table: RoutingTable) -> None:
         if table is self.routing:
