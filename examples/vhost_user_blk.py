@@ -142,6 +142,7 @@ class Blk(Device):
             *(MAX_SECTORS, MAX_SEGMENTS, 1),  # write-zeroes, which may unmap
         )
 
+    # docs: begin look
     def look(self) -> None:
         """See how large the image is, and tell the driver if that is news. What is no whole sector is left out."""
         size = _size(self.fd) // SECTOR * SECTOR
@@ -155,6 +156,8 @@ class Blk(Device):
         while True:
             await asyncio.sleep(LOOK_EVERY)
             self.look()
+
+    # docs: end look
 
     def _take_file(self) -> None:
         if type(self).handle is Blk.handle:
@@ -354,7 +357,9 @@ def _make(options: argparse.Namespace) -> Blk:
     return Blk(options.blk_file, num_queues=options.num_queues, read_only=options.read_only, serial=options.serial)
 
 
+# docs: begin main
 if __name__ == "__main__":
     command = blk_parser()
     command.add_argument("--serial", default="aioirqfd", help="what the guest is told, up to 20 bytes")
     main(_make, kind="block", features=("read-only", "blk-file"), parser=command)
+# docs: end main
