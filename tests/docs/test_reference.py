@@ -17,13 +17,15 @@ from aioirqfd.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "reference").glob("*.md"))
+INTERNAL = "aioirqfd.counter"
 TEXT = {page.stem: page.read_text("utf-8") for page in PAGES}
-# Of the modules below the packages some functions are described too, for those who need more than a package offers.
+# Of the modules below the packages some functions are described too, for those who need more than a package offers; and what is
+# internal is listed by itself.
 LISTED = [
     name
     for text in TEXT.values()
     for name in re.findall(r"^\.\. auto(?!module)\w+:: (\S+)$", text, re.MULTILINE)
-    if hasattr(importlib.import_module(name.rpartition(".")[0]), "__all__")
+    if name.rpartition(".")[0] != INTERNAL and hasattr(importlib.import_module(name.rpartition(".")[0]), "__all__")
 ]
 
 
@@ -32,7 +34,8 @@ def public() -> dict[str, object]:
     below = [module.name for module in pkgutil.iter_modules(aioirqfd.__path__, "aioirqfd.")]
     found: dict[str, object] = {}
     # The command line has a page of its own, and no Python interface.
-    for package in ["aioirqfd", *(name for name in below if name.rpartition(".")[2] not in {"__main__", "cli"})]:
+    others = {"aioirqfd.__main__", "aioirqfd.cli", INTERNAL}
+    for package in ["aioirqfd", *(name for name in below if name not in others)]:
         module = importlib.import_module(package)
         for name in getattr(module, "__all__", ()):
             value = getattr(module, name)
