@@ -89,7 +89,12 @@ class Backpressure:
     def room(self) -> None:
         """Half of the room is free again: whatever waits for it goes on."""
         while self._waiting and not self.queue.full:
-            self.queue.schedule(self._waiting.popitem(last=False)[0])
+            work, _ = self._waiting.popitem(last=False)
+            try:
+                self.queue.schedule(work)
+            except QueueFullError:  # a signal handler has taken the room
+                self._waiting[work] = None
+                self._waiting.move_to_end(work, last=False)
         if self.queue.full:
             self.queue.watch_room()
             return

@@ -77,7 +77,8 @@ class Debt:
 
     def note_unread(self, count: int) -> None:
         """So many signals had been seen and left unread: what they called for is still owed, and they are in its count."""
-        self.count += max(count - self.owed, 0)
+        more = max(count - self.owed, 0)
+        self.count += more  # at once, for a signal handler may add to it at any call
 
     def begin(self) -> int:
         """An injection begins: its number."""

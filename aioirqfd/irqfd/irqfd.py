@@ -385,8 +385,10 @@ class IrqFd:
 
     def step(self, event: Event) -> Action:
         """Move by the table, and do what the move asks for."""
+        # Looked up and moved in one step: a signal handler that signals runs at any call of a function.
+        blocked = self._blocked
         before = self._state
-        self._state, action = TABLE[self._blocked][before][event]
+        self._state, action = TABLE[blocked][before][event]
         if before is State.IDLE and self._state is not State.IDLE and not self.closing:
             self.trigger.arm(None)  # once it is closing, the eventfd is another's
         if action is Action.SCHEDULE:

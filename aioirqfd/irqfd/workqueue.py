@@ -202,10 +202,13 @@ class WorkQueue:
             self._was_full = True
             self._refused += 1
             raise QueueFullError(f"{self.maxsize} items are queued")
-        self._put(work)
-        return True
+        return self._put(work)
 
-    def _put(self, work: Work) -> None:
+    def _put(self, work: Work) -> bool:
+        # Look and note in one step: a signal handler may have queued it since the last look.
+        if work.pending:
+            self._coalesced += 1
+            return False
         work.pending = True
         self._scheduled += 1
         self._resize(1)
@@ -214,6 +217,7 @@ class WorkQueue:
         if work.running is None:
             self._ready.append(work)
             self._wake_worker()
+        return True
 
     def _resize(self, by: int) -> None:
         self._size += by
@@ -478,6 +482,8 @@ class WorkQueue:
                     continue
                 waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._idle.append(waiter)
+                if ready or (lane is not None and lane.ready):
+                    self._wake_worker()  # by a signal handler, since the look above
                 try:
                     await waiter
                 except asyncio.CancelledError:

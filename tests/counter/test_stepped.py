@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import weakref
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ class Steps:
     def __init__(self, count):
         self.left = count
 
-    def __await__(self):
+    def __await__(self) -> Any:
         return iter([None] * self.left)
 
 
@@ -111,17 +112,22 @@ async def test_futures_and_plain_iterators_will_do():
 
 
 async def test_what_cannot_be_awaited():
+    five: Any = 5
+
+    def fails() -> Any:
+        return 1 // 0
+
     with pytest.raises(TypeError, match="5 cannot be awaited"):
-        Stepped(None, None, lambda: 5)
+        Stepped(None, None, lambda: five)
     with pytest.raises(ZeroDivisionError):
-        Stepped(contextvars.copy_context(), None, lambda: 1 // 0)
+        Stepped(contextvars.copy_context(), None, fails)
 
 
 async def test_debuggers_follow_the_chain():
     async def call():
         await asyncio.sleep(0)
 
-    steps = Stepped(None, None, call)
+    steps: Any = Stepped(None, None, call)
     assert steps.cr_await.cr_code is call.__code__
     await steps
 
@@ -133,7 +139,7 @@ def test_it_keeps_nothing_alive(drain):
 
     call = Call()
     gone = weakref.ref(call)
-    steps = Stepped(contextvars.copy_context(), drain, call)
+    steps: Any = Stepped(contextvars.copy_context(), drain, call)
     steps.cr_await.close()
     del call, steps
     gc.collect()

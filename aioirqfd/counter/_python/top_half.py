@@ -120,11 +120,15 @@ class TopHalf:
             irqfd, handler = ctx._irqfd, ctx._handler
             if irqfd is None:
                 continue
+            # Before any call: a signal handler that signals it there must not have another worker run it too.
+            ctx._running, ctx._told = task, count
             if handler is None or not ctx._is_fast():
+                ctx._running, ctx._told = None, 0
                 _hand(ctx, irqfd, irqfd.defer, count)
+                if ctx._irqfd is irqfd and ctx._taken:
+                    self._enqueue(ctx)
                 self._tell_progress()
                 continue
-            ctx._running, ctx._told = task, count
             try:
                 if self.context is None:
                     await handler(irqfd, count)
