@@ -220,7 +220,7 @@ async def test_a_line_is_moved_although_what_the_sink_waited_for_was_cancelled()
 
 @pytest.mark.parametrize("error", ERRORS)
 async def test_a_line_is_lowered_and_told_although_try_inject_raised(error, ended):
-    class Sink(RecordingSink):
+    class Sink(RecordingSink):  # pyright: ignore[reportGeneralTypeIssues]  final for users
         def try_inject(self, interrupt):
             if errors:
                 raise errors.pop()
