@@ -6,6 +6,10 @@
 static PyObject *
 native_fdinfo(PyObject *Py_UNUSED(module), PyObject *arg)
 {
+    if (PyBool_Check(arg) || !PyIndex_Check(arg)) {
+        PyErr_Format(PyExc_TypeError, "an fd is an integer, not %R", arg);
+        return NULL;
+    }
     int overflow;
     long number = PyLong_AsLongAndOverflow(arg, &overflow);
     if (number == -1 && PyErr_Occurred() != NULL) {
@@ -18,7 +22,9 @@ native_fdinfo(PyObject *Py_UNUSED(module), PyObject *arg)
     int semaphore;
     int found = eventfd_peek(fd, &count, &id, &semaphore);
     if (found < 0) {
-        return PyErr_SetFromErrno(PyExc_OSError);
+        /* Whatever it is beside that: whose it is. */
+        return errno == EBADF ? PyErr_SetFromErrno(PyExc_OSError)
+                              : PyErr_SetFromErrnoWithFilename(PyExc_OSError, "/proc/thread-self/fdinfo");
     }
     if (found == 0) {
         Py_RETURN_NONE;

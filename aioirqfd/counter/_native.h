@@ -169,6 +169,8 @@ struct drain_object {
 
 /* counter.c */
 extern PyType_Spec counter_spec;
+int native_u64_within(PyObject *object, uint64_t low, uint64_t high, const char *high_text, const char *what,
+                      uint64_t *value);
 int native_u64_from(PyObject *object, uint64_t low, const char *what, uint64_t *value);
 
 /* request.c */
@@ -176,7 +178,7 @@ PyObject *native_walk(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 PyObject *native_begin(PyObject *module, PyObject *coroutine);
 
 /* fd.c */
-bool eventfd_has_count(int fd);
+int eventfd_has_count(int fd);
 int eventfd_read_now(int fd, uint64_t *value);
 int eventfd_peek(int fd, uint64_t *count, long *id, int *semaphore);
 int eventfd_add(int fd, uint64_t n, uint64_t *added);
@@ -252,6 +254,15 @@ uint64_t ready_run_count(const ReadyRunObject *run);
 extern PyType_Spec stepped_spec;
 PyObject *native_iterator_of(PyObject *awaited);
 PyObject *native_answer(PySendResult sent, PyObject *value);
+PyObject *native_of_awaited(PyObject *awaited, void *name);
+/* Debuggers, and whoever draws a task's call graph, follow the chain of awaits from one coroutine to the next. An awaitable of ours has
+   no frame to show, so it shows that of what it awaits, in the place of that: neither does the chain end there, nor has it a hole. */
+#define NATIVE_OF_AWAITED(get) \
+    NATIVE_OF_AWAITED_AS(get, "cr_await"), NATIVE_OF_AWAITED_AS(get, "cr_code"), NATIVE_OF_AWAITED_AS(get, "cr_frame"), \
+        NATIVE_OF_AWAITED_AS(get, "cr_origin"), NATIVE_OF_AWAITED_AS(get, "cr_running"), \
+        NATIVE_OF_AWAITED_AS(get, "gi_code"), NATIVE_OF_AWAITED_AS(get, "gi_frame"), \
+        NATIVE_OF_AWAITED_AS(get, "gi_running"), NATIVE_OF_AWAITED_AS(get, "gi_yieldfrom"), {NULL, NULL, NULL, NULL, NULL}
+#define NATIVE_OF_AWAITED_AS(get, name) {name, get, NULL, PyDoc_STR("What is awaited has it."), (void *)name}
 
 /* drain.c */
 extern PyType_Spec drain_spec;
@@ -259,7 +270,15 @@ void drain_post(DrainObject *drain, EventFdCtxObject *ctx);
 void drain_nudge(DrainObject *drain);
 void drain_forget(EventFdCtxObject *ctx);
 void drain_ask_room(EventFdCtxObject *ctx);
-int drain_mark_unread(DrainObject *drain, EventFdCtxObject *ctx);
+int drain_collect(DrainObject *self);
 bool drain_is_here(DrainObject *drain);
+
+/* unread.c */
+/* So many are read in one go; some microseconds each. */
+#define UNREAD_AT_ONCE 256
+int unread_mark(DrainObject *drain, EventFdCtxObject *ctx);
+void unread_settle_later(const DrainObject *drain);
+int unread_settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed);
+Py_ssize_t unread_settle_some(DrainObject *self, Py_ssize_t limit);
 
 #endif

@@ -7,10 +7,16 @@ typedef struct {
     bool semaphore;
 } CounterObject;
 
-/* An int in low..2**64-2, or -1 with TypeError or ValueError set. */
+/* A plain integer in low..high, or -1 with TypeError or ValueError set. A bool is none, though it is an int to Python: where a number
+   is wanted it is a mistake. The words are those of aioirqfd.integers. */
 int
-native_u64_from(PyObject *object, uint64_t low, const char *what, uint64_t *value)
+native_u64_within(PyObject *object, uint64_t low, uint64_t high, const char *high_text, const char *what,
+                  uint64_t *value)
 {
+    if (PyBool_Check(object) || !PyIndex_Check(object)) {
+        PyErr_Format(PyExc_TypeError, "%s is an integer, not %R", what, object);
+        return -1;
+    }
     PyObject *number = PyNumber_Index(object);
     if (number == NULL) {
         return -1;
@@ -21,15 +27,22 @@ native_u64_from(PyObject *object, uint64_t low, const char *what, uint64_t *valu
         Py_DECREF(number);
         return -1;
     }
-    if (bad || got < low || got > COUNTER_MAX) {
+    if (bad || got < low || got > high) {
         PyErr_Clear();
-        PyErr_Format(PyExc_ValueError, "%s is %llu..2**64-2, not %S", what, (unsigned long long)low, number);
+        PyErr_Format(PyExc_ValueError, "%s is %llu..%s, not %S", what, (unsigned long long)low, high_text, number);
         Py_DECREF(number);
         return -1;
     }
     Py_DECREF(number);
     *value = (uint64_t)got;
     return 0;
+}
+
+/* The same for a count: up to 2**64-2. */
+int
+native_u64_from(PyObject *object, uint64_t low, const char *what, uint64_t *value)
+{
+    return native_u64_within(object, low, COUNTER_MAX, "2**64-2", what, value);
 }
 
 static PyObject *
@@ -92,6 +105,16 @@ counter_read(PyObject *op, PyObject *Py_UNUSED(ignored))
     return PyLong_FromUnsignedLongLong(value);
 }
 
+/* The words are those of aioirqfd.uncopied. */
+static PyObject *
+counter_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    return PyErr_Format(PyExc_TypeError,
+                        "%R cannot be copied or pickled. The two would count apart. Hand over its value, and make "
+                        "another of that: Counter(value).",
+                        op);
+}
+
 static PyObject *
 counter_get_value(PyObject *op, void *Py_UNUSED(closure))
 {
@@ -110,6 +133,7 @@ static PyMethodDef counter_methods[] = {
          "signal($self, n=1, /)\n--\n\nAdd n (1..2**64-2), as much as fits below 2**64-2; return what was added.")},
     {"read", counter_read, METH_NOARGS,
      PyDoc_STR("read($self, /)\n--\n\nTake the count (1 of it, with semaphore=True); WouldBlock at 0.")},
+    {"__reduce__", counter_reduce, METH_NOARGS, PyDoc_STR("Refuses.")},
     {NULL, NULL, 0, NULL},
 };
 

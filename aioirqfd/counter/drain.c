@@ -20,10 +20,6 @@
 #define WAKE_EVENT  UINT64_MAX
 #define TIMER_EVENT (UINT64_MAX - 1)
 #define NO_SLOT     UINT32_MAX
-/* Counts that nobody asked for stay unread for so long at most, and so many of them are read in one go; some microseconds each.
-   A timerfd, because a timer of the loop's own would make every turn of an asyncio loop dearer. */
-#define SETTLE_AFTER_NS 50000000
-#define SETTLE_AT_ONCE  256
 
 static EventFdCtxObject *
 ctx_of(mailbox_node_t *node)
@@ -118,29 +114,6 @@ drain_post(DrainObject *drain, EventFdCtxObject *ctx)
             drain_wake(drain);
         }
     }
-}
-
-static void
-settle_later(const DrainObject *drain)
-{
-    const struct itimerspec once = {.it_value = {.tv_nsec = SETTLE_AFTER_NS}};
-    (void)timerfd_settime(drain->timerfd, 0, &once, NULL);
-}
-
-int
-drain_mark_unread(DrainObject *drain, EventFdCtxObject *ctx)
-{
-    if (ctx->in_unread || drain == NULL || drain->unread == NULL) {
-        return 0;
-    }
-    if (PyList_Append(drain->unread, (PyObject *)ctx) < 0) {
-        return -1;
-    }
-    ctx->in_unread = true;
-    if (PyList_GET_SIZE(drain->unread) == 1) {
-        settle_later(drain);
-    }
-    return 0;
 }
 
 /* Have events tell whether the counter is full (no EPOLLOUT, E17). Only where counts stay unread: each read makes an event then. */
@@ -290,10 +263,15 @@ drain_add(PyObject *op, PyObject *arg)
     }
     uint32_t index = self->free_head;
     drain_slot *slot = &self->slots[index];
-    bool fresh = eventfd_has_count(ctx->fd);
+    bool fresh = eventfd_has_count(ctx->fd) == 1;
     struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u64 = ((uint64_t)slot->generation << 32) | index};
     if (epoll_ctl(self->epfd, EPOLL_CTL_ADD, ctx->fd, &event) < 0) {
-        return PyErr_SetFromErrno(PyExc_OSError);
+        /* Under a number that nobody of ours has it is a leftover: it was closed behind our back, which no DEL undoes (E22), and is
+           back under its number. */
+        bool leftover = errno == EEXIST && self->by_fd[ctx->fd] == NO_SLOT;
+        if (!leftover || epoll_ctl(self->epfd, EPOLL_CTL_MOD, ctx->fd, &event) < 0) {
+            return PyErr_SetFromErrno(PyExc_OSError);
+        }
     }
     if (mailbox_is_linked(&ctx->node) && ctx->posted_to != self) {
         withdraw(ctx->posted_to, ctx);
@@ -381,8 +359,8 @@ pop_backlog(DrainObject *self)
 }
 
 /* Note every event there is, without dispatching: afterwards whatever was signalled before the call is owed, in the mailbox. */
-static int
-collect(DrainObject *self)
+int
+drain_collect(DrainObject *self)
 {
     int n;
     /* The epoll hands out in the order of arrival: after so many events nothing is left from before the call, however busy the
@@ -396,7 +374,7 @@ collect(DrainObject *self)
             if (ctx != NULL) {
                 drain_post(self, ctx);
             } else if (self->events[i].data.u64 == TIMER_EVENT) {
-                settle_later(self); /* run() is to hear of it, and this was its one event */
+                unread_settle_later(self); /* run() is to hear of it, and this was its one event */
             } else if (self->events[i].data.u64 == WAKE_EVENT) {
                 woken = true;
             }
@@ -407,89 +385,6 @@ collect(DrainObject *self)
         drain_wake(self); /* nobody wakes for mail that is there already, nor twice for what is ready */
     }
     return n;
-}
-
-/* Empty the eventfd and return what of it was not injected yet (0: nothing is owed). Exact although the kernel's counter may hold
-   what was injected without a read: what it held before a collect that brought no event is old, the rest is new.
-
-   Tempting, and wrong: to read it before the collect, which would need no look into fdinfo. epoll reports an event only while the
-   count is there, so the read would take what the collect is asked about. Where fdinfo cannot be read (it takes a descriptor, and
-   /proc), all of it counts as new: rather injected twice than lost. */
-static int
-settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
-{
-    uint64_t old = 0;
-    uint64_t value = 0;
-    long id;
-    int semaphore;
-    *owed = 0;
-    if (ctx->seen != SEEN_NOTHING && eventfd_peek(ctx->fd, &old, &id, &semaphore) != 1) {
-        old = 0;
-    }
-    if (collect(self) < 0) {
-        return -1;
-    }
-    bool due = mailbox_settle(&ctx->node);
-    ctx->event = ctx->fresh = ctx->full = false;
-    bool by_ones = eventfd_ctx_by_ones(ctx);
-    uint64_t total = by_ones ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
-    bool unknown = !(by_ones && total > 0) && eventfd_ctx_read(ctx, SEMAPHORE_AT_MOST, &value) < 0;
-    ctx->signals += total + value;
-    if (due && unknown && total == 0) {
-        value = 1; /* nobody else has read it */
-    }
-    if (!due && by_ones) {
-        /* One of its rest, which is owed no injection (P05); unless it was written since the first look. */
-        if (collect(self) < 0) {
-            return -1;
-        }
-        if (!mailbox_settle(&ctx->node)) {
-            total = value = 0;
-        }
-        ctx->event = false;
-    } else if (!due && ctx->seen != SEEN_NOTHING) {
-        value = value > old ? value - old : 0;
-    }
-    ctx->seen = SEEN_NOTHING;
-    /* 0 although it was due: somebody else has read it meanwhile. */
-    *owed = value > UINT64_MAX - total ? UINT64_MAX : total + value;
-    return 0;
-}
-
-/* Read up to `limit` of the counts that were left unread; return how many are still to do. */
-static Py_ssize_t
-settle_some(DrainObject *self, Py_ssize_t limit)
-{
-    Py_ssize_t n = PyList_GET_SIZE(self->unread);
-    Py_ssize_t from = n > limit ? n - Py_MAX(limit, 0) : 0;
-    PyObject *some = PyList_GetSlice(self->unread, from, n);
-    if (some == NULL || PyList_SetSlice(self->unread, from, n, NULL) < 0) {
-        PyErr_WriteUnraisable((PyObject *)self);
-        Py_XDECREF(some);
-        return n;
-    }
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(some); i++) {
-        EventFdCtxObject *ctx = (EventFdCtxObject *)PyList_GET_ITEM(some, i);
-        uint64_t owed = 0;
-        if (ctx->drain != self) {
-            continue; /* gone; perhaps it is in another drain's list */
-        }
-        ctx->in_unread = false;
-        if (self->dead || ctx->seen != SEEN_UNREAD || mailbox_is_owed(&ctx->node)) {
-            continue; /* read in the meantime, or about to be dispatched */
-        }
-        if (settle(self, ctx, &owed) == 0 && owed > 0) {
-            eventfd_ctx_put_back(ctx, owed);
-            if (mailbox_owe(&ctx->node)) {
-                drain_post(self, ctx);
-            }
-        }
-    }
-    Py_DECREF(some);
-    if (from > 0 && !self->dead) {
-        settle_later(self);
-    }
-    return from;
 }
 
 static PyObject *
@@ -600,7 +495,7 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
         Py_DECREF(ctx);
     }
     if (settle_now) {
-        settle_some(self, SETTLE_AT_ONCE);
+        unread_settle_some(self, UNREAD_AT_ONCE);
     }
     self->dispatching = self->passing = false;
     Py_DECREF(self);
@@ -608,10 +503,10 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
 }
 
 static PyObject *
-drain_collect(PyObject *op, PyObject *Py_UNUSED(ignored))
+drain_note(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     DrainObject *self = (DrainObject *)op;
-    if (!self->dead && collect(self) < 0) {
+    if (!self->dead && drain_collect(self) < 0) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     Py_RETURN_NONE;
@@ -630,7 +525,7 @@ drain_settle(PyObject *op, PyObject *arg)
         return NULL;
     }
     uint64_t owed = 0;
-    if (!self->dead && settle(self, (EventFdCtxObject *)arg, &owed) < 0) {
+    if (!self->dead && unread_settle(self, (EventFdCtxObject *)arg, &owed) < 0) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     return PyLong_FromUnsignedLongLong(owed);
@@ -643,7 +538,7 @@ drain_settle_unread(PyObject *op, PyObject *arg)
     if (limit == -1 && PyErr_Occurred() != NULL) {
         return NULL;
     }
-    return PyLong_FromSsize_t(settle_some((DrainObject *)op, limit));
+    return PyLong_FromSsize_t(unread_settle_some((DrainObject *)op, limit));
 }
 
 static void
@@ -690,6 +585,20 @@ drain_close(PyObject *op, PyObject *Py_UNUSED(ignored))
 }
 
 static PyObject *
+drain_tenants(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    DrainObject *self = (DrainObject *)op;
+    PyObject *tenants = PyList_New(0);
+    for (uint32_t i = 0; tenants != NULL && i < self->slots_cap; i++) {
+        PyObject *ctx = (PyObject *)self->slots[i].ctx;
+        if (ctx != NULL && PyList_Append(tenants, ctx) < 0) {
+            Py_CLEAR(tenants);
+        }
+    }
+    return tenants;
+}
+
+static PyObject *
 drain_abandon(PyObject *op, PyObject *ignored)
 {
     DrainObject *self = (DrainObject *)op;
@@ -718,14 +627,13 @@ static PyObject *
 drain_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *keywords[] = {"max_events", "loop", "running_loop", "current_task", NULL};
-    int max_events = 1024;
-    PyObject *loop = Py_None, *running_loop = Py_None, *current_task = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|iOOO:Drain", keywords, &max_events, &loop, &running_loop,
+    uint64_t max_events = 1024;
+    PyObject *given = NULL, *loop = Py_None, *running_loop = Py_None, *current_task = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OOOO:Drain", keywords, &given, &loop, &running_loop,
                                      &current_task)) {
         return NULL;
     }
-    if (max_events < 1 || max_events > 1 << 20) {
-        PyErr_SetString(PyExc_ValueError, "max_events is 1..2**20");
+    if (given != NULL && native_u64_within(given, 1, UINT64_C(1) << 20, "2**20", "max_events", &max_events) < 0) {
         return NULL;
     }
     DrainObject *self = (DrainObject *)type->tp_alloc(type, 0);
@@ -734,7 +642,7 @@ drain_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->epfd = self->wakefd = self->timerfd = -1;
     self->free_head = NO_SLOT;
-    self->max_events = max_events;
+    self->max_events = (int)max_events;
     self->loop = Py_NewRef(loop);
     self->running_loop = running_loop != Py_None ? Py_NewRef(running_loop) : NULL;
     self->current_task = current_task != Py_None ? Py_NewRef(current_task) : NULL;
@@ -823,7 +731,7 @@ static PyMethodDef drain_methods[] = {
     {"run", drain_run, METH_NOARGS,
      PyDoc_STR(
          "run($self, /)\n--\n\nOne pass: take at most max_events from the epoll and as many from the mailbox, and dispatch them; return how many.")},
-    {"collect", drain_collect, METH_NOARGS,
+    {"collect", drain_note, METH_NOARGS,
      PyDoc_STR("collect($self, /)\n--\n\nNote every event there is as owed, dispatching nothing.")},
     {"settle", drain_settle, METH_O,
      PyDoc_STR("settle($self, ctx, /)\n--\n\nEmpty the eventfd; return what of it was not injected yet.")},
@@ -833,6 +741,7 @@ static PyMethodDef drain_methods[] = {
     {"nudge", drain_nudge_method, METH_NOARGS,
      PyDoc_STR(
          "nudge($self, /)\n--\n\nSomething was made ready on the loop's thread: wake the loop, if it may be asleep.")},
+    {"tenants", drain_tenants, METH_NOARGS, PyDoc_STR("tenants($self, /)\n--\n\nThe eventfds that are registered.")},
     {"close", drain_close, METH_NOARGS, PyDoc_STR("close($self, /)\n--\n\nClose the epoll; idempotent.")},
     {"abandon", drain_abandon, METH_NOARGS,
      PyDoc_STR(

@@ -78,7 +78,7 @@ eventfd_ctx_consume(EventFdCtxObject *ctx, bool exact, uint64_t *count)
         } else if (!exact && !full && !ctx->want_count && !ctx->semaphore) {
             known = true;
             ctx->seen = SEEN_UNREAD;
-            if (drain_mark_unread(ctx->drain, ctx) < 0) {
+            if (unread_mark(ctx->drain, ctx) < 0) {
                 PyErr_WriteUnraisable((PyObject *)ctx);
             }
         } else {
@@ -215,7 +215,8 @@ ctx_readable(PyObject *op, PyObject *Py_UNUSED(ignored))
     if (counter_peek(&self->count) > 0) {
         Py_RETURN_TRUE;
     }
-    return PyBool_FromLong(eventfd_has_count(self->fd));
+    int found = self->fd >= 0 ? eventfd_has_count(self->fd) : 0;
+    return found >= 0 ? PyBool_FromLong(found) : PyErr_SetFromErrno(PyExc_OSError);
 }
 
 static PyObject *

@@ -25,18 +25,27 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-static bool
+/* 1, 0, or -1 with errno. */
+static int
 is_ready(int fd, short events)
 {
     struct pollfd ask = {.fd = fd, .events = events};
-    return poll(&ask, 1, 0) == 1 && (ask.revents & events) != 0;
+    int n;
+    do {
+        n = poll(&ask, 1, 0);
+    } while (n < 0 && errno == EINTR);
+    if (n > 0 && (ask.revents & POLLNVAL) != 0) {
+        errno = EBADF;
+        return -1;
+    }
+    return n > 0 ? (ask.revents & events) != 0 : n;
 }
 
-/* Whether a read would find something; nothing is taken. */
-bool
+/* Whether a read would find something; nothing is taken. 1, 0, or -1 with errno. */
+int
 eventfd_has_count(int fd)
 {
-    return fd >= 0 && is_ready(fd, POLLIN);
+    return is_ready(fd, POLLIN);
 }
 
 /* A read or a write that may wait after all. Through a dup: another thread may close the number meanwhile, and it may become another
@@ -80,8 +89,9 @@ look_and_read(int fd, uint64_t *value)
     if (flags & O_NONBLOCK) {
         return read_word(fd, value);
     }
-    if (!is_ready(fd, POLLIN)) {
-        errno = EAGAIN;
+    int ready = is_ready(fd, POLLIN);
+    if (ready != 1) {
+        errno = ready == 0 ? EAGAIN : errno;
         return -1;
     }
     return without_gil(read_word, fd, value);
@@ -160,8 +170,9 @@ look_and_write(int fd, uint64_t n, uint64_t *added)
 {
     ssize_t put;
     do {
-        if (!is_ready(fd, POLLOUT)) {
-            return 0;
+        int ready = is_ready(fd, POLLOUT);
+        if (ready != 1) {
+            return ready;
         }
         uint64_t count;
         long id;

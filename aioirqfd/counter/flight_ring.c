@@ -46,16 +46,17 @@ static PyObject *
 ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *keywords[] = {"capacity", NULL};
-    Py_ssize_t capacity = 65536;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|n:FlightRing", keywords, &capacity)) {
+    PyObject *given = NULL;
+    uint64_t capacity = 65536;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:FlightRing", keywords, &given)) {
         return NULL;
     }
-    if (capacity < 1 || capacity > (Py_ssize_t)1 << 28) {
-        PyErr_SetString(PyExc_ValueError, "a flight ring has room for 1..2**28 records");
+    if (given != NULL &&
+        native_u64_within(given, 1, UINT64_C(1) << 28, "2**28", "a flight ring's capacity", &capacity) < 0) {
         return NULL;
     }
     uint64_t size = 1;
-    while (size < (uint64_t)capacity) {
+    while (size < capacity) {
         size *= 2;
     }
     FlightRingObject *self = (FlightRingObject *)type->tp_alloc(type, 0);

@@ -11,6 +11,10 @@
 
 /* Nanoseconds after which the loop gets a turn. */
 #define SLICE_NS 1000000
+/* To look at the clock takes as long as to start a handler. So it is not looked at before each: while they are quick, before every
+   second one, then every fourth, then eighth. */
+#define MOST_UNLOOKED 8
+#define QUICK_NS      (SLICE_NS / 16)
 
 struct ready_run_object {
     PyObject_HEAD
@@ -22,6 +26,9 @@ struct ready_run_object {
     PyObject *context;       /* strong, likewise: a copy of the manager's, this run's own; NULL: as it comes */
     uint64_t count;          /* what the handler was given */
     int64_t ends;            /* of the slice; 0: not begun */
+    int64_t looked;          /* at the clock, last */
+    unsigned int stride;     /* handlers between two looks */
+    unsigned int unlooked;   /* that may still begin before the next */
 };
 
 static int64_t
@@ -212,15 +219,35 @@ awaited(PyObject *coroutine)
     return iterator;
 }
 
+static bool
+slice_is_over(ReadyRunObject *self)
+{
+    if (self->unlooked > 0) {
+        self->unlooked--;
+        return false;
+    }
+    int64_t now = monotonic_ns();
+    if (self->ends == 0) {
+        self->ends = now + SLICE_NS;
+        self->stride = 1;
+    } else if (now >= self->ends) {
+        return true;
+    } else if (now - self->looked > QUICK_NS) {
+        self->stride = 1;
+    } else if (self->stride < MOST_UNLOOKED) {
+        self->stride *= 2;
+    }
+    self->looked = now;
+    self->unlooked = self->stride - 1;
+    return false;
+}
+
 /* Begin the next handler: 1; 0 when none is left or the slice is over; -1 when it raised, with the exception set. */
 static int
 begin(native_state *state, ReadyRunObject *self)
 {
     TopHalfObject *top_half = self->top_half;
-    int64_t now = monotonic_ns();
-    if (self->ends == 0) {
-        self->ends = now + SLICE_NS;
-    } else if (now >= self->ends) {
+    if (slice_is_over(self)) {
         return 0;
     }
     EventFdCtxObject *ctx;
@@ -298,6 +325,8 @@ ready_run_send_slot(PyObject *op, PyObject *arg, PyObject **result)
     if (self->handler == NULL) {
         begun = begin(state, self);
         arg = Py_None;
+    } else {
+        self->unlooked = 0; /* who knows how long it has waited */
     }
     if (begun == 0) {
         *result = Py_NewRef(Py_None);
@@ -442,6 +471,14 @@ ready_run_dealloc(PyObject *op)
     Py_DECREF(type);
 }
 
+static PyObject *
+ready_run_of_handler(PyObject *op, void *name)
+{
+    return native_of_awaited(((ReadyRunObject *)op)->handler, name);
+}
+
+static PyGetSetDef ready_run_getset[] = {NATIVE_OF_AWAITED(ready_run_of_handler)};
+
 static PyMethodDef ready_run_methods[] = {
     {"send", ready_run_send, METH_O, PyDoc_STR("As of a coroutine.")},
     {"throw", _PyCFunction_CAST(ready_run_throw), METH_FASTCALL, PyDoc_STR("As of a coroutine.")},
@@ -455,6 +492,7 @@ static PyType_Slot ready_run_slots[] = {
     {Py_tp_clear, (void *)ready_run_clear},
     {Py_tp_dealloc, (void *)ready_run_dealloc},
     {Py_tp_methods, ready_run_methods},
+    {Py_tp_getset, ready_run_getset},
     {Py_tp_iter, (void *)ready_run_self},
     {Py_tp_iternext, (void *)ready_run_next},
     {Py_am_await, (void *)ready_run_self},

@@ -2,8 +2,6 @@
    sink is being asked, or both. A Python wrapper does the same for ten times the price; a task would be another task. */
 #include "_native.h"
 
-#include <structmember.h>
-
 typedef struct {
     PyObject_HEAD
     PyObject *context;  /* strong, or NULL: as it comes */
@@ -244,11 +242,30 @@ static PyMethodDef stepped_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyMemberDef stepped_members[] = {
-    {"cr_await", T_OBJECT, offsetof(SteppedObject, awaited), READONLY,
-     PyDoc_STR("What it waits for, as of a coroutine: debuggers that follow such chains do not end here.")},
-    {NULL, 0, 0, 0, NULL},
-};
+/* An attribute of what is awaited, in its place; AttributeError where nothing is. */
+PyObject *
+native_of_awaited(PyObject *awaited, void *name)
+{
+    if (awaited == NULL) {
+        PyErr_Format(PyExc_AttributeError, "nothing is awaited that had a %s", (const char *)name);
+        return NULL;
+    }
+    return PyObject_GetAttrString(awaited, (const char *)name);
+}
+
+static PyObject *
+stepped_of_awaited(PyObject *op, void *name)
+{
+    const SteppedObject *self = (SteppedObject *)op;
+    PyObject *value = native_of_awaited(self->awaited, name);
+    if (value == NULL && PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+        value = native_of_awaited(self->steps, name); /* a generator, where an object with __await__ is awaited */
+    }
+    return value;
+}
+
+static PyGetSetDef stepped_getset[] = {NATIVE_OF_AWAITED(stepped_of_awaited)};
 
 static PyType_Slot stepped_slots[] = {
     {Py_tp_doc,
@@ -260,7 +277,7 @@ static PyType_Slot stepped_slots[] = {
     {Py_tp_clear, (void *)stepped_clear},
     {Py_tp_dealloc, (void *)stepped_dealloc},
     {Py_tp_methods, stepped_methods},
-    {Py_tp_members, stepped_members},
+    {Py_tp_getset, stepped_getset},
     {Py_tp_iter, (void *)stepped_self},
     {Py_tp_iternext, (void *)stepped_next},
     {Py_am_await, (void *)stepped_self},

@@ -10,22 +10,29 @@ kernel as soon as nobody listens any more. A read takes both.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import sys
 import warnings
-from collections import deque
-from typing import TYPE_CHECKING, Protocol, Self, final
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Final, Protocol, Self, SupportsIndex, final
 
 from aioirqfd.counter import MAX, EventFdCtx, fdinfo
 from aioirqfd.errors import ClosedError, EventFdInvalidError, WouldBlock, WrongLoopError
+from aioirqfd.eventfd import handing_over
 from aioirqfd.eventfd.poller import Poller
+from aioirqfd.eventfd.teardown import tear_down
+from aioirqfd.eventfd.waiters import Waiters
+from aioirqfd.integers import integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType, TracebackType
 
-_U32 = 2**32
+_SLICE: Final = 0.001
+"""Seconds that are read without waiting before the loop gets a turn."""
 
 
 class Binding(Protocol):
@@ -58,21 +65,23 @@ class EventFd(EventFdCtx):
         one event loop at a time.
     """
 
-    __slots__ = ("_binding", "_closing_calls", "_made_at", "_owns", "_poller", "_waiters")
+    __slots__ = ("_binding", "_closing_calls", "_heir", "_id", "_made_at", "_owns", "_poller", "_turn_ends", "_waiters")
 
     _binding: Binding | None
+    _heir: EventFd | None
+    _owns: bool
+    _id: int | None
     _poller: Poller | None
-    _waiters: deque[tuple[asyncio.Future[int], bool]] | None
+    _waiters: Waiters | None
 
-    def __init__(self, initial: int = 0, *, semaphore: bool = False) -> None:
-        if not 0 <= initial < _U32:
-            raise ValueError(f"an eventfd starts with 0..2**32-1, not {initial}")
+    def __init__(self, initial: SupportsIndex = 0, *, semaphore: bool = False) -> None:
+        initial = integer(initial, "an eventfd's first count", 0, 2**32 - 1)
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK | (os.EFD_SEMAPHORE if semaphore else 0)
         super().__init__(os.eventfd(initial, flags), semaphore=semaphore)
         self._set_up(owns=True)
 
     @classmethod
-    def from_fd(cls, fd: int, *, owns: bool = False) -> Self:
+    def from_fd(cls, fd: SupportsIndex, *, owns: bool = False) -> Self:
         """Wrap an eventfd made elsewhere: inherited, received over a socket, or made by another library.
 
         Its flags are left as they are, and whoever else has it may change them at any time: no read and no write here waits
@@ -83,36 +92,62 @@ class EventFd(EventFdCtx):
             owns: Whether :meth:`close` closes it. Otherwise it stays the caller's, who keeps it open as long as this object.
 
         Raises:
+            TypeError: The fd is no integer.
             ClosedError: EBADF, the fd is not open (row I08).
             EventFdInvalidError: EINVAL, it is no eventfd (row I08).
+            OSError: Whether it is one cannot be seen: EMFILE, there is no room for a descriptor; ENOENT, there is no /proc.
         """
-        try:
-            info = fdinfo(fd)
-        except OSError as error:
-            if error.errno == errno.EBADF:
-                raise ClosedError(f"fd {fd}") from None
-            raise
-        if info is None:
-            raise EventFdInvalidError(f"fd {fd} is no eventfd")
+        number = integer(fd, "an fd")
+        return cls._adopt(number, semaphore=_info(number)[2], owns=owns)
+
+    @classmethod
+    def _adopt(cls, fd: int, *, semaphore: bool, owns: bool) -> Self:
+        """Wrap what is known to be an eventfd. Takes no descriptor, and no /proc."""
         self = cls.__new__(cls)
-        EventFdCtx.__init__(self, fd, semaphore=info[2])
+        EventFdCtx.__init__(self, fd, semaphore=semaphore)
         self._set_up(owns=owns)
         return self
 
     @classmethod
     def _reference(cls, fd: int) -> Self:
         """A dup of an eventfd's fd, so that the caller may close his: what holds on to an fd has one of its own, as the kernel has."""
-        cls.from_fd(fd)
-        return cls.from_fd(os.dup(fd), owns=True)
+        semaphore = _info(fd)[2]
+        return cls._adopt(os.dup(fd), semaphore=semaphore, owns=True)
+
+    def _dup(self) -> EventFd:
+        """Another EventFd of the same eventfd."""
+        return EventFd._adopt(os.dup(self.fileno()), semaphore=self._semaphore, owns=True)
+
+    def _bequeath(self) -> EventFd:
+        """One that outlives the close of this one, for whoever asks for it from within.
+
+        Where there is no room for a dup it has the fd itself, if that is ours to close: closing takes no descriptor.
+        """
+        try:
+            return self._dup()
+        except OSError as error:
+            if error.errno != errno.EMFILE or not self._owns:
+                raise
+        self._owns = False
+        return EventFd._adopt(self._fd, semaphore=self._semaphore, owns=True)
 
     def _set_up(self, *, owns: bool) -> None:
         self._owns = owns
         self._binding = None
         self._poller = None
         self._waiters = None
-        self._closing_calls: list[Callable[[EventFd], None]] | None = None
+        self._heir = None
+        self._id = None
+        self._turn_ends = 0.0
+        self._closing_calls: dict[Callable[[EventFd], None], None] | None = None
         frame = sys._getframe(2)
+        while frame.f_globals is globals() and frame.f_back is not None:
+            frame = frame.f_back
         self._made_at: tuple[CodeType, int] = (frame.f_code, frame.f_lineno)
+        handing_over.register(type(self))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
+        return handing_over.reduce(self, sys._getframe(1))
 
     def __repr__(self) -> str:
         state = "closed" if self._fd < 0 else f"fd={self._fd}"
@@ -134,12 +169,18 @@ class EventFd(EventFdCtx):
         """The kernel's ``eventfd-id``: the same for every dup of the fd, unique among live eventfds (row E25).
 
         Raises:
-            ClosedError: The eventfd is closed.
+            ClosedError: The eventfd is closed, or its fd was closed behind its back.
+            OSError: The first time, it cannot be seen: EMFILE, there is no room for a descriptor; ENOENT, there is no /proc.
         """
-        info = fdinfo(self.fileno())
-        if info is None:
-            raise EventFdInvalidError(f"fd {self._fd} is no eventfd any more")
-        return info[1]
+        try:
+            self._id = _info(self.fileno())[1]
+        except (ClosedError, EventFdInvalidError):
+            raise
+        except OSError:
+            if self._id is None:
+                raise
+            # It does not change, and who has it once can do without a descriptor and /proc: to deassign it, say.
+        return self._id
 
     @property
     def semaphore(self) -> bool:
@@ -197,23 +238,29 @@ class EventFd(EventFdCtx):
             WrongLoopError: Tasks of another loop are waiting on it.
 
         Cancellation:
-            Nothing is consumed: a count that was already handed to this reader goes back.
+            Nothing is consumed: a count that was already handed to this reader goes back, also if the eventfd was closed since.
+
+        Who finds a count each time, and so never waits, gives the loop a turn once a millisecond; so do :meth:`wait` and iterations.
         """
+        count = 0
         if not self._waiters:
-            try:
-                return self.read_nowait()
-            except WouldBlock:
-                pass
-        waiting = self._enqueue(consume=True)
+            with contextlib.suppress(WouldBlock):
+                count = self.read_nowait()
+        if count and not self._turn_is_over():
+            return count
+        waiters, waiting = self._hand(count) if count else self._enqueue(consume=True)
         try:
-            return await waiting
+            await (self._give_way() if count else waiting)
         except BaseException:
             # Not only CancelledError: a coroutine that is dropped on the way is closed with GeneratorExit.
-            if waiting.done() and not waiting.cancelled() and waiting.exception() is None and self._fd >= 0:
-                self.signal(min(waiting.result(), MAX))
+            self._give_back(waiters.leave(waiting))
             raise
         finally:
-            self._dequeue(waiting)
+            count = waiters.leave(waiting)
+            self._waits_no_more(waiters)
+        if not count:
+            raise ClosedError("the eventfd was closed")  # and the count was put back
+        return count
 
     async def wait(self) -> None:
         """Wait until the count is above 0, and consume nothing.
@@ -227,12 +274,15 @@ class EventFd(EventFdCtx):
         """
         self._check_open()
         if self._may_read() and self._readable():
+            if self._turn_is_over():
+                await self._give_way()
             return
-        waiting = self._enqueue(consume=False)
+        waiters, waiting = self._enqueue(consume=False)
         try:
             await waiting
         finally:
-            self._dequeue(waiting)
+            waiters.leave(waiting)
+            self._waits_no_more(waiters)
 
     def __aiter__(self) -> Self:
         return self
@@ -243,29 +293,61 @@ class EventFd(EventFdCtx):
         except ClosedError:
             raise StopAsyncIteration from None
 
-    def _enqueue(self, *, consume: bool) -> asyncio.Future[int]:
-        self._check_open()
-        self._attach()
-        waiting: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        if self._waiters is None:
-            self._waiters = deque()
-        self._waiters.append((waiting, consume))
-        if self._binding is None:
-            self._listening = True
-            # Signalled between the look and the registration.
-            if self._readable():
-                self._on_ready()
-        return waiting
+    def _turn_is_over(self) -> bool:
+        """Whether whoever did not have to wait gives way to the others of the loop: a count each time would be for ever."""
+        now = monotonic()
+        if not self._turn_ends:
+            self._turn_ends = now + _SLICE
+        return now >= self._turn_ends and asyncio._get_running_loop() is not None  # and not another library's
 
-    def _dequeue(self, waiting: asyncio.Future[int]) -> None:
+    async def _give_way(self) -> None:
+        await asyncio.sleep(0)
+        self._turn_ends = monotonic() + _SLICE
+
+    def _line(self) -> Waiters:
         waiters = self._waiters
         if waiters is None:
-            return
-        for entry in waiters:
-            if entry[0] is waiting:
-                waiters.remove(entry)
-                break
+            waiters = self._waiters = Waiters()
+        return waiters
+
+    def _hand(self, count: int) -> tuple[Waiters, asyncio.Future[int]]:
+        waiters = self._line()
+        return waiters, waiters.hand(count)
+
+    def _enqueue(self, *, consume: bool) -> tuple[Waiters, asyncio.Future[int]]:
+        self._check_open()
+        self._attach()
+        self._turn_ends = 0.0
+        waiters = self._line()
+        waiting = waiters.join(consume=consume)
+        if self._binding is None:
+            self._listening = True
+            self._on_ready()  # signalled between the look and the registration, perhaps
+        return waiters, waiting
+
+    def _waits_no_more(self, waiters: Waiters) -> None:
         self._stop_listening()
+        if self._heir is not None and not waiters.owed:
+            heir, self._heir = self._heir, None
+            heir.close()
+
+    def _give_back(self, count: int) -> None:
+        """A count that was handed to a reader who does not come for it."""
+        if count:
+            (self._heir or self).signal(min(count, MAX))
+
+    def _go_on_waiting(self, poller: Poller) -> None:
+        """Its irqfd is gone: readers that wait on that loop, which need not be running just now, are served again."""
+        waiters = self._waiters
+        if not waiters or poller.gone:
+            return
+        try:
+            poller.attach(self)
+        except OSError as error:
+            waiters.fail(partial(type(error), *error.args))
+            return
+        self._poller = poller
+        self._listening = True
 
     def _stop_listening(self) -> None:
         if not self._waiters and self._binding is None and self._listening:
@@ -277,8 +359,8 @@ class EventFd(EventFdCtx):
         """Register with the running loop's poller."""
         poller = Poller.get()
         if self._poller is not None and self._poller is not poller:
-            if self._waiters and self._poller.gone:
-                self._waiters.clear()
+            if self._poller.gone:
+                self._abandon_waiters()
             if self._binding is not None or self._waiters:
                 raise WrongLoopError("the eventfd is in use on another event loop")
             self._detach()
@@ -294,27 +376,33 @@ class EventFd(EventFdCtx):
     def _on_ready(self) -> None:
         """Serve the waiters, first come first served. Called by the drain, and by a new waiter that finds a count."""
         waiters = self._waiters
-        if waiters and self._poller is not None and self._poller.gone:
-            waiters.clear()  # nobody can be told on a closed loop, so the count is not theirs
+        if self._poller is not None and self._poller.gone:
+            self._abandon_waiters()
         if not waiters:
             # Nobody waits any more: the next waiter registers again, and until then this loop is left alone.
             self._stop_listening()
             self._detach()
             return
-        while waiters:
-            waiting, consume = waiters[0]
-            if not waiting.done():
-                if consume:
-                    count = self._take()
-                    if not count:
-                        return
-                    waiting.set_result(count)
-                elif self._readable():
-                    waiting.set_result(0)
-                else:
-                    return
-            waiters.popleft()
+        waiters.serve(self._take, self._readable)
         self._stop_listening()
+
+    def _abandon_waiters(self) -> None:
+        """Nobody can be told on a closed loop, so the count is not theirs; nor is one that they were handed."""
+        if self._waiters is not None:
+            self._waiters.forget()
+            self._give_back(self._waiters.recall())
+
+    def _loop_closed(self) -> None:
+        """Called by the poller. Whoever else has the eventfd is to have what was signalled here."""
+        self._listening = False
+        tear_down((self._abandon_waiters, self._spill, self._detach))
+
+    def _inherit(self) -> None:
+        """Called by the poller in a forked child: who waits, waits in the parent, and what they were handed is theirs."""
+        self._listening = False
+        if self._waiters is not None:
+            self._waiters.forget()
+            self._waiters.recall()
 
     # -- closing -----------------------------------------------------------------------------------------------------
 
@@ -322,44 +410,69 @@ class EventFd(EventFdCtx):
         """Have something called with this object just before it is closed; once, however often it is asked for."""
         calls = self._closing_calls
         if calls is None:
-            calls = self._closing_calls = []
-        if call not in calls:
-            calls.append(call)
+            calls = self._closing_calls = {}
+        calls[call] = None
 
     def _not_on_close(self, call: Callable[[EventFd], None]) -> None:
-        calls = self._closing_calls
-        if calls is not None and call in calls:
-            calls.remove(call)
-            self._closing_calls = calls or None
+        if self._closing_calls is not None:
+            self._closing_calls.pop(call, None)
 
     def close(self) -> None:
         """Close the eventfd; idempotent.
 
-        Waiting readers get ClosedError, iterations end. An irqfd that is bound is deassigned: what was signalled before is
-        still injected (rows C04, W03). The fd itself is closed if this object owns it.
+        Waiting readers get ClosedError, iterations end; who was handed a count before has it. An irqfd that is bound is deassigned:
+        what was signalled before is still injected (rows C04, W03). The fd itself is closed if this object owns it. That takes no
+        descriptor, and no loop that goes on.
+
+        Raises:
+            OSError: EBADF, the fd was closed behind this object's back. Everything else is done all the same.
 
         Threads:
             The loop's thread, while an irqfd is bound or readers wait.
         """
-        fd = self._fd
-        if fd < 0:
+        if self._fd < 0:
             return
+        tear_down(
+            (
+                self._tell_binding,
+                self._tell_closing,
+                self._let_go_of_readers,
+                self._spill,
+                self._detach,
+                self._close_fd,
+            )
+        )
+
+    def _tell_binding(self) -> None:
         if self._binding is not None:
             self._binding.on_eventfd_closing()
-        for call in tuple(self._closing_calls or ()):
-            call(self)
+
+    def _tell_closing(self) -> None:
+        tear_down([partial(call, self) for call in self._closing_calls or ()])
+
+    def _let_go_of_readers(self) -> None:
         self._listening = False
-        self._spill()
-        if self._waiters and self._poller is not None:
+        waiters = self._waiters
+        if waiters is None:
+            return
+        if self._poller is not None and self._poller.gone:
+            self._abandon_waiters()
+            return
+        if waiters.owed:
+            # Handed a count, and cancelled perhaps before they come for it.
+            try:
+                self._heir = self._bequeath()
+            except OSError:
+                # The fd is somebody else's, and there is no room for a dup: the counts go back now, and these readers are told so.
+                self._give_back(waiters.recall())
+        if waiters and self._poller is not None:
             self._poller.nudge()
-        self._detach()
-        self._fd = -1
+        waiters.fail(partial(ClosedError, "the eventfd was closed"))
+
+    def _close_fd(self) -> None:
+        fd, self._fd = self._fd, -1
         # Once more, for its lock: another thread's write to the fd is over before the number can become another file's.
         self._spill()
-        waiters, self._waiters = self._waiters, None
-        for waiting, _ in waiters or ():
-            if not waiting.done():
-                waiting.set_exception(ClosedError("the eventfd was closed"))
         if self._owns:
             os.close(fd)
 
@@ -386,3 +499,16 @@ class EventFd(EventFdCtx):
             finally:
                 # Also where warnings are errors.
                 self.close()
+
+
+def _info(fd: int) -> tuple[int, int, bool]:
+    """What the kernel tells of an eventfd: count, id, semaphore."""
+    try:
+        info = fdinfo(fd)
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise ClosedError(f"fd {fd}") from None
+        raise
+    if info is None:
+        raise EventFdInvalidError(f"fd {fd} is no eventfd")
+    return info

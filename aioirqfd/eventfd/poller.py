@@ -6,6 +6,10 @@ edge-triggered, so that mostly nothing has to be read at all.
 
 A poller is made by the first eventfd or manager that needs one on its loop and closed by the last that leaves, so a loop that
 is not used any more holds no file descriptor of ours.
+
+Nothing tells that a loop is closed. But a loop that is closed lets go of its callbacks, and ours is a bound method that nobody
+else holds: when that dies, either the loop is closed, or somebody has removed our registration, who thought that the number was
+still his. In the first case nobody listens any more, and everything goes where it would go then; in the second we register anew.
 """
 
 # pyright: reportPrivateUsage=false
@@ -13,18 +17,30 @@ is not used any more holds no file descriptor of ours.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import os
 import weakref
-from typing import TYPE_CHECKING, Final, final
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol, cast, final
 
 from aioirqfd.counter import Drain
 from aioirqfd.errors import WrongLoopError
+from aioirqfd.eventfd.loops import add_reader, remove_reader, running_loop
+from aioirqfd.eventfd.teardown import tear_down
+from aioirqfd.integers import integer
+from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from aioirqfd.counter import EventFdCtx
+    from aioirqfd.eventfd.eventfd import EventFd
+
+
+class User(Protocol):
+    """Who uses a loop's poller, beside its eventfds."""
+
+    def loop_closed(self) -> None:
+        """The loop is closed: nothing that was begun on it will end."""
+
 
 # Asked at each signal on the loop's thread. Up to 3.13 asyncio keeps the tasks that run in a dict, which costs a third of the call.
 _CURRENT_TASK: Final[Mapping[object, object] | Callable[..., object]] = getattr(
@@ -40,18 +56,11 @@ def _drop_inherited() -> None:
     for reference in list(_pollers.values()):
         poller = reference()
         if poller is not None:
-            poller.drain.abandon()
+            poller._inherit()
     _pollers.clear()
 
 
 os.register_at_fork(after_in_child=_drop_inherited)
-
-
-def _stop_reading(loop: asyncio.AbstractEventLoop, drain: Drain) -> None:
-    fd = drain.fileno()
-    if fd >= 0 and not loop.is_closed():
-        loop.remove_reader(fd)
-    drain.close()
 
 
 def _nothing() -> None:
@@ -67,17 +76,32 @@ class Poller:
     Args:
         loop: The loop it belongs to.
         max_events: Bound of one pass: how many events are taken from the epoll, and as many in-process signals, before the
-            loop gets its turn again.
+            loop gets its turn again; 1..2**20.
     """
 
-    __slots__ = ("__weakref__", "_users", "drain", "loop")
+    __slots__ = ("__weakref__", "_count", "_fd", "_reader", "_users", "drain", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, max_events: int = 1024) -> None:
+        self._users: weakref.WeakSet[User] = weakref.WeakSet()
+        self._count = 0
+        self._fd = -1  # under which the loop knows the epoll
+        self._reader: weakref.ref[Callable[[], int]] | None = None
         self.loop = loop
-        self.drain = Drain(max_events, loop, asyncio._get_running_loop, _CURRENT_TASK)
-        self._users = 0
-        # In a context of nobody's: whoever comes first would lend his to all who come later, and live on in it.
-        contextvars.Context().run(loop.add_reader, self.drain.fileno(), self.drain.run)
+        bound = integer(max_events, "max_events", 1, 2**20)
+        self.drain = Drain(bound, loop, asyncio._get_running_loop, _CURRENT_TASK)
+        try:
+            self._have_read()
+        except BaseException:
+            self.drain.close()
+            raise
+
+    def __reduce__(self) -> str:
+        raise refusal(self, "Each event loop has its own: Poller.get() gives it.")
+
+    def _have_read(self, *, elsewhere: bool = False) -> None:
+        run = self.drain.run
+        self._fd = add_reader(self.loop, self.drain.fileno(), run, elsewhere=elsewhere)
+        self._reader = weakref.ref(run, _lost(weakref.ref(self)))
 
     @classmethod
     def get(cls, *, max_events: int = 1024) -> Poller:
@@ -88,12 +112,10 @@ class Poller:
                 for it, and acquires it, before the first eventfd is waited for.
 
         Raises:
-            WrongLoopError: There is no running loop.
+            WrongLoopError: No asyncio event loop is running here, or one without ``add_reader()``.
+            OSError: EMFILE, there is no room for its descriptors.
         """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise WrongLoopError("this needs a running event loop") from None
+        loop = running_loop()
         reference = _pollers.get(loop)
         poller = reference() if reference is not None else None
         if poller is None:
@@ -106,24 +128,28 @@ class Poller:
         """Whether nothing will come of it any more: its loop is closed, or is the parent process's."""
         return self.loop.is_closed() or self.drain.fileno() < 0
 
-    def acquire(self) -> None:
-        """Count one more user."""
-        self._users += 1
+    def acquire(self, user: User | None = None) -> None:
+        """Count one more user; one that is named hears of the end of the loop."""
+        self._count += 1
+        if user is not None:
+            self._users.add(user)
 
-    def release(self) -> None:
+    def release(self, user: User | None = None) -> None:
         """Count one user less; the last one closes the epoll."""
-        self._users -= 1
-        if self._users == 0:
+        if user is not None:
+            self._users.discard(user)
+        self._count -= 1
+        if self._count == 0:
             self._close()
 
-    def attach(self, ctx: EventFdCtx) -> None:
+    def attach(self, eventfd: EventFd) -> None:
         """Hear of the eventfd's signals from now on. What it holds already counts as one."""
-        self.drain.add(ctx)
+        self.drain.add(eventfd)
         self.acquire()
 
-    def detach(self, ctx: EventFdCtx) -> None:
+    def detach(self, eventfd: EventFd) -> None:
         """Hear nothing of it any more."""
-        self.drain.remove(ctx)
+        self.drain.remove(eventfd)
         self.release()
 
     def nudge(self) -> None:
@@ -135,18 +161,95 @@ class Poller:
     def check_here(self) -> None:
         """Raise WrongLoopError unless this poller's loop is running in this thread."""
         if asyncio._get_running_loop() is not self.loop:
-            raise WrongLoopError("this object belongs to another event loop, or to none that is running here")
+            running_loop()
+            raise WrongLoopError(
+                "this object belongs to another event loop than the one that is running in this thread"
+            )
+
+    # -- the end -----------------------------------------------------------------------------------------------------
 
     def _close(self) -> None:
+        self._forget()
+        registered, self._reader = self._reader is not None, None
+        loop = self.loop
+        stop = partial(_stop_reading, loop, self.drain, self._fd, registered=registered)
+        if loop.is_running() and asyncio._get_running_loop() is not loop:
+            # The last user was dropped open, and the collector ran in another thread than the loop.
+            loop.call_soon_threadsafe(stop)
+        else:
+            stop()
+
+    def _forget(self) -> None:
         reference = _pollers.get(self.loop)
         if reference is not None and reference() in {self, None}:
             del _pollers[self.loop]
-        loop, drain = self.loop, self.drain
-        if loop.is_running() and asyncio._get_running_loop() is not loop:
-            # The last user was dropped open, and the collector ran in another thread than the loop.
-            loop.call_soon_threadsafe(_stop_reading, loop, drain)
+
+    def _lost(self) -> None:
+        """The loop has let go of our callback."""
+        self._reader = None
+        if self.drain.fileno() < 0:
+            return  # a forked child's copy
+        if self.loop.is_closed():
+            self._loop_closed()
         else:
-            _stop_reading(loop, drain)
+            self.loop.call_soon_threadsafe(self._read_anew)
+
+    def _read_anew(self) -> None:
+        drain, lost = self.drain, self._fd
+        if drain.fileno() < 0 or self._reader is not None:
+            return
+        self._have_read(elsewhere=True)
+        if lost != drain.fileno():
+            os.close(lost)
+        self.loop.call_exception_handler(
+            {
+                "message": f"aioirqfd: somebody has called remove_reader({lost}) or add_reader({lost}, ...) for an fd that is closed, "
+                f"and whose number is aioirqfd's by now. No event is lost: it goes on with fd {self._fd}"
+            }
+        )
+
+    def _loop_closed(self) -> None:
+        """Nobody listens any more: managers end, and what was signalled goes to whoever else has the eventfds."""
+        self._forget()
+        self.acquire()
+        tear_down(
+            (
+                *[user.loop_closed for user in self._users],
+                *[eventfd._loop_closed for eventfd in self._eventfds()],
+                self.release,
+            )
+        )
+
+    def _inherit(self) -> None:
+        for eventfd in self._eventfds():
+            eventfd._inherit()
+        if self._fd not in {self.drain.fileno(), -1}:
+            os.close(self._fd)
+        self._reader = None
+        self.drain.abandon()
+
+    def _eventfds(self) -> list[EventFd]:
+        return cast("list[EventFd]", self.drain.tenants())
 
     def __del__(self) -> None:
-        self._close()
+        if getattr(self, "drain", None) is not None:
+            self._close()
+
+
+def _lost(poller: weakref.ref[Poller]) -> Callable[[object], None]:
+    def lost(_reader: object) -> None:
+        here = poller()
+        if here is not None:
+            here._lost()
+
+    return lost
+
+
+def _stop_reading(loop: asyncio.AbstractEventLoop, drain: Drain, fd: int, *, registered: bool) -> None:
+    epoll = drain.fileno()
+    if epoll >= 0:
+        if registered:
+            remove_reader(loop, fd)
+        if fd not in {epoll, -1}:
+            os.close(fd)
+    drain.close()

@@ -4,13 +4,12 @@
 # (an underscore on an EventFd says "for this package")
 from __future__ import annotations
 
-import errno
-import operator
 import os
 from typing import TYPE_CHECKING, Final
 
-from aioirqfd.errors import ClosedError, EventFdBusyError, WrongLoopError
+from aioirqfd.errors import EventFdBusyError, WrongLoopError
 from aioirqfd.eventfd import EventFd
+from aioirqfd.integers import integer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,20 +26,15 @@ os.register_at_fork(after_in_child=bound.clear)
 def eventfd_and_id(value: EventFd | int, references: list[EventFd]) -> tuple[EventFd, int]:
     """The eventfd and its id; EBADF, EINVAL (row I08). What was made for an int is added to the references."""
     if isinstance(value, EventFd):
-        try:
-            return value, value.id
-        except OSError as error:
-            if error.errno == errno.EBADF and not isinstance(error, ClosedError):
-                raise ClosedError(f"fd {value.fileno()}") from None  # closed behind its back
-            raise
-    eventfd = EventFd._reference(operator.index(value))
+        return value, value.id
+    eventfd = EventFd._reference(integer(value, "an eventfd's fd"))
     references.append(eventfd)
     return eventfd, eventfd.id
 
 
 def id_of(value: EventFd | int) -> int:
     """The same, where no reference is needed."""
-    return eventfd_and_id(value, [])[1] if isinstance(value, EventFd) else EventFd.from_fd(operator.index(value)).id
+    return (value if isinstance(value, EventFd) else EventFd.from_fd(integer(value, "an eventfd's fd"))).id
 
 
 def check_free(eventfd: EventFd, eventfd_id: int, poller: Poller | None) -> None:
@@ -52,9 +46,9 @@ def check_free(eventfd: EventFd, eventfd_id: int, poller: Poller | None) -> None
         raise WrongLoopError("the eventfd is in use on another event loop")
 
 
-def reference(fd: int) -> EventFd:
-    """An EventFd of one's own for an eventfd's fd."""
-    return EventFd._reference(fd)
+def reference(eventfd: EventFd) -> EventFd:
+    """Another EventFd of it, of one's own."""
+    return eventfd._dup()
 
 
 def close_all(references: Iterable[EventFd]) -> None:

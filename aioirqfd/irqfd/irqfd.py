@@ -448,6 +448,11 @@ class IrqFd:
         if self.trigger.owed:
             self._empty()
 
+    def gather(self) -> None:
+        """Take at once what is owed of a semaphore whose signals are counted: a dispatch takes some, and a flush is for all."""
+        if self.handlers and self.eventfd.semaphore:
+            self.settle_owed()
+
     def _empty(self) -> None:
         owed, unread = self.trigger.empty()
         self.note_unread(unread)

@@ -15,17 +15,20 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, ParamSpec, Self, final, overload
 
 from aioirqfd.counter import MAX, FlightRing, TopHalf
 from aioirqfd.errors import ClosedError, SnapshotError, WrongLoopError
 from aioirqfd.eventfd import EventFd, Poller
+from aioirqfd.eventfd.loops import running_loop
+from aioirqfd.eventfd.teardown import tear_down
+from aioirqfd.integers import integer
 from aioirqfd.irqfd import identity, snapshot
 from aioirqfd.irqfd.backpressure import Backpressure
 from aioirqfd.irqfd.coroutine import coroutine_function
 from aioirqfd.irqfd.delivery import Delivery
 from aioirqfd.irqfd.gsi import GsiAllocator
-from aioirqfd.irqfd.integers import integer
 from aioirqfd.irqfd.irqfd import IrqFd
 from aioirqfd.irqfd.lines import Lines
 from aioirqfd.irqfd.offloading import Offloading
@@ -177,17 +180,17 @@ class IrqManager:
     async def __aenter__(self) -> Self:
         if self._entered:
             raise ClosedError("a manager is entered once")
-        await self.queue.__aenter__()
+        poller = Poller.get()
+        poller.acquire()
         try:
-            poller = Poller.get()
-        except BaseException:
-            await self.queue.aclose()
-            raise
+            await self.queue.__aenter__()
+            poller.acquire(self)
+        finally:
+            poller.release()
         self._entered = True
         self._poller = poller
         self.delivery.open(poller, self._top_half)
         _managers.add(self)
-        poller.acquire()
         self.backpressure.open(self._top_half, poller.drain)
         return self
 
@@ -259,24 +262,30 @@ class IrqManager:
             raise errors[0]
 
     def __del__(self) -> None:
-        poller = getattr(self, "_poller", None)
-        if poller is None or self.inherited:
-            return
-        try:
-            code, line = self._made_at
-            warnings.warn(
-                f"unclosed {self!r}, made at {code.co_filename}:{line}", ResourceWarning, stacklevel=2, source=self
-            )
-        finally:
-            self._poller = None
-            self.routes.aborting = True
-            self.backpressure.forget()
-            for irqfd in [*self._irqfds.values(), *self._leaving]:
-                irqfd.shut()
-                irqfd.abandon()
-            self._drop_withheld()
-            self.queue.abandon()
-            poller.release()
+        if getattr(self, "_poller", None) is not None and not self.inherited:
+            self._abandon("")
+
+    def loop_closed(self) -> None:
+        """Called by the poller. Nothing runs any more: what is bound is free, and what was not injected is back in its eventfd."""
+        if self._poller is not None and not self.inherited:
+            self._abandon(", whose loop was closed")
+
+    def _abandon(self, why: str) -> None:
+        poller, self._poller = self._poller, None
+        assert poller is not None
+        self.routes.aborting = True
+        self.delivery.raising = False
+        self.backpressure.forget()
+        irqfds = [*self._irqfds.values(), *self._leaving]
+        shut = [step for irqfd in irqfds for step in (irqfd.shut, irqfd.abandon)]
+        tear_down(
+            (self._warn_unclosed(why), *shut, self._drop_withheld, self.queue.abandon, partial(poller.release, self))
+        )
+
+    def _warn_unclosed(self, why: str) -> Callable[[], None]:
+        code, line = self._made_at
+        text = f"unclosed {self!r}{why}, made at {code.co_filename}:{line}"
+        return partial(warnings.warn, text, ResourceWarning, stacklevel=2, source=self)
 
     def check_here(self) -> None:
         """Raise unless the manager is open and its loop is running here.
@@ -288,8 +297,7 @@ class IrqManager:
         if self.inherited:
             raise WrongLoopError(f"{self!r} is the parent process's; a forked child makes a manager of its own")
         if self._poller is None:
-            if asyncio._get_running_loop() is None:
-                raise WrongLoopError("aioirqfd runs on asyncio: no event loop is running in this thread")
+            running_loop()
             raise ClosedError(
                 "the manager is closed"
                 if self._entered
@@ -521,7 +529,7 @@ class IrqManager:
         """
         if self._poller is not None and not self.inherited:
             try:
-                self._withheld.append((identity.reference(eventfd.fileno()), count))
+                self._withheld.append((identity.reference(eventfd), count))
             except OSError:
                 return False
         return True
@@ -685,6 +693,9 @@ class IrqManager:
         drain.run()
         # What is being deassigned owes its injections too.
         irqfds = (*self._irqfds.values(), *self._leaving)
+        if not self.routes.paused:
+            for irqfd in irqfds:
+                irqfd.gather()
         marks = [(irqfd, irqfd.mark()) for irqfd in irqfds if irqfd.unsettled]
         works = [resampler.work for resampler in self.lines.all()]
         lines = [work for work in works if work.pending or work.running is not None]

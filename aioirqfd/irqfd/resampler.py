@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, final
 
-from aioirqfd.eventfd import EventFd
 from aioirqfd.irqfd.guard import is_failure
 from aioirqfd.irqfd.interrupt import Action, Interrupt, Route
 from aioirqfd.irqfd.routing import is_level
@@ -29,6 +27,7 @@ from aioirqfd.irqfd.workqueue import Work
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.backpressure import Backpressure
     from aioirqfd.irqfd.delivery import Delivery
     from aioirqfd.irqfd.routing import Routes
@@ -184,7 +183,7 @@ class Resampler:
 
     def _inherit(self, resamplefd: EventFd) -> None:
         # Its close means nothing to who shares the eventfd with its owner: they are still told (row R16).
-        self._heirs[resamplefd] = EventFd.from_fd(os.dup(resamplefd.fileno()), owns=True)
+        self._heirs[resamplefd] = resamplefd._bequeath()
 
     # -- raising -----------------------------------------------------------------------------------------------------
 
@@ -338,7 +337,7 @@ class Resampler:
     def _schedule(self) -> None:
         if asyncio._get_running_loop() is self._loop:
             self._backpressure.schedule(self.work)
-        else:
+        elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._backpressure.schedule, self.work)
 
     def _lower_now(self) -> bool:

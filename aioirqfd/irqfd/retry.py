@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aioirqfd.irqfd.integers import integer
+from aioirqfd.integers import integer
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ From the moment it is left, what the eventfd counts is another irqfd's; what had
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING, NamedTuple, final
 
 from aioirqfd.irqfd import identity
@@ -227,12 +226,8 @@ class Trigger:
         self._final = self.counts
         eventfd._binding = None
         identity.bound.discard(self.eventfd_id)
-        if eventfd._waiters and poller is not None and not poller.gone:
-            # They wait on the manager's loop, which need not be running just now.
-            with contextlib.suppress(OSError):
-                poller.attach(eventfd)
-                eventfd._poller = poller
-                eventfd._listening = True
+        if poller is not None:
+            eventfd._go_on_waiting(poller)
 
     def inherit(self) -> None:
         """In a forked child: it is nobody's here."""

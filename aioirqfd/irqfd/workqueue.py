@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self, final
 
 from aioirqfd.errors import ClosedError, QueueFullError
+from aioirqfd.eventfd.loops import running_loop
+from aioirqfd.integers import integer
 from aioirqfd.irqfd.guard import report
-from aioirqfd.irqfd.integers import integer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -346,7 +347,7 @@ class WorkQueue:
     async def __aenter__(self) -> Self:
         if self._host is not None:
             raise RuntimeError("a work queue is entered once at a time")
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         started: asyncio.Future[None] = loop.create_future()
         self._closing = False
         workers = self._host_workers(started)

@@ -98,6 +98,62 @@ def test_both_implementations_agree_with_a_real_eventfd(initial, semaphore, scri
         os.close(kernel.fd)
 
 
+# ----------------------------------------------------------------------------------------- the two say the same of each limit
+
+
+def outcome(call):
+    """What a call gives, or how it refuses, to the letter."""
+    try:
+        result = call()
+    except Exception as error:
+        return type(error), str(error)
+    return type(result), result
+
+
+def ring_capacity(module, value):
+    # Memory for the larger ones is not to be had.
+    return module.FlightRing(value % 5000 if isinstance(value, int) and 5000 < value <= 2**28 else value).capacity
+
+
+def ctx_signal(module, value):
+    fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    try:
+        return module.EventFdCtx(fd).signal(value)
+    finally:
+        os.close(fd)
+
+
+TAKEN_IN = {
+    "count": lambda module, value: module.Counter(value).value,
+    "signal": lambda module, value: module.Counter().signal(value),
+    "eventfd's signal": ctx_signal,
+    "fd": lambda module, value: module.fdinfo(value),
+    "max_events": lambda module, value: module.Drain(value).max_events,
+    "capacity": ring_capacity,
+}
+integers = st.sampled_from([low + off for low in (0, 2**20, 2**28, 2**31, 2**32, 2**63, 2**64) for off in range(-3, 4)])
+anything = st.one_of(
+    integers,
+    st.integers(-(2**70), 2**70),
+    integers.map(Index),
+    st.booleans(),
+    st.none(),
+    st.floats(),
+    st.text(max_size=3),
+    st.binary(max_size=3),
+    st.just(Float()),
+)
+
+
+@pytest.mark.skipif(len(BOTH) < 2, reason="there is one implementation")
+@pytest.mark.parametrize("what", TAKEN_IN)
+@given(value=anything)
+def test_both_implementations_refuse_the_same_in_the_same_words(what, value):
+    first, second = (outcome(lambda module=module: TAKEN_IN[what](module, value)) for module in BOTH)
+    assert first == second
+    assert first[0] in {int, type(None), tuple, TypeError, ValueError, OSError, ZeroDivisionError}
+
+
 # ---------------------------------------------------------------------------------------------------------- by itself
 
 
@@ -150,12 +206,12 @@ def test_an_initial_count_out_of_range(counter, value):
         counter.Counter(value)
 
 
-@pytest.mark.parametrize("value", ["1", 1.0, None, b"\x01", [1]])
+@pytest.mark.parametrize("value", ["1", 1.0, None, b"\x01", [1], True, False])
 def test_an_amount_of_another_type(counter, value):
     one = counter.Counter(7)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"^a signal is an integer, not "):
         one.signal(value)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"^a count is an integer, not "):
         counter.Counter(value)
     assert one.value == 7
 
@@ -163,7 +219,7 @@ def test_an_amount_of_another_type(counter, value):
 def test_what_stands_for_an_int_is_one(counter):
     one = counter.Counter(Index(3))
     assert one.signal(Index(4)) == 4
-    added = one.signal(True)
+    added = one.signal(Index(1))
     assert (added, type(added), one.value, type(one.value)) == (1, int, 8, int)
     with pytest.raises(ZeroDivisionError):
         one.signal(Float())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from typing import Any
 
 import pytest
@@ -397,3 +398,36 @@ async def test_two_handlers_that_deassign_each_other_do_not_wait_for_ever():
             two.signal()
             await irqs.queue.drain()
             assert [irqfd.state for irqfd in bound] == [State.CLOSED, State.CLOSED]
+
+
+@pytest.mark.parametrize("quick", [0, 1, 100])
+async def test_handlers_that_take_their_time_leave_the_loop_its_turns(quick):
+    # While handlers are quick the clock is not looked at before each: of slow ones that follow, so many begin at the most.
+    most = 8 if quick else 1
+    loop = asyncio.get_running_loop()
+    in_a_turn = [0]
+
+    async def on_wakeup(irqfd, count) -> None:
+        if irqfd.gsi >= quick:
+            in_a_turn[-1] += 1
+            ends = time.monotonic() + 0.0011
+            while time.monotonic() < ends:
+                pass
+
+    def turn() -> None:
+        nonlocal handle
+        in_a_turn.append(0)
+        handle = loop.call_soon(turn)
+
+    handle = loop.call_soon(turn)
+    async with IrqManager(RecordingSink()) as irqs:
+        with contextlib.ExitStack() as stack:
+            kicks = [stack.enter_context(EventFd()) for _ in range(quick + 20)]
+            for gsi, kick in enumerate(kicks):
+                irqs.assign(kick, gsi=gsi, wakeup=on_wakeup)
+            for kick in kicks:
+                kick.signal()
+            await irqs.flush()
+    handle.cancel()
+    assert sum(in_a_turn) == 20
+    assert max(in_a_turn) <= most

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import enum
 import errno
 import fcntl
 import os
@@ -9,7 +11,7 @@ import resource
 
 import pytest
 
-from aioirqfd import ClosedError, EventFd, EventFdInvalidError, WouldBlock
+from aioirqfd import ClosedError, EventFd, EventFdInvalidError, Poller, WouldBlock
 from tests.eventfd.helpers import FULL, in_thread, info_of, kernel_count, turns, waiting_reader
 
 # ---------------------------------------------------------------------------------------------------------- making one
@@ -159,10 +161,51 @@ def test_a_signal_of_another_type(efd, bad):
     assert kernel_count(efd) == 0
 
 
-def test_true_is_one(efd):
-    added = efd.signal(True)
-    assert (added, type(added)) == (1, int)
-    assert efd.read_nowait() == 1
+class Number:
+    """Another library's integer."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __index__(self):
+        return self.value
+
+
+class Named(enum.IntEnum):
+    THREE = 3
+
+
+@pytest.mark.parametrize("three", [Number(3), Named.THREE])
+def test_an_integer_of_any_kind_is_a_plain_one(three):
+    with EventFd(three) as efd:
+        added = efd.signal(three)
+        assert (added, type(added)) == (3, int)
+        assert efd.read_nowait() == 6
+        with EventFd.from_fd(Number(efd.fileno())) as same:
+            assert (same.fileno(), type(same.fileno())) == (efd.fileno(), int)
+
+
+@pytest.mark.parametrize("bad", [True, False, 1.0, "1", None, object()])
+def test_a_bool_is_no_integer_nor_is_what_has_no_index(efd, bad):
+    for call in (efd.signal, EventFd, EventFd.from_fd, lambda it: Poller.get(max_events=it)):
+        with pytest.raises(
+            TypeError, match=r"(a signal|an eventfd's first count|an fd|max_events) is an integer, not "
+        ):
+            in_a_loop(call, bad)
+    assert kernel_count(efd) == 0
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2**20 + 1, 2**70])
+def test_a_pass_has_a_bound(bad):
+    with pytest.raises(ValueError, match=rf"^max_events is 1\.\.2\*\*20, not {bad}$"):
+        in_a_loop(lambda it: Poller.get(max_events=it), bad)
+
+
+def in_a_loop(call, value):
+    async def run():
+        call(value)
+
+    asyncio.run(run())
 
 
 def test_signals_saturate(efd):

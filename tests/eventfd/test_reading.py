@@ -279,6 +279,34 @@ async def test_a_coroutine_that_is_dropped_on_the_way_gives_its_count_back(efd):
     assert efd.read_nowait() == 5
 
 
+class Compared(asyncio.Future):
+    """A future that counts how often it is compared with another."""
+
+    compared = 0
+    __hash__ = asyncio.Future.__hash__
+
+    def __eq__(self, other):
+        type(self).compared += 1
+        return self is other
+
+
+@pytest.mark.parametrize("method", ["read", "wait"])
+async def test_one_that_is_cancelled_among_thousands_is_not_searched_for(efd, method, monkeypatch):
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "create_future", lambda: Compared(loop=loop))
+    readers = [asyncio.ensure_future(getattr(efd, method)()) for _ in range(2000)]
+    await turns(2)
+    Compared.compared = 0
+    for reader in reversed(readers[1::2]):
+        reader.cancel()
+    await turns(3)
+    assert Compared.compared < 2000
+    assert len(efd._waiters) == 1000
+    for reader in readers:
+        reader.cancel()
+    await asyncio.gather(*readers, return_exceptions=True)
+
+
 async def test_a_cancelled_waiter_among_readers(efd):
     waiter = await waiting_reader(efd, "wait")
     reader = await waiting_reader(efd)

@@ -127,7 +127,7 @@ def test_dropped_open_somebody_elses_fd_is_left_open():
 
 
 def test_one_that_could_not_be_made_says_nothing_when_it_goes():
-    with pytest.raises(ValueError, match="starts with"):
+    with pytest.raises(ValueError, match="first count"):
         EventFd(-1)
     with pytest.raises(ClosedError):
         EventFd.from_fd(-1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import threading
 from typing import TYPE_CHECKING, Final, Protocol, SupportsIndex
+
+from aioirqfd.integers import integer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -56,7 +57,4 @@ class Irqfd(Protocol):
 
 def amount(value: SupportsIndex, low: int, what: str) -> int:
     """A count, checked."""
-    number = int(operator.index(value))
-    if not low <= number <= MAX:
-        raise ValueError(f"{what} is {low}..2**64-2, not {number}")
-    return number
+    return integer(value, what, low, MAX)

@@ -6,6 +6,7 @@ from typing import SupportsIndex, final
 
 from aioirqfd.counter._python.core import MAX, amount, lock
 from aioirqfd.errors import WouldBlock
+from aioirqfd.uncopied import refusal
 
 
 @final
@@ -17,6 +18,9 @@ class Counter:
     def __init__(self, initial: SupportsIndex = 0, *, semaphore: bool = False) -> None:
         self._value = amount(initial, 0, "a count")
         self._semaphore = bool(semaphore)
+
+    def __reduce__(self) -> str:
+        raise refusal(self, "The two would count apart. Hand over its value, and make another of that: Counter(value).")
 
     @property
     def value(self) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, final
 from aioirqfd.counter._python.core import BATCH, MASK, lock, unraisable
 from aioirqfd.counter._python.eventfd_ctx import SEMAPHORE_AT_MOST
 from aioirqfd.counter._python.fd import fdinfo, has_count
+from aioirqfd.integers import integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,9 +43,7 @@ class Drain:
         running_loop: Callable[[], object] | None = None,
         current_task: Callable[[object], object] | Mapping[object, object] | None = None,
     ) -> None:
-        if not 1 <= max_events <= 2**20:
-            raise ValueError("max_events is 1..2**20")
-        self.max_events = max_events
+        self.max_events = integer(max_events, "max_events", 1, 2**20)
         self._loop = loop
         self._running_loop = running_loop
         self._current_task = current_task
@@ -63,7 +62,11 @@ class Drain:
         self._mailbox: deque[EventFdCtx] = deque()
         self._woken = False
         self._epoll = select.epoll()
-        self._wakefd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._wakefd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except BaseException:
+            self._epoll.close()
+            raise
         self._epoll.register(self._wakefd, select.EPOLLIN | select.EPOLLET)
 
     def here(self) -> bool:
@@ -80,11 +83,17 @@ class Drain:
         """Register an eventfd; a count that is there is an event."""
         if ctx._drain is not None or self.dead:
             raise RuntimeError("add() takes an unregistered eventfd, and an open drain")
-        ctx._fresh = has_count(ctx._fd)
-        self._epoll.register(ctx._fd, select.EPOLLIN | select.EPOLLET)
+        fresh = has_count(ctx._fd)
+        try:
+            self._epoll.register(ctx._fd, select.EPOLLIN | select.EPOLLET)
+        except FileExistsError:
+            if ctx._fd in self._generations:
+                raise
+            # A leftover: it was closed behind our back, which no unregister undoes (row E22), and is back under its number.
+            self._epoll.modify(ctx._fd, select.EPOLLIN | select.EPOLLET)
         self._registrations += 1
         self._generations[ctx._fd] = ctx._generation = self._registrations
-        ctx._event = False
+        ctx._fresh, ctx._event = fresh, False
         self._tenants[ctx._fd] = ctx
         self.attached += 1
         with lock:
@@ -277,6 +286,10 @@ class Drain:
         del limit
         return 0
 
+    def tenants(self) -> list[EventFdCtx]:
+        """The eventfds that are registered."""
+        return list(self._tenants.values())
+
     def close(self) -> None:
         """Close the epoll; idempotent."""
         with lock:
@@ -289,7 +302,7 @@ class Drain:
 
     def abandon(self) -> None:
         """Close it in a forked child: the parent keeps its registrations, and what it has counted is the parent's alone."""
-        for ctx in list(self._tenants.values()):
+        for ctx in self.tenants():
             ctx._count = 0
         self.close()
 

@@ -253,7 +253,7 @@ class EventFdCtx:
             self._add(rest - added)  # what does not fit in there stays here, for the next read
 
     def _readable(self) -> bool:
-        return self._count > 0 or has_count(self._fd)
+        return self._count > 0 or (self._fd >= 0 and has_count(self._fd))
 
     def _dispatch(self) -> None:
         """Do now what the drain's next pass would; nothing from within a pass. The loop's thread."""

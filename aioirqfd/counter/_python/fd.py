@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import operator
 import os
 import select
 import sys
 from typing import TYPE_CHECKING, Final
 
 from aioirqfd.counter._python.core import MAX
+from aioirqfd.integers import integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ def fdinfo(fd: int, /) -> tuple[int, int, bool] | None:
     Raises:
         OSError: EBADF, the fd is not open; or what keeps fdinfo from being read, ENOENT where there is no /proc, say.
     """
-    fd = operator.index(fd)
+    fd = integer(fd, "an fd")
     if not 0 <= fd < 2**31:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     fcntl.fcntl(fd, fcntl.F_GETFD)
@@ -43,12 +43,15 @@ def fdinfo(fd: int, /) -> tuple[int, int, bool] | None:
 def _is_ready(fd: int, event: int) -> bool:
     poller = select.poll()
     poller.register(fd, event)
-    return any(mask & event for _, mask in poller.poll(0))
+    masks = [mask for _, mask in poller.poll(0)]
+    if masks and masks[0] & select.POLLNVAL:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return any(mask & event for mask in masks)
 
 
 def has_count(fd: int) -> bool:
     """Whether a read would find something; nothing is taken."""
-    return fd >= 0 and _is_ready(fd, select.POLLIN)
+    return _is_ready(fd, select.POLLIN)
 
 
 def _read_if_ready(fd: int) -> int:

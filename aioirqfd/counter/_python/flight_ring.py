@@ -8,6 +8,7 @@ from struct import Struct
 from typing import Final, final
 
 from aioirqfd.counter._python.core import MASK
+from aioirqfd.integers import integer
 
 INJECTED, DEFERRED, HELD, WAKEUP = 1, 2, 3, 4
 _RECORD: Final = Struct("=QQIiBxxxI")
@@ -18,8 +19,7 @@ class FlightRing:
     """The last interrupts, as binary records."""
 
     def __init__(self, capacity: int = 65536) -> None:
-        if not 1 <= capacity <= 2**28:
-            raise ValueError("a flight ring has room for 1..2**28 records")
+        capacity = integer(capacity, "a flight ring's capacity", 1, 2**28)
         self.capacity = 1 << (capacity - 1).bit_length()
         self.total = 0
         self._records: deque[bytes] = deque(maxlen=self.capacity)

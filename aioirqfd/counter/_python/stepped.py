@@ -26,6 +26,9 @@ class Stepped(Generic[_T]):
         drain: Is told that its sink is being asked, or None.
         call: Gives an awaitable.
         args: Its arguments.
+
+    Debuggers, and whoever draws a task's call graph, follow the chain of awaits from one coroutine to the next. This object has no
+    frame to show, so it shows what it awaits, in the place of that: neither does the chain end here, nor has it a hole.
     """
 
     __slots__ = ("_awaited", "_context", "_drain", "_steps")
@@ -38,10 +41,10 @@ class Stepped(Generic[_T]):
         self._awaited: Final = self._run(call, *args)
         self._steps: Final[Generator[object, object, _T]] = self._run(_iterator, self._awaited)
 
-    @property
-    def cr_await(self) -> Awaitable[_T]:
-        """What it waits for, as of a coroutine: debuggers that follow such chains do not end here."""
-        return self._awaited
+    def __getattr__(self, name: str) -> object:
+        if not name.startswith(("cr_", "gi_")):
+            raise AttributeError(name)
+        return getattr(self._awaited if hasattr(self._awaited, name) else self._steps, name)
 
     def _run(self, call: Callable[[*_Ts], _S], /, *args: *_Ts) -> _S:
         drain = self._drain
