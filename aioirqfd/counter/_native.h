@@ -254,15 +254,16 @@ uint64_t ready_run_count(const ReadyRunObject *run);
 extern PyType_Spec stepped_spec;
 PyObject *native_iterator_of(PyObject *awaited);
 PyObject *native_answer(PySendResult sent, PyObject *value);
-PyObject *native_of_awaited(PyObject *awaited, void *name);
+PyObject *native_of_awaited(PyObject *awaited, const char *what);
 /* Debuggers, and whoever draws a task's call graph, follow the chain of awaits from one coroutine to the next. An awaitable of ours has
    no frame to show, so it shows that of what it awaits, in the place of that: neither does the chain end there, nor has it a hole. */
-#define NATIVE_OF_AWAITED(get) \
-    NATIVE_OF_AWAITED_AS(get, "cr_await"), NATIVE_OF_AWAITED_AS(get, "cr_code"), NATIVE_OF_AWAITED_AS(get, "cr_frame"), \
-        NATIVE_OF_AWAITED_AS(get, "cr_origin"), NATIVE_OF_AWAITED_AS(get, "cr_running"), \
-        NATIVE_OF_AWAITED_AS(get, "gi_code"), NATIVE_OF_AWAITED_AS(get, "gi_frame"), \
-        NATIVE_OF_AWAITED_AS(get, "gi_running"), NATIVE_OF_AWAITED_AS(get, "gi_yieldfrom"), {NULL, NULL, NULL, NULL, NULL}
-#define NATIVE_OF_AWAITED_AS(get, name) {name, get, NULL, PyDoc_STR("What is awaited has it."), (void *)name}
+#define NATIVE_OF_AWAITED(get)                                                                                         \
+    {"cr_await", get, NULL, PyDoc_STR("What it waits for, as of a coroutine."), (void *)"await"},                      \
+        {"cr_code", get, NULL, PyDoc_STR("The code of what it awaits."), (void *)"code"},                              \
+        {"cr_frame", get, NULL, PyDoc_STR("The frame of what it awaits."), (void *)"frame"},                           \
+    {                                                                                                                  \
+        NULL, NULL, NULL, NULL, NULL                                                                                   \
+    }
 
 /* drain.c */
 extern PyType_Spec drain_spec;

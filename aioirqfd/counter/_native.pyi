@@ -1,5 +1,6 @@
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextvars import Context
+from types import CodeType, FrameType
 from typing import Final, Generic, SupportsIndex, TypeVar, TypeVarTuple, final
 
 _Ts = TypeVarTuple("_Ts")
@@ -128,7 +129,11 @@ class Drain:
 @final
 class Stepped(Generic[_T]):
     @property
-    def cr_await(self) -> Awaitable[_T]: ...
+    def cr_await(self) -> object: ...
+    @property
+    def cr_code(self) -> CodeType: ...
+    @property
+    def cr_frame(self) -> FrameType: ...
     def __init__(
         self, context: Context | None, drain: Drain | None, call: Callable[[*_Ts], Awaitable[_T]], /, *args: *_Ts
     ) -> None: ...

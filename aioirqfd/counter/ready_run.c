@@ -472,9 +472,9 @@ ready_run_dealloc(PyObject *op)
 }
 
 static PyObject *
-ready_run_of_handler(PyObject *op, void *name)
+ready_run_of_handler(PyObject *op, void *what)
 {
-    return native_of_awaited(((ReadyRunObject *)op)->handler, name);
+    return native_of_awaited(((ReadyRunObject *)op)->handler, (const char *)what);
 }
 
 static PyGetSetDef ready_run_getset[] = {NATIVE_OF_AWAITED(ready_run_of_handler)};

@@ -2,6 +2,8 @@
    sink is being asked, or both. A Python wrapper does the same for ten times the price; a task would be another task. */
 #include "_native.h"
 
+#include <string.h>
+
 typedef struct {
     PyObject_HEAD
     PyObject *context;  /* strong, or NULL: as it comes */
@@ -242,27 +244,30 @@ static PyMethodDef stepped_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-/* An attribute of what is awaited, in its place; AttributeError where nothing is. */
+/* What a coroutine or a generator says of itself: what it waits for, its code, its frame. AttributeError where it is neither. */
 PyObject *
-native_of_awaited(PyObject *awaited, void *name)
+native_of_awaited(PyObject *awaited, const char *what)
 {
-    if (awaited == NULL) {
-        PyErr_Format(PyExc_AttributeError, "nothing is awaited that had a %s", (const char *)name);
-        return NULL;
+    if (awaited != NULL && PyCoro_CheckExact(awaited)) {
+        PyObject *name = PyUnicode_FromFormat("cr_%s", what);
+        PyObject *value = name != NULL ? PyObject_GetAttr(awaited, name) : NULL;
+        Py_XDECREF(name);
+        return value;
     }
-    return PyObject_GetAttrString(awaited, (const char *)name);
+    if (awaited != NULL && PyGen_CheckExact(awaited)) {
+        PyObject *name = PyUnicode_FromFormat("gi_%s", strcmp(what, "await") == 0 ? "yieldfrom" : what);
+        PyObject *value = name != NULL ? PyObject_GetAttr(awaited, name) : NULL;
+        Py_XDECREF(name);
+        return value;
+    }
+    PyErr_Format(PyExc_AttributeError, "what is awaited has no %s", what);
+    return NULL;
 }
 
 static PyObject *
-stepped_of_awaited(PyObject *op, void *name)
+stepped_of_awaited(PyObject *op, void *what)
 {
-    const SteppedObject *self = (SteppedObject *)op;
-    PyObject *value = native_of_awaited(self->awaited, name);
-    if (value == NULL && PyErr_ExceptionMatches(PyExc_AttributeError)) {
-        PyErr_Clear();
-        value = native_of_awaited(self->steps, name); /* a generator, where an object with __await__ is awaited */
-    }
-    return value;
+    return native_of_awaited(((SteppedObject *)op)->steps, (const char *)what);
 }
 
 static PyGetSetDef stepped_getset[] = {NATIVE_OF_AWAITED(stepped_of_awaited)};

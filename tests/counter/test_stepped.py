@@ -128,8 +128,30 @@ async def test_debuggers_follow_the_chain():
         await asyncio.sleep(0)
 
     steps: Any = Stepped(None, None, call)
-    assert steps.cr_await.cr_code is call.__code__
+    # Not as one more link without a frame, which asyncio.capture_call_graph() could not print.
+    assert steps.cr_code is steps.cr_frame.f_code is call.__code__
+    assert steps.cr_await is None
     await steps
+
+
+async def test_debuggers_follow_an_object_that_is_awaited_by_a_generator():
+    class Call:
+        def __await__(self):
+            return (yield from asyncio.sleep(0).__await__())
+
+    steps = Stepped(None, None, Call)
+    assert steps.cr_code is steps.cr_frame.f_code is Call.__await__.__code__
+    assert steps.cr_await is None
+    await steps
+
+
+async def test_a_chain_ends_where_no_frame_is_awaited():
+    future = asyncio.get_running_loop().create_future()
+    future.set_result(5)
+    steps = Stepped(None, None, lambda: future)
+    for name in ("cr_await", "cr_code", "cr_frame"):
+        assert not hasattr(steps, name)
+    assert await steps == 5
 
 
 def test_it_keeps_nothing_alive(drain):
@@ -140,7 +162,7 @@ def test_it_keeps_nothing_alive(drain):
     call = Call()
     gone = weakref.ref(call)
     steps: Any = Stepped(contextvars.copy_context(), drain, call)
-    steps.cr_await.close()
+    steps.close()
     del call, steps
     gc.collect()
     assert gone() is None

@@ -66,10 +66,10 @@ def members(node):
 
 
 class Nothing:
-    """Awaits nothing."""
+    """An awaitable."""
 
     def __await__(self):
-        return iter(())
+        yield
 
 
 def instance(module, name):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, TypeVarTuple, cast, final
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
     from contextvars import Context
+    from types import CodeType, FrameType
 
     from aioirqfd.counter._python.drain import Drain
 
@@ -41,10 +43,27 @@ class Stepped(Generic[_T]):
         self._awaited: Final = self._run(call, *args)
         self._steps: Final[Generator[object, object, _T]] = self._run(_iterator, self._awaited)
 
-    def __getattr__(self, name: str) -> object:
-        if not name.startswith(("cr_", "gi_")):
-            raise AttributeError(name)
-        return getattr(self._awaited if hasattr(self._awaited, name) else self._steps, name)
+    @property
+    def cr_await(self) -> object:
+        """What it waits for, as of a coroutine."""
+        return self._of_awaited("cr_await", "gi_yieldfrom")
+
+    @property
+    def cr_code(self) -> CodeType:
+        """The code of what it awaits."""
+        return cast("CodeType", self._of_awaited("cr_code", "gi_code"))
+
+    @property
+    def cr_frame(self) -> FrameType:
+        """The frame of what it awaits."""
+        return cast("FrameType", self._of_awaited("cr_frame", "gi_frame"))
+
+    def _of_awaited(self, of_coroutine: str, of_generator: str) -> object:
+        if isinstance(self._awaited, CoroutineType):
+            return getattr(cast("object", self._awaited), of_coroutine)
+        if isinstance(self._steps, GeneratorType):
+            return getattr(cast("object", self._steps), of_generator)
+        raise AttributeError(f"what is awaited has no {of_coroutine}")
 
     def _run(self, call: Callable[[*_Ts], _S], /, *args: *_Ts) -> _S:
         drain = self._drain
