@@ -316,7 +316,7 @@ class IoBus:
         """A doorbell that is not on the bus."""
         if isinstance(eventfd, EventFd):
             if eventfd.closed:
-                raise ClosedError("the eventfd is closed")
+                raise ClosedError(f"a doorbell rings an open eventfd, not {eventfd!r}")
             return IoEventFd(self, eventfd, address, length, datamatch, space, values, None)
         EventFd.from_fd(eventfd)
         with contextlib.ExitStack() as undo:
@@ -343,14 +343,19 @@ class IoBus:
             IoEventFdNotFoundError: ENOENT: there is none.
             ClosedError: EBADF: the eventfd is closed.
             EventFdInvalidError: EINVAL: the fd is no eventfd.
+            TypeError: ``address`` or ``datamatch`` is no integer.
         """
+        address = _integer("an address", address)
+        match = plain(length, _U64), None if datamatch is None else _integer("a datamatch", datamatch)
         wanted = (eventfd if isinstance(eventfd, EventFd) else EventFd.from_fd(eventfd)).id
         for doorbell in self._doorbells.get((space, address), ()):
-            same = (doorbell.length, doorbell.datamatch) == (length, datamatch)
+            same = (doorbell.length, doorbell.datamatch) == match
             # Of two threads that take it off at the same time, one is told that it is not there.
             if same and not doorbell.dead and doorbell.eventfd.id == wanted and self.discard(doorbell):
                 return
-        raise IoEventFdNotFoundError(f"{space} {address:#x}/{length}")
+        raise IoEventFdNotFoundError(
+            f"no doorbell of this eventfd at {space} {address:#x} with length {length!r} and datamatch {datamatch!r}"
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         raise refusal(self, "It is what the threads of one machine share: make another bus for another machine.")

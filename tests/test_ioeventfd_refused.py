@@ -32,6 +32,8 @@ def test_other_libraries_integers_become_plain_ones(bus, efd):
     assert kept == (0x1000, 4, 7)
     assert {type(number) for number in kept} == {int}
     assert bus.write(0x1000, 7, 4)
+    bus.deassign(int64(efd.fileno()), address=int64(0x1000), length=int64(4), datamatch=int64(7))
+    assert len(bus) == 0
     any_value = bus.ioeventfd(efd, address=0, values=1)
     assert bus.write(0, int64(9), 4)
     (value,) = any_value.take_values()

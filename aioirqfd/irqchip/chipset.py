@@ -70,12 +70,14 @@ class Chipset:
         raise refusal(self, "Make another one of other controllers, and restore() each one's snapshot().")
 
     def _find(self, route: Route) -> SinkTiers | None:
-        return self._tiers.get("msi" if isinstance(route, Msi) else route.chip)
+        return self._tiers.get(_kind(route))
 
     def _require(self, interrupt: Interrupt) -> SinkTiers:
         tiers = self._find(interrupt.route)
         if tiers is None:
-            raise RoutingError(f"gsi {interrupt.gsi}: {interrupt.route!r} leads to what this chipset has not")
+            raise RoutingError(
+                f"gsi {interrupt.gsi}: for {interrupt.route!r} this chipset was given no {_kind(interrupt.route)}="
+            )
         return tiers
 
     async def inject(self, interrupt: Interrupt) -> None:
@@ -137,7 +139,7 @@ class Chipset:
         for gsi, routes in table.items():
             for route in routes:
                 if self._find(route) is None:
-                    raise RoutingError(f"gsi {gsi}: {route!r} leads to what this chipset has not")
+                    raise RoutingError(f"gsi {gsi}: for {route!r} this chipset was given no {_kind(route)}=")
         taken: list[SinkTiers] = []
         try:
             for tiers in self._tiers.values():
@@ -166,6 +168,10 @@ class Chipset:
     def _reclaim(self, eventfd: EventFd, interrupt: Interrupt) -> bool | None:
         reclaim = self._require(interrupt).reclaim
         return None if reclaim is None else reclaim(eventfd, interrupt)
+
+
+def _kind(route: Route) -> str:
+    return "msi" if isinstance(route, Msi) else route.chip
 
 
 def _take(tiers: SinkTiers, interrupts: Sequence[Interrupt]) -> int:

@@ -549,7 +549,7 @@ class IrqManager:
         """Replace the routing table as a whole (``KVM_SET_GSI_ROUTING``). Bound irqfds see it on their next event (row G10).
 
         A level-triggered line that is up moves along with its gsi. With ``unrouted="hold"``, what waited for a route that is
-        there now is injected.
+        there now is injected. What this table does not have goes nowhere, also where a default table had a pin for every gsi.
 
         Raises:
             RoutingError: EINVAL; the old table stays in force (row G09).

@@ -149,7 +149,9 @@ class MsixTable:
             held, eventfd_id = eventfd_and_id(eventfd, references)
             vector.held = Held(held, eventfd_id, reference=held is not eventfd)
             if taken.setdefault(vector.eventfd_id, number) != number:
-                raise EventFdBusyError(f"one eventfd for the vectors {taken[vector.eventfd_id]} and {number}")
+                raise EventFdBusyError(
+                    f"one eventfd for the vectors {taken[vector.eventfd_id]} and {number}: give each vector one of its own"
+                )
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "enabled" if self._enabled else "disabled"
@@ -194,7 +196,7 @@ class MsixTable:
         """
         entry = self._vector(vector)
         if self._closed:
-            raise ClosedError("the MSI-X table is closed")
+            raise ClosedError("the MSI-X table is closed: make another one")
         eventfd = entry.eventfd
         if eventfd is None:
             self._check_here()
@@ -226,7 +228,7 @@ class MsixTable:
         """
         entry = self._vector(vector)
         if self._closed:
-            raise ClosedError("the MSI-X table is closed")
+            raise ClosedError("the MSI-X table is closed: make another one")
         references: list[EventFd] = []
         try:
             new, new_id = eventfd_and_id(eventfd, references)
@@ -243,7 +245,9 @@ class MsixTable:
         for other in self._vectors:
             has = other.eventfd_id == new_id and other is not entry
             if has and other.eventfd is not None and not other.eventfd.closed:
-                raise EventFdBusyError(f"it is the eventfd of vector {other.number}")
+                raise EventFdBusyError(
+                    f"{new!r} is the eventfd of vector {other.number}: give each vector one of its own"
+                )
         if not (entry.bound and new_id == entry.eventfd_id):
             check_free(new, new_id, self._manager.poller)
 

@@ -315,7 +315,8 @@ class VectorBindings:
                     await asyncio.wait({task})
         finally:
             for vector in vectors:
-                msix_snapshot.leave(self._manager, vector)
+                if not self._manager.inherited:  # what they hold is the parent process's
+                    msix_snapshot.leave(self._manager, vector)
                 self._close_eventfd(vector)
 
     def _close_eventfd(self, vector: MsixVector) -> None:

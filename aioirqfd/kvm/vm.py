@@ -325,7 +325,7 @@ class Vm(Descriptor):
             RuntimeError: Something else in the process handles the kick signal.
         """
         if self._vcpu_mmap_size == 0:
-            raise ValueError(f"{self!r} was made without vcpu_mmap_size")
+            raise ValueError(f"{self!r} was made without vcpu_mmap_size: make it by Kvm.create_vm()")
         install_kick_handler()  # first, for a vCPU that was made once cannot be made again
         return Vcpu(self.ioctl(KVM_CREATE_VCPU, vcpu_id), mmap_size=self._vcpu_mmap_size)
 

@@ -50,6 +50,8 @@ class EventFdSink:
             return True
         eventfd = self._eventfds.get(interrupt.gsi)
         if eventfd is None:
-            raise RoutingError(f"no eventfd for gsi {interrupt.gsi}")
+            raise RoutingError(
+                f"no eventfd for gsi {interrupt.gsi}: add one to the mapping that this EventFdSink was given"
+            )
         eventfd.signal()
         return True

@@ -109,7 +109,9 @@ class KvmSink:
             with contextlib.suppress(PermissionError):
                 self._vm.signal_msi(route.address, route.data, flags, route.devid or 0)
         elif not self._routes.pins:
-            raise RoutingError(f"gsi {interrupt.gsi}: with a split irqchip {route!r} is user space's")
+            raise RoutingError(
+                f"gsi {interrupt.gsi}: with a split irqchip {route!r} is user space's: put an IoApic before this sink"
+            )
         elif interrupt.action is Action.PULSE:
             gsi = pin_gsi(route)
             self._vm.irq_line(gsi, 1)
@@ -177,7 +179,9 @@ class KvmSink:
                 self._vm.irqfd(eventfd, kernel_gsi, flags=flags, resamplefd=-1 if resamplefd is None else resamplefd)
             except OSError as error:
                 if error.errno == errno.EBUSY:
-                    raise EventFdBusyError(f"fd {eventfd.fileno()}") from None
+                    raise EventFdBusyError(
+                        f"fd {eventfd.fileno()} is watched for a virtual machine of this host already: deassign that irqfd first"
+                    ) from None
                 if error.errno == errno.EINVAL:
                     return False
                 raise

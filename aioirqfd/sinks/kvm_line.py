@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING, Final, final
 
@@ -39,9 +40,11 @@ class KvmLine:
 
     Threads:
         The loop's thread.
+
+    A forked child has the same eventfds, and the same epoll behind its copy of the loop: it leaves both to the parent.
     """
 
-    __slots__ = ("_kernel_gsi", "_loop", "_resample", "_trigger", "_vm", "gsi", "holders")
+    __slots__ = ("_kernel_gsi", "_loop", "_process", "_resample", "_trigger", "_vm", "gsi", "holders")
 
     def __init__(self, vm: Vm, kernel_gsi: int, gsi: int, on_end: Callable[[KvmLine], object]) -> None:
         self.gsi = gsi
@@ -49,6 +52,7 @@ class KvmLine:
         self._vm = vm
         self._kernel_gsi = kernel_gsi
         self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
         with contextlib.ExitStack() as undo:
             self._trigger = os.eventfd(0, _FLAGS)
             undo.callback(os.close, self._trigger)
@@ -72,12 +76,18 @@ class KvmLine:
         """Whether nobody hears of its ends of interrupt any more, because its loop is closed."""
         return self._loop.is_closed()
 
+    @property
+    def _inherited(self) -> bool:
+        return os.getpid() != self._process
+
     def assert_for(self, gsi: int) -> None:
         """Raise it, or have it stay up, for a gsi.
 
         Raises:
-            OSError: Its trigger was closed behind its back; the gsi does not hold it up.
+            OSError: Its trigger was closed behind its back; EIO: this is a forked child (row I17). The gsi does not hold it up.
         """
+        if self._inherited:
+            raise OSError(errno.EIO, "the virtual machine is the parent process's")
         new = gsi not in self.holders
         self.hold(gsi)
         try:
@@ -94,6 +104,8 @@ class KvmLine:
 
     def ended(self) -> tuple[int, ...]:
         """Whose interrupt has ended since the last call, and it is low: those that held it up, several gsis perhaps; or nobody's."""
+        if self._inherited:
+            return ()
         try:
             os.eventfd_read(self._resample)
         except BlockingIOError:
@@ -108,7 +120,7 @@ class KvmLine:
             As :meth:`ended`: the guest may have ended the interrupt, and the loop not have had its turn since.
         """
         try:
-            if not self._loop.is_closed():
+            if not (self._inherited or self._loop.is_closed()):
                 self._loop.remove_reader(self._resample)
             self._unbind()
             return self.ended()
@@ -117,6 +129,7 @@ class KvmLine:
             os.close(self._resample)
 
     def _unbind(self) -> None:
-        # Before the close, or the kernel would hold on to the line until it noticed (row R15); which it does in any case.
+        # Before the close, or the kernel would hold on to the line until it noticed (row R15); which it does in any case. From a
+        # forked child it takes nothing.
         with contextlib.suppress(OSError):
             self._vm.irqfd(self._trigger, self._kernel_gsi, flags=KVM_IRQFD_FLAG_DEASSIGN)

@@ -11,6 +11,7 @@ import pytest
 from aioirqfd import ClosedError, EventFd, EventFdBusyError, InjectionError, IrqManager, MsixTable, Retry
 from aioirqfd.sinks import RecordingSink
 from aioirqfd.testing import GatedSink
+from tests.forks import in_child
 from tests.irqfd.helpers import room_for_fds, turns
 from tests.irqfd.test_msix import ENABLE, program, sent
 
@@ -246,3 +247,20 @@ async def test_an_eventfd_that_cannot_be_looked_at_is_none():
         table.signal(0)
         await irqs.flush()
         assert sent(irqs.delivery.tiers.sink) == [0x31]
+
+
+async def test_a_forked_child_that_closes_its_copy_takes_nothing():
+    with EventFd() as eventfd:
+        async with IrqManager(RecordingSink()) as irqs, MsixTable(irqs, vectors=1, eventfds={0: eventfd}) as table:
+            eventfd.signal(3)
+            await irqs.pause()
+            assert table.snapshot()["entries"] == [[0, 0, 0, 1, None, 3]]
+
+            def child():
+                with pytest.raises(StopIteration):
+                    table.aclose().send(None)
+
+            assert in_child(child) == 0
+            assert table.pending(0)
+            irqs.resume()
+        assert eventfd.read_nowait() == 3

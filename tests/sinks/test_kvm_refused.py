@@ -30,6 +30,7 @@ from aioirqfd import (
 )
 from aioirqfd.kvm import Kvm
 from aioirqfd.sinks import KvmSink
+from tests.forks import in_child
 from tests.irqfd.helpers import room_for_fds, turns, write
 from tests.kvm.test_vm import enable_lapic
 from tests.sinks.test_kvm_sink import lines
@@ -460,3 +461,27 @@ async def test_it_is_not_copied(how):
             how(sink)
         gc.collect()
         assert len(vm.bound) == 1, "no copy has let go of the line"
+
+
+@pytest.mark.kvm
+async def test_a_forked_child_leaves_the_line_to_its_parent(vm):
+    acked = []
+    with KvmSink(vm, offload=False) as sink:
+        sink.bind(acked.append)
+        await sink.inject(Interrupt(5, PIN, Action.ASSERT))
+        await up(vm)
+        os.eventfd_write(sink._lines[PIN]._resample, 1)  # as at an end of interrupt that the loop has not heard of yet
+
+        def child():
+            with pytest.raises(OSError, match="parent process") as caught:
+                sink._lines[PIN].assert_for(6)
+            assert caught.value.errno == errno.EIO
+            sink.close()
+
+        assert in_child(child) == 0
+        await turns()
+        assert (acked, lines(vm)) == ([5], {5})
+        await sink.inject(Interrupt(5, PIN, Action.ASSERT))
+        os.eventfd_write(sink._lines[PIN]._resample, 1)
+        await turns()
+        assert acked == [5, 5], "the loop still hears of it"
