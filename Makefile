@@ -18,7 +18,7 @@ C_SOURCES := $(wildcard aioirqfd/counter/*.c aioirqfd/counter/*.h)
 C_ALL := $(C_SOURCES) $(wildcard tests/native/*.c tests/native/*.h)
 NATIVE_TESTS := $(wildcard tests/native/*.c)
 
-.PHONY: help vmm test test-c test-python conformance bench lint format docs sanitize tsan dist clean install
+.PHONY: help vmm test test-c test-python test-qemu conformance bench lint format docs sanitize tsan dist clean install
 
 help:
 	@echo 'make vmm          run the example VMM; ARGS=--help lists its options'
@@ -26,6 +26,8 @@ help:
 	@echo '                  one part of it:  make test ARGS="tests/eventfd -x"  (ARGS goes to pytest)'
 	@echo '                  both at once:    make -j2 -O test  (shows each when it has ended)'
 	@echo 'make test-c       the suite with the C module only; make test-python: with the twin only'
+	@echo 'make test-qemu    the tests that need QEMU with a newer one than the installed, fetched into build/qemu:'
+	@echo '                  SUITE=trixie is QEMU 10, SUITE=trixie-backports QEMU 11'
 	@echo 'make conformance  hold every row of the kernel contract against this kernel; writes its page of the docs'
 	@echo 'make bench        benchmarks against alternatives; for a part: ARGS="--rounds 3 --only burst"'
 	@echo 'make lint         ruff, mypy, pyright, clang-format'
@@ -102,6 +104,10 @@ test-c: $(VENV)/.stamp-test
 test-python: $(VENV)/.stamp-test
 	@echo '== the suite with the pure-Python twin'
 	AIOIRQFD_PURE_PYTHON=1 $(PYTEST) --expect-implementation=python -m 'not qemu' $(ARGS)
+
+SUITE ?= trixie
+test-qemu: $(VENV)/.stamp-test
+	program=$$(tests/qemu/fetch.sh $(SUITE)); AIOIRQFD_QEMU=$$program $(MAKE) --no-print-directory test-c ARGS="-m qemu $(ARGS)"
 
 # ARGS=--record writes down what this kernel gives, for machines without KVM.
 conformance: $(VENV)/.stamp-test

@@ -34,7 +34,7 @@ SERVERS = frozenset(
     {
         *("chaos_blk", "chaos_command", "chaos_interrupt"),
         *("ivshmem_peer", "ivshmem_server"),
-        *("vhost_user_blk", "vhost_user_rng", "vhost_user_upper"),
+        *("vhost_user_blk", "vhost_user_ping", "vhost_user_rng", "vhost_user_upper"),
     }
 )
 BLOCK: Final = re.compile(r"<!-- ((examples/\S+)(?: (\S+))?): begin -->\n(.*?)<!-- \1: end -->", re.DOTALL)

@@ -1,4 +1,4 @@
-"""A virtio console that answers in capitals: the tutorial's own device."""
+"""A virtio console that answers in capitals: ``python examples/vhost_user_upper.py upper.sock``."""
 
 from __future__ import annotations
 

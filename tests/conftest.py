@@ -19,13 +19,14 @@ import pytest
 import pytest_asyncio
 import uvloop
 
+from tests.qemu import program
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 KVM = Path("/dev/kvm")
 KVM_GET_API_VERSION = 0xAE00
 KVM_CREATE_VM = 0xAE01
-QEMU = "qemu-system-x86_64"
 
 
 def why_no_kvm() -> str | None:
@@ -47,8 +48,9 @@ def why_no_kvm() -> str | None:
 
 
 NO_KVM = why_no_kvm()
-QEMU_PACKAGES = "qemu-system-x86 qemu-utils linux-image-cloud-amd64 busybox-static e2fsprogs"
-NO_QEMU = None if shutil.which(QEMU) else f"{QEMU} is not installed; on Debian: apt-get install {QEMU_PACKAGES}"
+NO_QEMU = (
+    None if program.path() else f"{program.PROGRAM} is not installed; on Debian: apt-get install {program.PACKAGES}"
+)
 
 
 def join_wholly(
@@ -159,7 +161,7 @@ def pytest_report_header() -> str:
     live = implementation()
     return (
         f"aioirqfd: {names.get(live, live)} implementation, Python {platform.python_version()}, uvloop {uvloop.__version__}, "
-        f"Linux {platform.release()}, KVM {NO_KVM or 'usable'}, QEMU {NO_QEMU or 'found'}"
+        f"Linux {platform.release()}, KVM {NO_KVM or 'usable'}, QEMU {NO_QEMU or '.'.join(map(str, program.version()))}"
     )
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Self
 
 from aioirqfd.sinks.qmp import Qmp, QmpError
 from aioirqfd.sinks.qtest_client import QtestClient, QtestError
+from tests.qemu import program
 from tests.qemu.initramfs import Linux, initramfs, kernel
 from tests.qemu.pci import MsixDevice, Pci
 
@@ -110,7 +111,7 @@ class Console:
 
 
 class Qemu:
-    """A QEMU process (TCG, one CPU).
+    """A QEMU process (TCG, one CPU): the one that :mod:`tests.qemu.program` chooses.
 
     Args:
         arguments: What follows the machine on the command line; unix socket paths are best inside :attr:`directory`.
@@ -233,7 +234,7 @@ class Qemu:
         return listener.fileno()
 
     def _command(self, memory: int, qtest: int, qmp: int) -> list[str]:
-        command = ["qemu-system-x86_64", "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]
+        command = [program.PROGRAM, "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]
         command += ["-machine", f"{self._machine},accel=tcg,memory-backend=ram", "-cpu", self._cpu]
         command += ["-smp", str(self._smp), "-m", f"{self._size >> 20}M"]
         command += ["-object", f"memory-backend-file,id=ram,size={self._size},mem-path=/proc/self/fd/{memory},share=on"]

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.qemu.program import PACKAGES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-PACKAGES = "qemu-system-x86 qemu-utils linux-image-cloud-amd64 busybox-static e2fsprogs"
-"""What Debian calls what these tests need."""
 # no_timer_check: on a busy host Linux may find that the emulated timer does not tick, and panic.
 APPEND = "console=ttyS0 no_timer_check noirqdebug quiet panic=-1 tsc=unstable"
 # What is loaded by then, and its byte code where there is some.

@@ -13,16 +13,19 @@ import faulthandler
 import json
 import os
 import platform
+import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aioirqfd
 from aioirqfd import EventFd, IrqchipPin, IrqManager
+from aioirqfd.irqchip import IoApic
 from aioirqfd.kvm import usable
 from aioirqfd.kvm.ioctls import KVM_EXIT_INTR, KVM_IOEVENTFD_FLAG_PIO
 from aioirqfd.sinks import KvmSink
-from tests.kvm.guest import AFTER_EOI, GSI, HALT_WITH_PIC, IN_HANDLER, READY, Guest
+from tests.kvm.guest import AFTER_EOI, GSI, HALT_WITH_PIC, IN_HANDLER, READY, Guest, SplitGuest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -166,6 +169,35 @@ def traffic() -> None:
             say(f"{name}-{mode}", asyncio.run(scenario(mode)))
 
 
+async def split(level: bool) -> object:
+    """Ends of interrupt that the kernel leaves to us where it has the local APIC alone; and how often a resamplefd was signalled."""
+    with SplitGuest() as guest, EventFd() as trigger, EventFd() as resample:
+        guest.next_port()
+        ioapic = IoApic(KvmSink(guest.vm))
+        guest.on_eoi = ioapic.eoi
+        ioapic.mmio_write(0x00, 0x10 + 2 * GSI)
+        ioapic.mmio_write(0x10, guest.vector | (1 << 15 if level else 0))
+        async with IrqManager(ioapic) as irqs:
+            irqs.assign(trigger, gsi=GSI, resamplefd=resample if level else None)
+            resamples = 0
+            for _ in range(3):
+                trigger.signal()
+                await irqs.flush()
+                assert [guest.next_port().port for _ in range(2)] == [IN_HANDLER, AFTER_EOI]
+                if level:
+                    resamples += resample.read_nowait()
+        return [len(guest.ended), resamples]
+
+
+def guide() -> None:
+    """What the guide to KVM says that this machine's kernel does."""
+    program = Path(__file__).parents[2] / "examples" / "howto_kvm.py"
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False, timeout=SECONDS)
+    say("howto_kvm", [done.stdout, done.stderr])
+    for name, level in (("split-edge", False), ("split-level", True)):
+        say(name, asyncio.run(split(level)))
+
+
 def rows() -> None:
     from tests.conformance.row import ROWS
     from tests.conformance.run import run
@@ -181,9 +213,11 @@ def rows() -> None:
 
 def main() -> None:
     print(f"python {platform.python_version()} {aioirqfd.IMPLEMENTATION} kvm {usable() or 'usable'}", flush=True)
-    what = sys.argv[1:] or ["traffic", "rows"]
+    what = sys.argv[1:] or ["traffic", "guide", "rows"]
     if "traffic" in what:
         traffic()
+    if "guide" in what:
+        guide()
     if "rows" in what:
         rows()
     faulthandler.cancel_dump_traceback_later()

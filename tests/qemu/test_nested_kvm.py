@@ -22,6 +22,8 @@ from tests.qemu.nested_agent import MODES, ROUNDS
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "howto_kvm.py"
 SHOWN = [row for row in ROWS.values() if row.scenario is not None]
 # What the agent imports only when it needs it.
 LATER = (
@@ -52,7 +54,7 @@ def guest() -> Linux:
     return initramfs(
         f"ulimit -n 4096; {assignments} {python} -W error -m tests.qemu.nested_agent 2>&1; echo AGENT ENDED $?",
         modules=["irqbypass", "kvm", "kvm-amd"],
-        files=python_files("tests.qemu.nested_agent", *LATER),
+        files=python_files("tests.qemu.nested_agent", *LATER) | {str(EXAMPLE): EXAMPLE},
     )
 
 
@@ -76,7 +78,7 @@ def test_the_agent_ran_to_its_end(outcome):
     lines, results = outcome
     assert [line for line in lines if line.startswith("AGENT")] == ["AGENT DONE", "AGENT ENDED 0"], "\n".join(lines)
     assert any(re.match(r"python 3\S+ \S+ kvm usable$", line) for line in lines)
-    assert len(results) == len(SHOWN) + 6 * len(MODES)
+    assert len(results) == len(SHOWN) + 6 * len(MODES) + 3
 
 
 @pytest.mark.timeout(300)
@@ -99,6 +101,18 @@ class TestTraffic:
 
     def test_a_second_binding_is_busy(self, outcome, mode):
         assert outcome[1][f"busy-{mode}"] == "EBUSY"
+
+
+@pytest.mark.timeout(300)
+class TestGuide:
+    def test_its_example_prints_what_it_says(self, outcome):
+        assert outcome[1]["howto_kvm"] == [(ROOT / "examples" / "output" / "howto_kvm.txt").read_text("utf-8"), ""]
+
+    def test_with_a_split_irqchip_an_edge_costs_no_exit(self, outcome):
+        assert outcome[1]["split-edge"] == [0, 0]
+
+    def test_with_a_split_irqchip_the_end_of_each_level_is_heard(self, outcome):
+        assert outcome[1]["split-level"] == [3, 3]
 
 
 @pytest.mark.timeout(300)

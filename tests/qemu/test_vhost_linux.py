@@ -15,6 +15,7 @@ import pytest
 from aioirqfd.vhost_user import Backend, Chain, Device
 from examples.chaos_blk import Chaos
 from examples.vhost_user_blk import Blk
+from tests.qemu import program
 from tests.qemu.harness import Qemu, initramfs
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
@@ -247,7 +248,8 @@ async def test_a_back_end_killed_under_load_and_started_again_loses_no_request(t
 
     try:
         await start()
-        qemu.add_arguments("-chardev", f"socket,id=c,path={end},reconnect=1", "-device", "vhost-user-blk-pci,chardev=c")
+        qemu.add_arguments("-chardev", f"socket,id=c,path={end},{program.reconnect()}")
+        qemu.add_arguments("-device", "vhost-user-blk-pci,chardev=c")
         async with qemu:
             await qemu.wait_for("GUEST-READY")
             await guest(qemu, "dd if=/dev/urandom of=/new bs=1M count=32 2>/dev/null")
