@@ -59,8 +59,9 @@ class Stepped(Generic[_T]):
         return cast("FrameType", self._of_awaited("cr_frame", "gi_frame"))
 
     def _of_awaited(self, of_coroutine: str, of_generator: str) -> object:
-        if isinstance(self._awaited, CoroutineType):
-            return getattr(cast("object", self._awaited), of_coroutine)
+        awaited: object = self._awaited
+        if isinstance(awaited, CoroutineType):
+            return getattr(cast("object", awaited), of_coroutine)
         if isinstance(self._steps, GeneratorType):
             return getattr(cast("object", self._steps), of_generator)
         raise AttributeError(f"what is awaited has no {of_coroutine}")
