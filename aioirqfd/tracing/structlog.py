@@ -18,11 +18,15 @@ _WARNING: Final = frozenset(
         "interrupt_dropped",
         "queue_full",
         "accept_failed",
+        "device_failed",
+        "inflight_too_small",
         "request_failed",
         "message_refused",
         "session_failed",
     }
 )
+_WITH_A_REASON: Final = frozenset({"vring_stopped", "frontend_disconnected"})
+"""What is trouble only where there is a reason to tell."""
 _ERROR: Final = frozenset({"irqfd_broken", "interrupt_abandoned"})
 
 
@@ -45,11 +49,11 @@ class StructlogTracer:
     def emit(self, event: str, /, **fields: object) -> None:
         """Log it: interrupts at debug, trouble at warning or error, the rest at info.
 
-        A virtqueue that stops is trouble where there is a reason to tell.
+        A virtqueue that stops is trouble where there is a reason to tell, and so is a front-end that goes.
         """
         if event in _DEBUG:
             level = "debug"
-        elif event in _WARNING or (event == "vring_stopped" and fields.get("reason") is not None):
+        elif event in _WARNING or (event in _WITH_A_REASON and fields.get("reason") is not None):
             level = "warning"
         elif event in _ERROR:
             level = "error"

@@ -63,6 +63,16 @@ def test_a_queue_that_is_stopped_for_a_reason_is_a_warning(log):
     assert names(entries) == [("vring_stopped", "info"), ("vring_stopped", "warning")]
 
 
+def test_a_front_end_that_is_disconnected_for_a_reason_is_a_warning(log):
+    entries, logger = log
+    tracer = StructlogTracer(logger)
+    tracer.emit("frontend_disconnected", reason=None)
+    tracer.emit("frontend_disconnected", reason="version 2 of the protocol, not 1")
+    tracer.emit("inflight_too_small", queue=0, size=256, room=128)
+    tracer.emit("device_failed", what="reset()", error="KeyError()")
+    assert [level for _, level in names(entries)] == ["info", "warning", "warning", "warning"]
+
+
 async def test_nothing_for_each_interrupt_unless_asked_and_then_at_debug_level(log):
     entries, logger = log
     for per_interrupt in (False, True):

@@ -32,7 +32,7 @@ from tests.vhost_user.frontend import FEATURES, FrontEnd
 
 NUMBERS = (0, 1, 2, 3, 4, 8, 16, 255, 256, 4096, 65535, 65536, 2**31, 2**32 - 1)
 WIDE = (*NUMBERS, int(FEATURES), 2**32, 2**63, 2**64 - 1)
-EVENTFD, MEMORY, FILE = "eventfd", "memory", "file"
+EVENTFD, MEMORY, FILE, SOCKET = "eventfd", "memory", "file", "socket"
 
 
 class Fuzzer:
@@ -104,6 +104,9 @@ class Fuzzer:
             (Request.SET_CONFIG, ConfigSpace(self.number(0), 0, bytes(4))),
             (Request.GET_INFLIGHT_FD, inflight),
             (Request.SET_INFLIGHT_FD, inflight, MEMORY),
+            (Request.GET_STATUS, None),
+            (Request.SET_STATUS, U64(self.wide(15))),
+            (Request.SET_BACKEND_REQ_FD, None, SOCKET),
         ]
         if self.random.random() < 0.005:
             choices = [(self.random.choice((0, 41, 4711, *Request)), None)]
@@ -122,7 +125,8 @@ async def test_any_order_of_messages_is_survived(tmp_path, monkeypatch, seed):
     monkeypatch.chdir(tmp_path)
     tracer = RecordingTracer()
     with DriverMemory(1 << 18, guest_address=1 << 32) as ram:
-        async with Backend(Upper(num_queues=2, config=bytes(60)), "socket", tracer=tracer):
+        device = Upper(num_queues=2, config=bytes(60))
+        async with Backend(device, "socket", tracer=tracer):
             for round_ in range(5):
                 async with FrontEnd("socket", memory=ram) as front:
                     fuzzer = Fuzzer(1000 * seed + round_, front)
@@ -130,6 +134,7 @@ async def test_any_order_of_messages_is_survived(tmp_path, monkeypatch, seed):
                     await front.set_memory()
                     await fuzzer.queue.start()
                     await drive(front, fuzzer, 100)
+                    device.config_changed()
                 ram.view[:4096] = bytes(4096)
                 ram._top = 0
                 ram._free.clear()
@@ -141,8 +146,14 @@ async def test_any_order_of_messages_is_survived(tmp_path, monkeypatch, seed):
 
 async def drive(front, fuzzer, count):
     eventfds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(3)]
-    with Path(__file__).open("rb") as file:
-        kinds = {EVENTFD: lambda: fuzzer.random.choice(eventfds), MEMORY: front.ram.fileno, FILE: file.fileno}
+    ours, theirs = socket.socketpair()
+    with Path(__file__).open("rb") as file, ours, theirs:
+        kinds = {
+            EVENTFD: lambda: fuzzer.random.choice(eventfds),
+            MEMORY: front.ram.fileno,
+            FILE: file.fileno,
+            SOCKET: theirs.fileno,
+        }
         try:
             for _ in range(count):
                 fuzzer.guest()
