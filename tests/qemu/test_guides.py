@@ -71,7 +71,7 @@ async def test_randomness(follower):
 
 @ONE_LOOP
 async def test_a_disk_is_used_booted_from_and_outlives_its_process(follower):
-    *use, boot, kill, again = steps(BLK)
+    *use, boot, kill, again, grow = steps(BLK)
     for step in use:
         await follower.take(step)
     image = follower.directory / "disk.img"
@@ -92,6 +92,8 @@ async def test_a_disk_is_used_booted_from_and_outlives_its_process(follower):
     said = await follower.qemu.until("READ\n")
     assert len(set(re.findall(r"[0-9a-f]{32}", said))) == 1
     assert "error" not in said
+    await follower.take(grow)
+    await follower.qemu.until("2.00 GiB")
 
 
 @ONE_LOOP
