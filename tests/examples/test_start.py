@@ -26,7 +26,15 @@ LIMIT = 50
 # What is imported by others, and is no program.
 PARTS = {"__init__", "chaos_command", "chaos_interrupt"}
 # These serve, or go on for a while, and are asked for their help. All others end by themselves.
-WITH_OPTIONS = {"chaos_blk", "vhost_user_blk", "vhost_user_rng", "ivshmem_peer", "ivshmem_server", "vmm"}
+WITH_OPTIONS = {
+    "chaos_blk",
+    "vhost_user_blk",
+    "vhost_user_ping",
+    "vhost_user_rng",
+    "ivshmem_peer",
+    "ivshmem_server",
+    "vmm",
+}
 # It serves, and test_vhost_user.py starts it both ways.
 SERVER = "vhost_user_upper"
 PROGRAMS = sorted({path.stem for path in EXAMPLES.glob("*.py")} - PARTS - {SERVER} | {"vmm"})
