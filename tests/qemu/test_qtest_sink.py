@@ -180,6 +180,7 @@ async def test_a_second_interception_is_refused():
             await sink.intercept_outputs(IrqchipPin("pic", 0))
 
 
+@pytest.mark.trouble
 @pytest.mark.parametrize("how", ["killed", "aborted"])
 async def test_a_qemu_that_dies_in_the_middle_loses_nothing_here(how):
     async with machine() as (qemu, sink):
