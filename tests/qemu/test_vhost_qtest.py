@@ -81,8 +81,8 @@ async def test_every_kick_is_a_request_and_every_call_a_message(event_idx):
         assert not virtio.interrupted()
         (done,) = backend.statistics().queues
         assert (done.requests, done.answers, done.calls, done.suppressed) == (rounds, rounds, rounds, 0)
-        # QEMU kicks once by itself when it starts.
-        assert rounds <= done.kicks <= rounds + 1
+        # QEMU kicks by itself when it starts: once, and QEMU 11 twice.
+        assert rounds <= done.kicks <= rounds + 2
 
 
 async def test_a_batch_is_one_message():
