@@ -429,7 +429,7 @@ class IoApic:
             bit = 1 << pin
             if entry.level and not was_level:
                 self._irr = self._irr & ~bit | self._pins.levels & bit
-            if self._resample is not None and was_masked and entry.level and self._ready(pin):
+            if self._resample is not None and was_masked and entry.level and self._due(pin):
                 stale = bit
                 self._irr &= ~bit
             self._held[pin] += 1
@@ -464,10 +464,8 @@ class IoApic:
         if new:
             with self._lock:
                 self._resampled |= 1 << pin
-        if new:
+        if new or (self._endings.untold >> pin & 1 and interrupt.action is not Action.DEASSERT):
             self._endings.tell(pin)
-        elif interrupt.action is not Action.DEASSERT:
-            self._endings.retell(pin)
 
     def _ended_by(self, pin: int) -> Msi | None:
         with self._lock:
@@ -508,7 +506,7 @@ class IoApic:
         return bool(self._irr >> pin & 1) and not (entry.masked or entry.remote_irr or self._held[pin])
 
     def _ready(self, pin: int) -> bool:
-        return self._due(pin) and not self._endings.untold >> pin & 1
+        return not self._endings.untold >> pin & 1 and self._due(pin)
 
     def _take(self, pin: int, *, gsi: int | None = None, kept: bool = True) -> _Request | None:
         """Take a pin's request out of the registers, if it may go out now.
@@ -545,7 +543,7 @@ class IoApic:
                     self._irr |= 1 << pin
             elif self._serials[pin] == request.serial:
                 self._entries[pin].remote_irr = False
-            return self._ready(pin)
+            return self._due(pin)
 
     def _send(self, request: _Request) -> bool:
         try:
@@ -584,7 +582,7 @@ def _each(pins: int) -> list[int]:
 
 
 def _check_size(size: int) -> int:
-    number = plain(size, max(_SIZES) + 1)
+    number = size if type(size) is int else plain(size, max(_SIZES) + 1)
     if number not in _SIZES:
         raise ValueError(f"an access is of 1, 2, 4 or 8 bytes, not {size!r}")
     return number

@@ -117,5 +117,8 @@ class InputPins:
         ack = self._ack
         if ack is None or not ended:
             return
-        gsis = self._gsis
-        call_each(ack, [gsi for pin in range(self.count) if ended >> pin & 1 and (gsi := gsis[pin]) is not None])
+        gsis = [gsi for pin, gsi in enumerate(self._gsis) if ended >> pin & 1 and gsi is not None]
+        if len(gsis) == 1:
+            ack(gsis[0])
+        else:
+            call_each(ack, gsis)

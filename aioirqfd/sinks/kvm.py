@@ -208,26 +208,32 @@ class KvmSink:
             line = self._line(gsi, route)
         except OSError:
             # There is no room for its descriptors, say. Then everybody is asked for anew, as at the end of the interrupt.
-            was_up = self._is_up(route)
+            before = self._level(route)
             self._vm.irqfd(eventfd, pin_gsi(route), flags=KVM_IRQFD_FLAG_DEASSIGN)
-            if was_up and not self._is_up(route):
+            if before is not False and self._level(route) is not True:
                 self._acknowledge((gsi,))
             return False
         try:
             self._vm.irqfd(eventfd, pin_gsi(route), flags=KVM_IRQFD_FLAG_DEASSIGN)
-            if self._is_up(route):
+            if self._level(route) is not False:
                 line.hold(gsi)
         finally:
             if not line.holders:
                 self._close_line(route)
         return gsi in line.holders
 
-    def _is_up(self, pin: IrqchipPin) -> bool:
-        """The level of a pin's line. Of an IOAPIC pin only if it is level-triggered, as a line that is resampled is."""
-        if pin.chip == "ioapic":
-            return bool(self._vm.get_irqchip(KVM_IRQCHIP_IOAPIC).ioapic.irr >> pin.pin & 1)
-        chip = KVM_IRQCHIP_PIC_MASTER if pin.pin < PIC_PINS_EACH else KVM_IRQCHIP_PIC_SLAVE
-        return bool(self._vm.get_irqchip(chip).pic.last_irr >> pin.pin % PIC_PINS_EACH & 1)
+    def _level(self, pin: IrqchipPin) -> bool | None:
+        """The level of a pin's line; None: the kernel does not say, for want of memory perhaps.
+
+        Of an IOAPIC pin only if it is level-triggered, as a line that is resampled is.
+        """
+        try:
+            if pin.chip == "ioapic":
+                return bool(self._vm.get_irqchip(KVM_IRQCHIP_IOAPIC).ioapic.irr >> pin.pin & 1)
+            chip = KVM_IRQCHIP_PIC_MASTER if pin.pin < PIC_PINS_EACH else KVM_IRQCHIP_PIC_SLAVE
+            return bool(self._vm.get_irqchip(chip).pic.last_irr >> pin.pin % PIC_PINS_EACH & 1)
+        except OSError:
+            return None
 
     # -- a user-space IOAPIC's ends of interrupt -----------------------------------------------------------------------
 

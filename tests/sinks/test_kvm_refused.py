@@ -378,6 +378,24 @@ async def test_taken_back_without_room_for_descriptors_everybody_is_asked_anew(v
 
 
 @pytest.mark.kvm
+@pytest.mark.parametrize("room", [0, 8])
+async def test_taken_back_though_the_kernel_does_not_say_whether_the_line_is_up(vm, room, monkeypatch):
+    def refuse(*_args):
+        raise OSError(errno.ENOMEM, "no memory")
+
+    async with IrqManager(KvmSink(vm), routing={5: PIN}) as irqs:
+        with EventFd() as one, EventFd() as unmask:
+            irqfd = irqs.assign(one, gsi=5, resamplefd=unmask)
+            one.signal()
+            await up(vm)
+            with room_for_fds(room), monkeypatch.context() as patch:
+                patch.setattr(type(vm), "get_irqchip", refuse)
+                irqfd.mask()
+            assert (irqfd.offloaded, count(unmask)) == (False, 1 if room == 0 else 0)
+            assert lines(vm) == (set() if room == 0 else {5}), "as it was, where there is room"
+
+
+@pytest.mark.kvm
 async def test_taken_back_with_the_line_low_nobody_is_told(vm):
     async with IrqManager(KvmSink(vm), routing={5: PIN}) as irqs:
         with EventFd() as one, EventFd() as unmask:
