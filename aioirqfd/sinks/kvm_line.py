@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import errno
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
+from aioirqfd.eventfd.loops import add_reader, remove_reader
 from aioirqfd.kvm.ioctls import KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class KvmLine:
     A forked child has the same eventfds, and the same epoll behind its copy of the loop: it leaves both to the parent.
     """
 
-    __slots__ = ("_kernel_gsi", "_loop", "_process", "_resample", "_trigger", "_vm", "gsi", "holders")
+    __slots__ = ("_kernel_gsi", "_loop", "_process", "_resample", "_trigger", "_vm", "_watched", "gsi", "holders")
 
     def __init__(self, vm: Vm, kernel_gsi: int, gsi: int, on_end: Callable[[KvmLine], object]) -> None:
         self.gsi = gsi
@@ -60,7 +62,7 @@ class KvmLine:
             undo.callback(os.close, self._resample)
             vm.irqfd(self._trigger, kernel_gsi, flags=KVM_IRQFD_FLAG_RESAMPLE, resamplefd=self._resample)
             undo.callback(self._unbind)
-            self._loop.add_reader(self._resample, on_end, self)
+            self._watched = add_reader(self._loop, self._resample, partial(on_end, self))
             undo.pop_all()
 
     @property
@@ -120,13 +122,13 @@ class KvmLine:
             As :meth:`ended`: the guest may have ended the interrupt, and the loop not have had its turn since.
         """
         try:
-            if not (self._inherited or self._loop.is_closed()):
-                self._loop.remove_reader(self._resample)
+            if not self._inherited:
+                remove_reader(self._loop, self._watched)
             self._unbind()
             return self.ended()
         finally:
-            os.close(self._trigger)
-            os.close(self._resample)
+            for fd in {self._trigger, self._resample, self._watched}:
+                os.close(fd)
 
     def _unbind(self) -> None:
         # Before the close, or the kernel would hold on to the line until it noticed (row R15); which it does in any case. From a

@@ -10,6 +10,7 @@ import select
 import socket
 from typing import TYPE_CHECKING, Final, final
 
+from aioirqfd.eventfd.loops import add_reader, remove_reader
 from aioirqfd.vhost_user.errors import VhostUserProtocolError
 from aioirqfd.vhost_user.protocol import MAX_FDS, Direction, MessageParser, encode
 from aioirqfd.vhost_user.sockets import done, readable
@@ -95,18 +96,19 @@ class Connection:
             yield  # no fd to be had: it is noticed when somebody reads
             return
         with hang_up:
-            fd = hang_up.fileno()
             hang_up.register(self._sock.fileno(), 0)  # for nothing but what is always reported: EPOLLHUP, EPOLLERR
 
             def on_hang_up() -> None:
-                self._loop.remove_reader(fd)
+                remove_reader(self._loop, fd)
                 gone()
 
-            self._loop.add_reader(fd, on_hang_up)
+            fd = add_reader(self._loop, hang_up.fileno(), on_hang_up)
             try:
                 yield
             finally:
-                self._loop.remove_reader(fd)
+                remove_reader(self._loop, fd)
+                if fd != hang_up.fileno():
+                    os.close(fd)
 
     async def _wait_writable(self) -> None:
         waiting: asyncio.Future[None] = self._loop.create_future()

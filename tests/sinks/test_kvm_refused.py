@@ -334,6 +334,11 @@ async def test_a_line_whose_reader_is_refused_is_not_bound(monkeypatch):
         def add_reader(self, *_args):
             raise OSError(errno.ENOSPC, "no more watches")
 
+        def remove_reader(self, _fd):
+            return False
+
+        remove_writer = remove_reader
+
     vm = Ioctls()
     sink = sink_of(vm)
     with monkeypatch.context() as patch:
