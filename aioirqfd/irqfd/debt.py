@@ -69,11 +69,13 @@ class Debt:
 
     def add_told(self, count: int, stage: int, routes: tuple[Route, ...]) -> None:
         """Signals came that were told to so many handlers already."""
+        if stage and not self.stage:
+            self.begun += 1  # by the handlers
         self.told += count
         self.stage = stage
         self.routes = routes
         self.deferrals += 1
-        self.covering = self.begun + 1
+        self.covering = max(self.covering, self.begun + (not stage))
 
     def note_unread(self, count: int) -> None:
         """So many signals had been seen and left unread: what they called for is still owed, and they are in its count."""
@@ -81,8 +83,9 @@ class Debt:
         self.count += more  # at once, for a signal handler may add to it at any call
 
     def begin(self) -> int:
-        """An injection begins: its number."""
-        self.begun += 1
+        """An injection begins, or goes on where it failed: its number."""
+        if not self.stage:
+            self.begun += 1
         return self.begun
 
     def take(self, handlers: int) -> None:

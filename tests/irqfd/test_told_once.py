@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 import pytest
 
-from aioirqfd import EventFd, InjectionError, IrqManager, Retry
-from tests.irqfd.helpers import pulse, write
+from aioirqfd import EventFd, InjectionError, IrqManager, Retry, State
+from aioirqfd.sinks import RecordingSink
+from tests.irqfd.helpers import pulse, turns, write
 
 NEVER = Retry(attempts=0)
 
@@ -107,3 +109,32 @@ async def test_a_handler_that_has_raised_is_told_again():
             irqs.assign(kick, gsi=5, wakeup=handler)
             await irqs.flush()
             assert (handler.told, sink.interrupts) == ([1000, 1000], [pulse(5)])
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+@pytest.mark.parametrize("handlers", [2, 3])
+async def test_a_flush_waits_for_what_came_between_two_attempts(handlers, failures):
+    """An attempt goes on where the last one failed, and tells nobody of what came since: that is the next injection's."""
+    told = [0] * handlers
+    left = failures
+
+    def teller(index):
+        async def handler(irqfd, count):
+            nonlocal left
+            if index == handlers - 1 and left:
+                left -= 1
+                raise OSError("not now")
+            await turns()  # whoever looks too soon sees it
+            told[index] += count
+
+        return handler
+
+    async with IrqManager(RecordingSink(), retry=Retry(attempts=3, initial=0.001, maximum=0.001)) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5, wakeup=[teller(n) for n in range(handlers)])
+            kick.signal(4)
+            while irqfd.state is not State.RETRYING:
+                await asyncio.sleep(0)
+            kick.signal(5)
+            await irqs.flush()
+            assert told == [9] * handlers
