@@ -364,3 +364,51 @@ async def test_what_waits_for_the_handler_or_is_with_it_is_not_coalesced_yet():
             handler.let_go()
             await irqs.flush()
             assert (irqfd.statistics().injections, irqfd.statistics().coalesced) == (2, 7)
+
+
+# ------------------------------------------------------------------------------------------------------ a full semaphore
+
+
+@pytest.mark.parametrize("handlers", [1, 2])
+@pytest.mark.parametrize("count", [1, 255, 256, 257, 512, 5000])
+@pytest.mark.parametrize("held_by", ["nobody", "mask", "pause", "route", "handler"])
+async def test_a_flush_waits_for_all_that_a_semaphore_holds(held_by, count, handlers):
+    told = [0] * handlers
+    gate = asyncio.Event()
+
+    def teller(index):
+        async def handler(irqfd, count):
+            await gate.wait()
+            told[index] += count
+
+        return handler
+
+    async with IrqManager(RecordingSink(), unrouted="hold") as irqs:
+        with EventFd(semaphore=True) as kick:
+            irqfd = irqs.assign(kick, gsi=5, wakeup=[teller(n) for n in range(handlers)], masked=held_by == "mask")
+            first = 0
+            if held_by == "pause":
+                await irqs.pause()
+            if held_by == "route":
+                irqs.set_route(5, ())
+            if held_by == "handler":
+                first = 1
+                kick.signal()
+                await turns()
+            kick.signal()
+            if count > 1:
+                write(kick, count - 1)
+            if held_by == "mask":
+                irqfd.unmask()
+            if held_by == "pause":
+                irqs.resume()
+            if held_by == "route":
+                irqs.set_route(5, IrqchipPin("ioapic", 5))
+            flush = asyncio.ensure_future(irqs.flush())
+            await turns()
+            assert not flush.done()
+            gate.set()
+            await flush
+            assert told == [first + count] * handlers
+            assert irqfd.state is State.IDLE
+            assert irqfd.statistics().signals == first + count
