@@ -95,6 +95,7 @@ class Injection:
         """One attempt. Called by the work queue."""
         irqfd, debt = self._irqfd, self._debt
         if irqfd.step(Event.START) is not Action.INJECT:
+            self._put_off()
             irqfd.ended()
             return
         number = debt.begin()
@@ -178,7 +179,14 @@ class Injection:
         self._retry = None
         self.retries += 1
         self._delivery.trace("injection_retried", self._irqfd, attempt=self._failures + 1)
-        self._irqfd.step(Event.RETRY)
+        if self._irqfd.step(Event.RETRY) is not Action.SCHEDULE:
+            self._put_off()
+
+    def _put_off(self) -> None:
+        """It is blocked now: a line that the last attempt has raised perhaps, and the sink did not say, must not stay up meanwhile."""
+        resampler = self._lines.get(self._irqfd.gsi)
+        if resampler is not None:
+            resampler.settle(paused=self._routes.paused)
 
     def retry_now(self) -> None:
         """Wait no longer, if a retry waits for its time."""
