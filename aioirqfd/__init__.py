@@ -31,7 +31,7 @@ from aioirqfd.eventfd import EventFd, Poller
 from aioirqfd.ioeventfd import IoBus, IoBusStatistics, IoEventFd, IoEventFdStatistics
 from aioirqfd.irqfd.gsi import GsiAllocator, GsiStatistics
 from aioirqfd.irqfd.interrupt import Action, Interrupt, IrqchipPin, Msi, Route
-from aioirqfd.irqfd.irqfd import IrqFd, IrqFdStatistics
+from aioirqfd.irqfd.irqfd import IrqFd
 from aioirqfd.irqfd.manager import IrqManager, IrqManagerStatistics
 from aioirqfd.irqfd.msix import MsixStatistics, MsixTable
 from aioirqfd.irqfd.resampler import Resampler
@@ -39,6 +39,7 @@ from aioirqfd.irqfd.retry import Retry
 from aioirqfd.irqfd.routing import RoutingTable
 from aioirqfd.irqfd.sink import AckSink, BatchSink, ChipSink, EoiSink, FastSink, InterruptSink, OffloadSink, RoutedSink
 from aioirqfd.irqfd.state import State
+from aioirqfd.irqfd.statistics import IrqFdStatistics
 from aioirqfd.irqfd.workqueue import Work, WorkQueue, WorkQueueStatistics
 from aioirqfd.tracer import NullTracer, Tracer
 

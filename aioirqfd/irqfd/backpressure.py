@@ -12,12 +12,13 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.errors import ClosedError, QueueFullError
+from aioirqfd.irqfd.workqueue import WorkQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aioirqfd.counter import Drain, TopHalf
-    from aioirqfd.irqfd.workqueue import Work, WorkQueue
+    from aioirqfd.irqfd.workqueue import Work
 
 
 @final
@@ -37,6 +38,8 @@ class Backpressure:
     __slots__ = ("_drain", "_emit", "_full_since", "_top_half", "_waiters", "_waiting", "accepting", "closing", "queue")
 
     def __init__(self, queue: WorkQueue, emit: Callable[..., None]) -> None:
+        if not isinstance(queue, WorkQueue):  # pyright: ignore[reportUnnecessaryIsInstance]  callers without a type checker
+            raise TypeError(f"queue is an aioirqfd.WorkQueue, not {queue!r}")
         self.queue: Final = queue
         self._emit: Final = emit
         self._top_half: TopHalf | None = None

@@ -1,18 +1,20 @@
 """What is handed in to be awaited: a plain function is refused at once, and what nobody can tell is looked at when it has returned.
 
 A plain function has done its work by the time that awaiting its result fails. That would count as a failure, be tried again, and do
-the work again.
+the work again. A coroutine function in a plain one's place is refused too: what it returns counts as a yes, and nothing was done.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, TypeVar, cast
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -36,30 +38,50 @@ def coroutine_function(call: Callable[..., Awaitable[_T]], what: str) -> Callabl
     function = _unwrapped(call)
     if inspect.iscoroutinefunction(function):
         return call
-    # A lambda may well call a coroutine function and hand on what it got.
+    # A lambda may well call a coroutine function and hand on what it got; so may who wraps one, or do its work at once.
     if (
         inspect.isfunction(function)
         and function.__name__ != "<lambda>"
         and not function.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE
+        and not inspect.iscoroutinefunction(_unwrapped(inspect.unwrap(function)))
     ):
         raise TypeError(f"{what} is a coroutine function; {call!r} is a plain one: write `async def`")
     return _looked_at(call, what)
 
 
+def coroutine_functions(given: object, what: str) -> tuple[Callable[..., Awaitable[None]], ...]:
+    """One coroutine function, several, or None for none; the same errors."""
+    if given is None:
+        return ()
+    if callable(given):
+        return (coroutine_function(cast("Callable[..., Awaitable[None]]", given), what),)
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
+        raise TypeError(f"{what} is a coroutine function, or there are several in a sequence; not {given!r}")
+    return tuple(coroutine_function(each, what) for each in cast("Iterable[Callable[..., Awaitable[None]]]", given))
+
+
+def plain_function(call: Callable[_P, _T], what: str) -> Callable[_P, _T]:
+    """The callable.
+
+    Raises:
+        TypeError: It is not callable, or a coroutine function.
+    """
+    if not callable(call):
+        raise TypeError(f"{what} is a function, not {call!r}")
+    if inspect.iscoroutinefunction(_unwrapped(call)):
+        raise TypeError(f"{what} answers at once, and is not awaited; {call!r} is a coroutine function: write `def`")
+    return call
+
+
 def _unwrapped(call: object) -> object:
-    """The function behind partials, bound methods, ``functools.wraps`` and objects with a ``__call__``."""
+    """The function behind partials, bound methods and objects with a ``__call__``."""
     while True:
         if isinstance(call, functools.partial):
             call = cast("functools.partial[object]", call).func
         elif inspect.ismethod(call):
             call = call.__func__
-        elif inspect.iscoroutinefunction(call):
-            return call
         elif inspect.isfunction(call):
-            wrapped = inspect.unwrap(call)
-            if wrapped is call:
-                return call
-            call = wrapped
+            return call
         else:
             method = getattr(type(call), "__call__", None)  # noqa: B004  not whether, but which
             return method if inspect.iscoroutinefunction(method) else call

@@ -12,7 +12,9 @@ import contextvars
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 from aioirqfd.counter import Stepped
+from aioirqfd.irqfd.coroutine import plain_function
 from aioirqfd.irqfd.guard import guarded, report
+from aioirqfd.irqfd.retry import Retry
 from aioirqfd.tracer import NULL_TRACER
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from aioirqfd.counter import TopHalf
     from aioirqfd.eventfd import EventFd, Poller
     from aioirqfd.irqfd.interrupt import Interrupt
-    from aioirqfd.irqfd.retry import Retry
     from aioirqfd.irqfd.sink import SinkTiers
     from aioirqfd.ratelimit import RateLimit
     from aioirqfd.tracer import Tracer
@@ -91,7 +92,9 @@ class Delivery:
         self.traced: Final = tracer is not NULL_TRACER
         self.per_interrupt: Final = bool(tracer.per_interrupt)
         self.fast: Final = tiers.try_inject is not None and not self.per_interrupt
-        self._on_error: Final = on_error
+        if not isinstance(retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]  callers without a type checker
+            raise TypeError(f"retry is an aioirqfd.Retry, not {retry!r}")
+        self._on_error: Final = None if on_error is None else plain_function(on_error, "on_error")
         self._poller: Poller | None = None
         self._top_half: TopHalf
         self.context: contextvars.Context

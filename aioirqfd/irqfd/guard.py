@@ -6,6 +6,7 @@ import asyncio
 from asyncio.log import logger
 from typing import TYPE_CHECKING, TypeVar, final
 
+from aioirqfd.irqfd.coroutine import plain_function
 from aioirqfd.tracer import NULL_TRACER
 
 if TYPE_CHECKING:
@@ -64,5 +65,14 @@ class GuardedTracer:
 
 
 def guarded(tracer: Tracer) -> Tracer:
-    """The tracer, such that its emit() does not raise."""
-    return tracer if tracer is NULL_TRACER else GuardedTracer(tracer)
+    """The tracer, such that its emit() does not raise.
+
+    Raises:
+        TypeError: It is no tracer, or its emit() is a coroutine function.
+    """
+    if tracer is NULL_TRACER:
+        return tracer
+    if not hasattr(tracer, "emit") or not hasattr(tracer, "per_interrupt"):
+        raise TypeError(f"a tracer has emit() and per_interrupt, and {tracer!r} has not; leave it out for none")
+    plain_function(tracer.emit, "a tracer's emit()")
+    return GuardedTracer(tracer)

@@ -19,6 +19,7 @@ from aioirqfd.irqfd.injection import Injection
 from aioirqfd.irqfd.interrupt import Interrupt
 from aioirqfd.irqfd.routing import is_level
 from aioirqfd.irqfd.state import ACTIVE, OWING, TABLE, Action, Event, State, shown
+from aioirqfd.irqfd.statistics import IrqFdStatistics
 
 if TYPE_CHECKING:
     from aioirqfd.eventfd import EventFd
@@ -69,32 +70,6 @@ class Mark:
     fast: int
     deferrals: int
     target: int
-
-
-@dataclass(frozen=True, slots=True)
-class IrqFdStatistics:
-    """Counts of one irqfd since it was assigned.
-
-    What a snapshot brought is injected by the manager that it is restored into, and was counted as a signal by the other one: there
-    ``injections`` can be more than ``signals``.
-
-    Attributes:
-        signals: The sum of the counts that were taken out of its eventfd, less what was put back.
-        wakeups: How often the loop noticed.
-        injections: Interrupts that reached the sink (an offloaded irqfd's are the kernel's, and not counted).
-        fast: Of these, how many the sink took at once.
-        coalesced: Signals that shared an injection with another (row W02); those that are still owed do not count yet.
-        dropped: Injections that went nowhere because the gsi had no route (rows W08, G11).
-        retries: Attempts after a failure of the sink or a handler.
-    """
-
-    signals: int
-    wakeups: int
-    injections: int
-    fast: int
-    coalesced: int
-    dropped: int
-    retries: int
 
 
 @final
@@ -156,7 +131,7 @@ class IrqFd:
         self._owner: Final = owner
         self._delivery: Final = owner.delivery
         self._routes: Final = owner.routes
-        self._masked = masked
+        self._masked = bool(masked)
         self._state = State.IDLE
         self._injection: Injection | None = None
         self._dropped = 0

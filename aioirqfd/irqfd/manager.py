@@ -26,7 +26,7 @@ from aioirqfd.eventfd.teardown import tear_down
 from aioirqfd.integers import integer
 from aioirqfd.irqfd import identity, snapshot
 from aioirqfd.irqfd.backpressure import Backpressure
-from aioirqfd.irqfd.coroutine import coroutine_function
+from aioirqfd.irqfd.coroutine import coroutine_functions
 from aioirqfd.irqfd.delivery import Delivery
 from aioirqfd.irqfd.gsi import GsiAllocator
 from aioirqfd.irqfd.irqfd import IrqFd
@@ -130,7 +130,7 @@ class IrqManager:
         on_error: Callable[[Exception], object] | None = None,
         retry: Retry | None = None,
     ) -> None:
-        if unrouted not in {"drop", "hold"}:
+        if unrouted not in ("drop", "hold"):
             raise ValueError(f"unrouted is 'drop' or 'hold', not {unrouted!r}")
         tiers = SinkTiers(sink)
         self.queue: Final = queue if queue is not None else WorkQueue()
@@ -364,8 +364,7 @@ class IrqManager:
         self.check_here()
         self.queue.check_open()
         gsi = integer(gsi, "a gsi", 0, _MAX_GSI)
-        given = () if wakeup is None else (wakeup,) if callable(wakeup) else wakeup
-        handlers = tuple(coroutine_function(handler, "a wakeup handler") for handler in given)
+        handlers = coroutine_functions(wakeup, "a wakeup handler")
         references: list[EventFd] = []
         try:
             trigger, eventfd_id = identity.eventfd_and_id(eventfd, references)

@@ -161,7 +161,9 @@ class RoutingTable(Mapping[int, tuple[Route, ...]]):
     def without(self, gsis: Iterable[int]) -> RoutingTable:
         """This table with no route of their own for these: they are unrouted, or go, from 24 on, where a default table sends them."""
         unrouted = self._unrouted
-        gone = {gsi for gsi in gsis if gsi in self._routes or (unrouted is not None and gsi in unrouted)}
+        gone = {
+            gsi for gsi in map(_check_gsi, gsis) if gsi in self._routes or (unrouted is not None and gsi in unrouted)
+        }
         if not gone:
             return self
         table, entries = self._routes.copy(), self._entries

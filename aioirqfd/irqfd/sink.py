@@ -5,10 +5,9 @@ Only ``inject`` is required. Each further method is a faster tier, looked for on
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any, Protocol, final, runtime_checkable
 
-from aioirqfd.irqfd.coroutine import coroutine_function
+from aioirqfd.irqfd.coroutine import coroutine_function, plain_function
 from aioirqfd.irqfd.routing import RoutingTable
 
 if TYPE_CHECKING:
@@ -160,9 +159,4 @@ def _at_once(sink: object, name: str) -> Any:
     Not by isinstance(): what a sink hands on with ``__getattr__`` is a method to some versions of Python, and to others not.
     """
     method = getattr(sink, name, None)
-    if not callable(method):
-        return None
-    if inspect.iscoroutinefunction(method):
-        # What it returns would count as a yes.
-        raise TypeError(f"a sink's {name}() answers at once; {method!r} is a coroutine function: write `def`")
-    return method
+    return plain_function(method, f"a sink's {name}()") if callable(method) else None

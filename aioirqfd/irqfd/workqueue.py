@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self, final
 from aioirqfd.errors import ClosedError, QueueFullError
 from aioirqfd.eventfd.loops import running_loop
 from aioirqfd.integers import integer
+from aioirqfd.irqfd.coroutine import coroutine_function
 from aioirqfd.irqfd.guard import report
 
 if TYPE_CHECKING:
@@ -37,12 +39,15 @@ class Work:
 
     Args:
         func: Called without arguments for each run. What it raises goes to the loop's exception handler.
+
+    Raises:
+        TypeError: It is no coroutine function.
     """
 
     __slots__ = ("_waiters", "completed", "func", "pending", "running")
 
     def __init__(self, func: Callable[[], Awaitable[None]]) -> None:
-        self.func = func
+        self.func = coroutine_function(func, "a work item's function")
         self.pending = False
         self.running: asyncio.Task[object] | None = None
         self.completed = 0
@@ -123,19 +128,19 @@ class WorkQueue:
     are, in the eventfds, until there is room.
 
     Args:
-        maxsize: How many items may wait, at least 1.
+        maxsize: How many items may wait, 1..``sys.maxsize``.
         workers: How many may run at once, at least 1. With more than one, items of one queue overlap, though never one with
             itself.
 
     Raises:
-        ValueError: One of them is less than 1.
+        ValueError: One of them is out of range.
         TypeError: One of them is no integer.
 
     Used as ``async with``: leaving it normally runs what is queued, leaving it by an exception cancels.
     """
 
     def __init__(self, maxsize: int = 1024, workers: int = 1) -> None:
-        self.maxsize = integer(maxsize, "maxsize of a work queue", 1)
+        self.maxsize = integer(maxsize, "maxsize of a work queue", 1, sys.maxsize)
         self.workers = integer(workers, "workers of a work queue", 1)
         self.on_room: Callable[[], None] | None = None
         """A program's own: called, once, when half of the room is free again after the queue was full."""

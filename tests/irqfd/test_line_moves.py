@@ -52,7 +52,7 @@ async def test_a_line_that_the_sink_refused_is_lowered_when_its_irqfd_goes(event
     if how == "masked":
         irqfd.mask()
     await turns()
-    assert ioapic.waiting == {9}
+    assert ioapic.waiting == ({9} if how == "broken" else set())  # one that is masked does not keep it up
     await irqs.deassign(irqfd)
     assert kick.read_nowait() == 1
     out.full = False

@@ -44,7 +44,7 @@ async def queue():
 
 @pytest.mark.parametrize(("maxsize", "workers"), [(0, 1), (-1, 1), (1, 0), (1, -1)])
 def test_nonsense_is_refused(maxsize, workers):
-    with pytest.raises(ValueError, match="1 or more"):
+    with pytest.raises(ValueError, match=r"is 1( or more|\.\.)"):
         WorkQueue(maxsize=maxsize, workers=workers)
 
 

@@ -1,0 +1,31 @@
+"""How often what happened to an irqfd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class IrqFdStatistics:
+    """Counts of one irqfd since it was assigned.
+
+    What a snapshot brought is injected by the manager that it is restored into, and was counted as a signal by the other one: there
+    ``injections`` can be more than ``signals``.
+
+    Attributes:
+        signals: The sum of the counts that were taken out of its eventfd, less what was put back.
+        wakeups: How often the loop noticed.
+        injections: Interrupts that reached the sink (an offloaded irqfd's are the kernel's, and not counted).
+        fast: Of these, how many the sink took at once.
+        coalesced: Signals that shared an injection with another (row W02); those that are still owed do not count yet.
+        dropped: Injections that went nowhere because the gsi had no route (rows W08, G11).
+        retries: Attempts after a failure of the sink or a handler.
+    """
+
+    signals: int
+    wakeups: int
+    injections: int
+    fast: int
+    coalesced: int
+    dropped: int
+    retries: int
