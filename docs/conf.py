@@ -66,14 +66,10 @@ FOR_USERS = {
         "GsiAllocator": "allocate bind busy forget idle release statistics take unbind unrouted wait",
         "IoBus": "deassign ioeventfd statistics write write_bytes",
         "IoEventFd": "address close datamatch eventfd length space statistics take_values",
-        "IrqFd": "aclose error eventfd eventfd_id gsi mask masked offloaded pending resamplefd resume state statistics unmask",
-        "IrqManager": "ack aclose assign deassign flush gsis irqfds pause paused resample reset_route restore resume routing"
-        " set_route set_routing snapshot statistics",
         "Poller": "acquire get gone loop release",
         "QtestClient": "aclose closed command commands connect on_irq outstanding replies submit",
         "RoutingTable": "default entries of_pins routes unrouted with_route without",
         "Resampler": "asserted gsi members raised",
-        "Work": "completed func pending running",
         "WorkQueue": "aclose drain flush full idle schedule statistics waiting",
     }.items()
 }

@@ -72,6 +72,7 @@ struct eventfd_ctx_object {
     PyObject *irqfd;         /* strong, while bound */
     PyObject *interrupt;     /* strong: the cached Interrupt; present exactly while the fast path may be taken */
     PyObject *handler;       /* strong: the one coroutine wakeup handler that the counter module runs itself, or NULL */
+    PyObject *who;           /* strong: what the handler is called with, or NULL */
     uint64_t taken;          /* counted for the handler, not given to it yet */
     ReadyRunObject *run;     /* borrowed, while bound: where the handler runs just now */
     uint64_t route_generation; /* of the top half, when interrupt was made */

@@ -227,8 +227,8 @@ ctx_bind(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     if (state == NULL) {
         return NULL;
     }
-    if (nargs != 4 || !Py_IS_TYPE(args[0], state->top_half_type)) {
-        PyErr_SetString(PyExc_TypeError, "bind(top_half, irqfd, want_count, handler)");
+    if (nargs != 5 || !Py_IS_TYPE(args[0], state->top_half_type)) {
+        PyErr_SetString(PyExc_TypeError, "_bind(top_half, irqfd, want_count, handler, who)");
         return NULL;
     }
     int want_count = PyObject_IsTrue(args[2]);
@@ -236,12 +236,15 @@ ctx_bind(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     if (self->top_half != NULL || self->drain == NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "bind() takes a registered, unbound eventfd");
+        PyErr_SetString(PyExc_RuntimeError, "_bind() takes a registered, unbound eventfd");
         return NULL;
     }
     self->top_half = (TopHalfObject *)Py_NewRef(args[0]);
     self->irqfd = Py_NewRef(args[1]);
-    self->handler = args[3] != Py_None ? Py_NewRef(args[3]) : NULL;
+    if (args[3] != Py_None) {
+        self->handler = Py_NewRef(args[3]);
+        self->who = Py_NewRef(args[4]);
+    }
     self->want_count = want_count != 0;
     self->listening = true;
     self->seen = SEEN_NOTHING;
@@ -262,6 +265,7 @@ ctx_unbind(PyObject *op, PyObject *Py_UNUSED(ignored))
     top_half_unhold(self);
     self->run = NULL; /* a handler that is under way is the old irqfd's, and knows it */
     Py_CLEAR(self->handler);
+    Py_CLEAR(self->who);
     Py_CLEAR(self->interrupt);
     Py_CLEAR(self->irqfd);
     Py_CLEAR(self->top_half);
@@ -375,6 +379,7 @@ ctx_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(self->irqfd);
     Py_VISIT(self->interrupt);
     Py_VISIT(self->handler);
+    Py_VISIT(self->who);
     return 0;
 }
 
@@ -387,6 +392,7 @@ ctx_clear(PyObject *op)
     Py_CLEAR(self->irqfd);
     Py_CLEAR(self->interrupt);
     Py_CLEAR(self->handler);
+    Py_CLEAR(self->who);
     return 0;
 }
 
@@ -435,7 +441,7 @@ static PyMethodDef ctx_methods[] = {
     {"_dispatch", ctx_dispatch, METH_NOARGS,
      PyDoc_STR("Do now what the drain's next pass would; nothing from within a pass. The loop's thread.")},
     {"_bind", _PyCFunction_CAST(ctx_bind), METH_FASTCALL,
-     PyDoc_STR("_bind(top_half, irqfd, want_count, handler): signals go there.")},
+     PyDoc_STR("_bind(top_half, irqfd, want_count, handler, who): signals go there; the handler is called with who.")},
     {"_recall", ctx_recall, METH_NOARGS, PyDoc_STR("Take back the count that waits for the handler.")},
     {"_unbind", ctx_unbind, METH_NOARGS, PyDoc_STR("Undo _bind; what is still owed is the caller's business.")},
     {"_arm", ctx_arm, METH_O,

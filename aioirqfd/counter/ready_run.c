@@ -260,8 +260,8 @@ begin(native_state *state, ReadyRunObject *self)
             self->count = count;
             ctx->run = self;
             PyObject *number = PyLong_FromUnsignedLongLong(count);
-            PyObject *handler = Py_NewRef(ctx->handler);
-            PyObject *args[] = {self->irqfd, number};
+            PyObject *handler = Py_NewRef(ctx->handler), *who = Py_NewRef(ctx->who);
+            PyObject *args[] = {who, number};
             self->context = top_half->context != NULL ? PyContext_Copy(top_half->context) : NULL;
             bool entered = step_into(self);
             if (number != NULL && (self->context != NULL || top_half->context == NULL)) {
@@ -269,6 +269,7 @@ begin(native_state *state, ReadyRunObject *self)
             }
             step_out(self->context, entered);
             Py_DECREF(handler);
+            Py_DECREF(who);
             Py_XDECREF(number);
             return self->handler != NULL ? 1 : -1;
         }

@@ -1,5 +1,5 @@
 /* TopHalf: what a manager does with a ready irqfd at once, on the loop's thread: hand its cached Interrupt to the sink, many in
-   one call, and leave the rest to IrqFd.wakeup and IrqFd.defer. Never raises, never waits.
+   one call, and leave the rest to Binding.wakeup and Binding.defer. Never raises, never waits.
 
    Everything here that calls out (sink, IrqFd) may come back in any way: signal, deassign, close. So references are held and
    ownership is given up before each call, and an irqfd's debt (node.owed) is settled only when its turn has come. */
@@ -373,7 +373,7 @@ top_half_flush(native_state *state, TopHalfObject *top_half)
     }
 }
 
-/* The slow top half: IrqFd.wakeup decides. What it decides may take long, so it is told how often the eventfd was signalled. */
+/* The slow top half: Binding.wakeup decides. What it decides may take long, so it is told how often the eventfd was signalled. */
 void
 top_half_wakeup(native_state *state, EventFdCtxObject *ctx)
 {

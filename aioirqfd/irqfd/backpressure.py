@@ -12,13 +12,14 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.errors import ClosedError, QueueFullError
-from aioirqfd.irqfd.workqueue import WorkQueue
+from aioirqfd.irqfd.life import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aioirqfd.counter import Drain, TopHalf
-    from aioirqfd.irqfd.workqueue import Work
+    from aioirqfd.irqfd.life import Life
+    from aioirqfd.irqfd.workqueue import Work, WorkQueue
 
 
 @final
@@ -28,18 +29,15 @@ class Backpressure:
     Args:
         queue: The work queue.
         emit: Tells the tracer of ``queue_full`` and ``queue_resumed``.
+        life: The manager's.
 
     Attributes:
         queue: The work queue.
-        accepting: Whether work is queued at all; otherwise it is left undone, and goes back into its eventfd.
-        closing: Whether it is no error any more that nothing runs.
     """
 
-    __slots__ = ("_drain", "_emit", "_full_since", "_top_half", "_waiters", "_waiting", "accepting", "closing", "queue")
+    __slots__ = ("_drain", "_emit", "_full_since", "_life", "_top_half", "_waiters", "_waiting", "queue")
 
-    def __init__(self, queue: WorkQueue, emit: Callable[..., None]) -> None:
-        if not isinstance(queue, WorkQueue):  # pyright: ignore[reportUnnecessaryIsInstance]  callers without a type checker
-            raise TypeError(f"queue is an aioirqfd.WorkQueue, not {queue!r}")
+    def __init__(self, queue: WorkQueue, emit: Callable[..., None], life: Life) -> None:
         self.queue: Final = queue
         self._emit: Final = emit
         self._top_half: TopHalf | None = None
@@ -47,26 +45,23 @@ class Backpressure:
         self._waiting: OrderedDict[Work, None] = OrderedDict()
         self._waiters: list[asyncio.Future[None]] = []
         self._full_since = 0.0
-        self.accepting = False
-        self.closing = False
+        self._life: Final = life
 
     def open(self, top_half: TopHalf, drain: Drain) -> None:
         """Begin: the queue runs, and the top half's irqfds are to be queued."""
         self._top_half = top_half
         self._drain = drain
         self.queue.join(top_half, self)
-        self.accepting = True
 
     def forget(self) -> None:
-        """Queue nothing more; what waits in line is left undone."""
-        self.accepting = False
+        """What waits in line is left undone, and goes back into its eventfd."""
         self._waiting.clear()
 
     # -- queueing ----------------------------------------------------------------------------------------------------
 
     def schedule(self, work: Work) -> None:
         """Queue an item, or let it wait for room. At the bound, signals wait in their eventfds from here on."""
-        if not self.accepting:
+        if not Stage.OPEN <= self._life.stage <= Stage.CLOSING:
             return
         try:
             self.queue.schedule(work)
@@ -112,7 +107,7 @@ class Backpressure:
 
     def check_alive(self) -> None:
         """Raise ClosedError if somebody else has cancelled the work queue's tasks, and waiting would be for ever."""
-        if not self.closing:
+        if self._life.open:
             self.queue.check_open()
 
     def waits_for_room(self, work: Work) -> bool:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from aioirqfd.counter import TopHalf
     from aioirqfd.eventfd import EventFd, Poller
     from aioirqfd.irqfd.interrupt import Interrupt
+    from aioirqfd.irqfd.life import Life
     from aioirqfd.irqfd.sink import SinkTiers
     from aioirqfd.ratelimit import RateLimit
     from aioirqfd.tracer import Tracer
@@ -64,10 +65,10 @@ class Delivery:
         retry: The back-off.
         first_error: The first that an irqfd was given up for.
         dropped: Interrupts that had no route.
-        raising: Whether Ctrl-C and the like in the sink are to end the loop.
     """
 
     __slots__ = (
+        "_life",
         "_on_error",
         "_poller",
         "_top_half",
@@ -77,14 +78,18 @@ class Delivery:
         "fast",
         "first_error",
         "per_interrupt",
-        "raising",
         "retry",
         "tiers",
         "traced",
     )
 
     def __init__(
-        self, tiers: SinkTiers, tracer: Tracer, retry: Retry, on_error: Callable[[Exception], object] | None
+        self,
+        tiers: SinkTiers,
+        tracer: Tracer,
+        retry: Retry,
+        on_error: Callable[[Exception], object] | None,
+        life: Life,
     ) -> None:
         self.tiers: Final = tiers
         self.retry: Final = retry
@@ -100,14 +105,13 @@ class Delivery:
         self.context: contextvars.Context
         self.first_error: Exception | None = None
         self.dropped = 0
-        self.raising = False
+        self._life: Final = life
 
     def open(self, poller: Poller, top_half: TopHalf) -> None:
         """Begin, on this loop. What is called of the sink's, the tracer's and the handlers' runs in the context of this call."""
         self._poller = poller
         self._top_half = top_half
         self.context = top_half.context = contextvars.copy_context()
-        self.raising = True
 
     def try_inject(self, interrupt: Interrupt) -> bool:
         """Have the sink take it at once, if it can. Any thread, for that of an ack."""
@@ -166,7 +170,7 @@ class Delivery:
 
     def end_loop(self, error: BaseException) -> None:
         """Ctrl-C or sys.exit() is not the sink's failure. The interrupt is safe; now let it end the loop. Any thread."""
-        if not isinstance(error, (Exception, asyncio.CancelledError)) and self.raising and self._poller is not None:
+        if not isinstance(error, (Exception, asyncio.CancelledError)) and self._life.open and self._poller is not None:
             self._poller.loop.call_soon_threadsafe(_raise, error)
 
     def broken(self, who: _Named, error: Exception) -> None:
@@ -189,7 +193,7 @@ class Delivery:
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> None:
         """Call it on the loop, if that goes on."""
-        if self.raising and self._poller is not None:
+        if self._life.open and self._poller is not None:
             self._poller.loop.call_later(seconds, call)
 
     def call_soon(self, call: Callable[[], object]) -> bool:

@@ -38,6 +38,8 @@ class _Injected(Protocol):
     def resamplefd(self) -> EventFd | None: ...
     @property
     def closing(self) -> bool: ...
+    @property
+    def face(self) -> object: ...
 
     def step(self, event: Event, /) -> Action: ...
     def arm(self) -> None: ...
@@ -124,7 +126,7 @@ class Injection:
         debt.take(len(handlers))
         while debt.stage < len(handlers):
             # A run of its own for each: what one sets with contextvars, the next does not see.
-            await Stepped(self._delivery.context.copy(), None, handlers[debt.stage], irqfd, debt.told)
+            await Stepped(self._delivery.context.copy(), None, handlers[debt.stage], irqfd.face, debt.told)
             debt.stage += 1
         routes = self._routes.of(irqfd.gsi)
         debt.follow(routes, len(handlers))

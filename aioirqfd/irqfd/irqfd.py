@@ -1,157 +1,53 @@
-"""The irqfd: the binding of an eventfd to a gsi.
-
-The top half, :meth:`IrqFd.wakeup` and :meth:`IrqFd.defer`, runs on the loop's thread from within the drain: synchronous,
-bounded, never raises. (For an irqfd that is idle, free and plain, not even that runs: the counter module hands its cached
-interrupt to the sink by itself.) The bottom half is a coroutine on the manager's work queue: :mod:`aioirqfd.irqfd.injection`.
-"""
+"""The irqfd as a user holds it. What it does is done by its :class:`aioirqfd.irqfd.binding.Binding`."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, final
-
-from aioirqfd.counter import MAX
-from aioirqfd.errors import ClosedError, InjectionError
-from aioirqfd.irqfd.debt import Debt
-from aioirqfd.irqfd.injection import Injection
-from aioirqfd.irqfd.interrupt import Interrupt
-from aioirqfd.irqfd.routing import is_level
-from aioirqfd.irqfd.state import ACTIVE, OWING, TABLE, Action, Event, State, shown
-from aioirqfd.irqfd.statistics import IrqFdStatistics
+from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
     from aioirqfd.eventfd import EventFd
-    from aioirqfd.irqfd.backpressure import Backpressure
-    from aioirqfd.irqfd.debt import Done
-    from aioirqfd.irqfd.delivery import Delivery
-    from aioirqfd.irqfd.lines import Lines
-    from aioirqfd.irqfd.routing import Routes
-    from aioirqfd.irqfd.trigger import Trigger
-    from aioirqfd.irqfd.workqueue import Work
+    from aioirqfd.irqfd.binding import Binding
+    from aioirqfd.irqfd.state import State
+    from aioirqfd.irqfd.statistics import IrqFdStatistics
 
     WakeupHandler = Callable[["IrqFd", int], Awaitable[None]]
 else:
     WakeupHandler = Callable
 
 
-class _Owner(Protocol):
-    """What an irqfd asks of its manager."""
-
-    @property
-    def delivery(self) -> Delivery: ...
-    @property
-    def routes(self) -> Routes: ...
-    @property
-    def lines(self) -> Lines: ...
-    @property
-    def backpressure(self) -> Backpressure: ...
-    @property
-    def inherited(self) -> bool: ...
-
-    def check_here(self) -> None: ...
-    def offload(self, irqfd: IrqFd, /) -> bool: ...
-    def take_back(self, irqfd: IrqFd, /) -> None: ...
-    def wants_route(self, irqfd: IrqFd, /) -> None: ...
-    def leaving(self, irqfd: IrqFd, /) -> None: ...
-    def finished(self, irqfd: IrqFd, /) -> None: ...
-    def withhold(self, eventfd: EventFd, count: int, /) -> bool: ...
-    async def deassign(self, irqfd: IrqFd, /) -> None: ...
-
-
-@final
-@dataclass(slots=True)
-class Mark:
-    """Where an irqfd stood when a flush began: see :meth:`IrqFd.passed`."""
-
-    owed: bool
-    lane: int
-    fast: int
-    deferrals: int
-    target: int
-
-
-@final
-class _LaneRun:
-    """A run of an irqfd's handler by the counter module."""
-
-    __slots__ = ("_irqfd",)
-
-    def __init__(self, irqfd: IrqFd) -> None:
-        self._irqfd = irqfd
-
-    @property
-    def running(self) -> object:
-        return self._irqfd.trigger.running
-
-
 @final
 class IrqFd:
     """An eventfd bound to a gsi. Made by :meth:`IrqManager.assign`."""
 
-    __slots__ = (
-        "__weakref__",
-        "_delivery",
-        "_dropped",
-        "_dropped_under",
-        "_injection",
-        "_masked",
-        "_owner",
-        "_routes",
-        "_state",
-        "closing",
-        "debt",
-        "gsi",
-        "handlers",
-        "offloaded_as",
-        "resamplefd",
-        "trigger",
-    )
+    __slots__ = ("__weakref__", "_binding")
 
-    def __init__(
-        self,
-        owner: _Owner,
-        trigger: Trigger,
-        *,
-        gsi: int,
-        resamplefd: EventFd | None,
-        handlers: tuple[WakeupHandler, ...],
-        masked: bool,
-    ) -> None:
-        self.gsi = gsi
-        """The gsi it is bound to, 0..2**32-1."""
-        self.resamplefd = resamplefd
-        """Signalled at each end of interrupt, or None for an edge-triggered irqfd."""
-        self.trigger: Final = trigger
-        self.handlers: Final = handlers
-        self.debt: Final = Debt()
-        self.closing = False
-        self.offloaded_as: Interrupt | None = None
-        self._owner: Final = owner
-        self._delivery: Final = owner.delivery
-        self._routes: Final = owner.routes
-        self._masked = bool(masked)
-        self._state = State.IDLE
-        self._injection: Injection | None = None
-        self._dropped = 0
-        self._dropped_under = -1  # the routing generation whose lack of a route was traced
+    def __init__(self, binding: Binding) -> None:
+        self._binding = binding
 
     def __repr__(self) -> str:
-        masked = " masked" if self._masked else ""
+        masked = " masked" if self.masked else ""
         return f"<IrqFd gsi={self.gsi} eventfd-id={self.eventfd_id} {self.state}{masked}>"
 
-    # -- what a user sees --------------------------------------------------------------------------------------------
+    @property
+    def gsi(self) -> int:
+        """The gsi it is bound to, 0..2**32-1."""
+        return self._binding.gsi
 
     @property
     def eventfd(self) -> EventFd:
         """The trigger. For an fd that was given as an int it is a reference of the irqfd's own, closed when it is deassigned."""
-        return self.trigger.eventfd
+        return self._binding.eventfd
 
     @property
     def eventfd_id(self) -> int:
         """The kernel's number of the eventfd, in which all its dups agree (row E25)."""
-        return self.trigger.eventfd_id
+        return self._binding.eventfd_id
+
+    @property
+    def resamplefd(self) -> EventFd | None:
+        """Signalled at each end of interrupt, or None for an edge-triggered irqfd."""
+        return self._binding.resamplefd
 
     @property
     def state(self) -> State:
@@ -160,19 +56,17 @@ class IrqFd:
         Threads:
             The manager's loop; elsewhere it may be a moment old.
         """
-        trigger = self.trigger
-        running, waiting = trigger.running is not None, trigger.lined_up
-        return shown(self._state, running=running, waiting=waiting, signalled=trigger.look())
+        return self._binding.state
 
     @property
     def masked(self) -> bool:
         """Whether it is masked."""
-        return self._masked
+        return self._binding.masked
 
     @property
     def offloaded(self) -> bool:
         """Whether the sink itself watches the eventfd (``KVM_IRQFD``)."""
-        return self.offloaded_as is not None
+        return self._binding.offloaded
 
     @property
     def pending(self) -> bool:
@@ -181,12 +75,12 @@ class IrqFd:
         Threads:
             The manager's loop.
         """
-        return self._state in OWING or self.trigger.lined_up or self.trigger.look()
+        return self._binding.pending
 
     @property
     def error(self) -> Exception | None:
         """What the sink raised, while the irqfd is broken."""
-        return None if self._injection is None else self._injection.error
+        return self._binding.error
 
     def statistics(self) -> IrqFdStatistics:
         """The counts as they are now.
@@ -194,19 +88,7 @@ class IrqFd:
         Threads:
             The manager's loop: what was injected without its count having been read is read now.
         """
-        self.settle()
-        counts, injection = self.trigger.counts, self._injection
-        signals = max(counts.signals - self.debt.returned, 0)
-        injections = counts.fast + (0 if injection is None else injection.slow)
-        return IrqFdStatistics(
-            signals=signals,
-            wakeups=counts.wakeups,
-            injections=injections,
-            fast=counts.fast,
-            coalesced=max(signals - self.debt.owed - self.trigger.untold - injections - self._dropped, 0),
-            dropped=self._dropped,
-            retries=0 if injection is None else injection.retries,
-        )
+        return self._binding.statistics()
 
     def mask(self) -> None:
         """Keep signals pending instead of injecting them; idempotent. What is being injected just now is still injected.
@@ -215,16 +97,7 @@ class IrqFd:
             ClosedError: The irqfd is deassigned.
             WrongLoopError: Not called on the manager's loop.
         """
-        self._check()
-        if self._masked:
-            return
-        self._delivery.trace("irqfd_masked", self)
-        self.settle()
-        self._masked = True
-        try:
-            self._owner.take_back(self)
-        finally:
-            self.arm()
+        self._binding.mask()
 
     def unmask(self) -> None:
         """Inject what is pending, and further signals as they come; idempotent.
@@ -233,12 +106,7 @@ class IrqFd:
             ClosedError: The irqfd is deassigned.
             WrongLoopError: Not called on the manager's loop.
         """
-        self._check()
-        if not self._masked:
-            return
-        self._masked = False
-        self._delivery.trace("irqfd_unmasked", self, pending=self._state is State.PENDING)
-        self.unblock()
+        self._binding.unmask()
 
     def resume(self) -> None:
         """Inject again after the irqfd was marked broken; nothing happens if it is not.
@@ -247,369 +115,8 @@ class IrqFd:
             ClosedError: The irqfd is deassigned.
             WrongLoopError: Not called on the manager's loop.
         """
-        self._check()
-        if self._state is State.BROKEN:
-            self.injection.forget()
-        self.step(Event.RESUME)
-
-    def owned_by(self, owner: _Owner) -> bool:
-        """Whether it is this manager's."""
-        return self._owner is owner
+        self._binding.resume()
 
     async def aclose(self) -> None:
         """Deassign it; the same as :meth:`IrqManager.deassign`. Idempotent."""
-        await self._owner.deassign(self)
-
-    def _check(self) -> None:
-        self._owner.check_here()
-        if self.closing:
-            raise ClosedError("the irqfd is deassigned")
-
-    # -- top half: called by the counter module ----------------------------------------------------------------------
-
-    def wakeup(self, count: int, /) -> None:
-        """The eventfd was signalled ``count`` times."""
-        self.arm()
-        if self._state is State.IDLE and not self._blocked and not self.handlers:
-            if not self._routes.of(self.gsi):
-                self.dropped()
-                return
-            if self._inject_now():
-                self.trigger.taken()
-                return
-        self.defer(count)
-
-    def defer(self, count: int, /) -> None:
-        """The same, when the sink would not take it at once."""
-        self.debt.add(count)
-        if self.closing and self._state is State.CLOSED:
-            # A sink that refused, and in the same breath deassigned: the signal goes back where it came from.
-            self._give_back()
-            return
-        try:
-            self.step(Event.SIGNAL)
-        except BaseException:
-            self.debt.count -= count  # it is owed again
-            raise
-
-    def rest(self, count: int, /) -> None:
-        """The handler has run, and the sink would not take the interrupt at once, or may not any more."""
-        self.debt.add_told(count, len(self.handlers), self._routes.of(self.gsi))
-        self.step(Event.SIGNAL)
-
-    def left(self) -> None:
-        """Its handler is through, and it is not idle: go on where it stands."""
-        self.trigger.ran()
-        if self._state is State.QUEUED:
-            self._owner.backpressure.schedule(self.work)
-        self.ended()
-
-    def handler_failed(self, error: BaseException, count: int, /) -> bool:
-        """The handler raised; False: the error is the worker's own."""
-        self.debt.add_told(count, 0, self.debt.routes)
-        self.step(Event.RUN)
-        return self.injection.failed(error)
-
-    def _inject_now(self) -> bool:
-        """Try the sink without waiting."""
-        delivery, routes = self._delivery, self._routes.of(self.gsi)
-        try:
-            if self.resamplefd is not None and is_level(routes):
-                taken = self._owner.lines[self.gsi].try_assert(routes)
-            elif len(routes) != 1:
-                return False  # several chips: always by the work queue (row M05)
-            else:
-                taken = delivery.try_inject(Interrupt(self.gsi, routes[0]))
-        except BaseException as error:
-            # Whatever it is, the interrupt was not taken, and its count is out of the eventfd already.
-            delivery.fast_path_failed(error)
-            return False
-        if taken:
-            delivery.injected(self, fast=True)
-        return taken
-
-    def arm(self) -> None:
-        """Tell the counter module whether it may inject by itself: an idle, free, plain irqfd with one route."""
-        interrupt = None
-        plain = self._state is State.IDLE and self._delivery.fast and len(self.handlers) <= 1
-        if plain and not (self._blocked or self.closing):
-            interrupt = self._routes.pulse(self.gsi, level=self.resamplefd is not None)
-        self.trigger.arm(interrupt)
-
-    @property
-    def _blocked(self) -> bool:
-        return self._masked or self._routes.blocks(self.gsi)
-
-    def dropped(self) -> None:
-        """An interrupt had no route. Traced once for each table."""
-        delivery, generation = self._delivery, self._routes.generation
-        self._dropped += 1
-        delivery.dropped += 1
-        if self._dropped_under < 0:
-            error = InjectionError(f"gsi {self.gsi} has no route")
-            delivery.trouble(
-                f"interrupts of gsi {self.gsi} are dropped, as the kernel does; give it a route with set_route(),"
-                " or keep them with IrqManager(..., unrouted='hold')",
-                error,
-            )
-        if self._dropped_under != generation:
-            self._dropped_under = generation
-            delivery.trace("interrupt_dropped", self)
-
-    # -- the state machine -------------------------------------------------------------------------------------------
-
-    def step(self, event: Event) -> Action:
-        """Move by the table, and do what the move asks for."""
-        # Looked up and moved in one step: a signal handler that signals runs at any call of a function.
-        blocked = self._blocked
-        before = self._state
-        self._state, action = TABLE[blocked][before][event]
-        if before is State.IDLE and self._state is not State.IDLE and not self.closing:
-            self.trigger.arm(None)  # once it is closing, the eventfd is another's
-        if action is Action.SCHEDULE:
-            # An irqfd never runs against itself: while its handler runs, left() does it.
-            if self.trigger.running is None:
-                try:
-                    self._owner.backpressure.schedule(self.work)
-                except BaseException:
-                    self._state = before  # interrupted, by a signal handler's exception say
-                    raise
-        elif self._state is State.PENDING:
-            self._owner.wants_route(self)
-        return action
-
-    @property
-    def injection(self) -> Injection:
-        """Its bottom half; made at the first need."""
-        injection = self._injection
-        if injection is None:
-            injection = Injection(self, self.debt, self.handlers, self._delivery, self._routes, self._owner.lines)
-            self._injection = injection
-        return injection
-
-    @property
-    def work(self) -> Work:
-        """Its item on the work queue."""
-        return self.injection.work
-
-    def ended(self) -> None:
-        """An attempt is over, one way or another."""
-        if self.closing and not self.active:
-            self._finish()
-        self._owner.backpressure.progress()
-
-    def unblock(self) -> None:
-        """Unmasked, resumed or routed: inject what is pending, or let the sink watch the eventfd again."""
-        if self.closing or self.offloaded:
-            return
-        if self._blocked:
-            if self._state is State.PENDING:
-                self._owner.wants_route(self)
-            return
-        if self._owner.offload(self):
-            return
-        if self.step(Event.UNBLOCK) is Action.NONE:
-            self.arm()
-
-    # -- what is owed ------------------------------------------------------------------------------------------------
-
-    def settle(self) -> None:
-        """Count what was injected without a read; what is owed stays where it is. Nothing happens off the loop."""
-        if self.trigger.look_unread():
-            self._empty()
-
-    def settle_owed(self) -> None:
-        """Take what is owed and is not to be injected just now. Called on the loop's thread alone."""
-        if self.trigger.owed:
-            self._empty()
-
-    def gather(self) -> None:
-        """Take at once what is owed of a semaphore whose signals are counted: a dispatch takes some, and a flush is for all."""
-        if self.handlers and self.eventfd.semaphore:
-            self.settle_owed()
-
-    def _empty(self) -> None:
-        owed, unread = self.trigger.empty()
-        self.note_unread(unread)
-        if owed:
-            self.trigger.woken()
-            self.defer(owed)
-            self.arm()
-
-    def unwatch(self, *, whole: bool) -> int:
-        """Leave the loop: what was signalled up to here and is not injected. What comes later stays in the eventfd."""
-        owed, unread = self.trigger.unwatch(whole=whole)
-        self.note_unread(unread)
-        return owed
-
-    def note_unread(self, count: int) -> None:
-        """So many signals had been seen and left unread: if what they called for is still owed, they are in its count."""
-        if self._state in OWING:
-            self.debt.note_unread(count)
-
-    def capture(self) -> tuple[bool, int, Done]:
-        """For a snapshot: whether an injection is owed, how many signals, and what of it is done."""
-        if self.trigger.look() or (self._state in OWING and not self.eventfd.semaphore):
-            self._empty()
-        count, done = self.debt.capture(len(self.handlers), self._routes.of(self.gsi))
-        return self._state in OWING, count, done
-
-    @property
-    def captured(self) -> bool:
-        """Whether what is owed, and what is to be told, is a snapshot's."""
-        return self.debt.captured
-
-    def restore(self, *, masked: bool, pending: bool, count: int, done: Done) -> None:
-        """Stand as a snapshot says. The manager is paused, and its routing is the snapshot's."""
-        if self._injection is not None:
-            self._injection.forget()
-        no_snapshot = self.debt.baseline is None
-        own = self.debt.restore(count, done, len(self.handlers), self._routes.of(self.gsi))
-        # What is owed here and was in no snapshot is owed all the same.
-        pending = pending or own > 0 or (no_snapshot and self._state in OWING)
-        self._masked = masked
-        self.step(Event.HAND_OVER)
-        if pending:
-            self.step(Event.SIGNAL)
-        self.arm()
-
-    # -- offloading --------------------------------------------------------------------------------------------------
-
-    @property
-    def free(self) -> bool:
-        """Whether a sink may watch the eventfd by itself, as far as it is the irqfd's to say."""
-        free = not (self.closing or self._blocked or self.handlers)
-        return free and self._state in {State.IDLE, State.PENDING}
-
-    def handed_over(self, interrupt: Interrupt, count: int) -> None:
-        """The sink watches the eventfd now, and injects what was signalled before: a signal is all it takes."""
-        self.offloaded_as = interrupt
-        self.debt.count += count
-        if count or self._state is State.PENDING:
-            self.step(Event.HAND_OVER)
-            self._give_back()
-
-    # -- closing -----------------------------------------------------------------------------------------------------
-
-    def on_eventfd_closing(self) -> None:
-        """The eventfd is about to be closed (row C04): deassign; what is owed is injected all the same (row W03)."""
-        self.shut()
-
-    def shut(self) -> None:
-        """The part of deassign that does not wait: from here on the eventfd is nobody's."""
-        if self.closing:
-            return
-        self.closing = True
-        self.trigger.leave()
-        try:
-            self._owner.leaving(self)
-        finally:
-            # Whatever was raised on the way, an fd that was closed behind our back say: nothing stays bound, or half shut.
-            if self._injection is not None:
-                self._injection.retry_now()
-            # Within a pass, one of its signals may be in the sink's hands, which refuses it perhaps: then it is injected yet.
-            if not self.active and not self._delivery.call_soon(self._finish_idle):
-                self._finish()
-
-    @property
-    def active(self) -> bool:
-        """Whether something of it runs, or is about to."""
-        return self._state in ACTIVE or self.trigger.lined_up or self.trigger.running is not None
-
-    @property
-    def unsettled(self) -> bool:
-        """The same, or a signal that has not come to the top half."""
-        return self._state in ACTIVE or self.trigger.engaged
-
-    @property
-    def closed(self) -> bool:
-        """Whether nothing of it will run any more."""
-        return self._state is State.CLOSED
-
-    @property
-    def busy(self) -> bool:
-        """The same, but for a retry that waits for its time."""
-        return self.active and self._state is not State.RETRYING
-
-    async def drained(self) -> None:
-        """Wait until nothing of it runs or will run."""
-        here = asyncio.current_task()
-        backpressure = self._owner.backpressure
-        queue = backpressure.queue
-        while self.trigger.running is not None:
-            if queue.waits_for(_LaneRun(self), here):
-                return  # a handler that deassigns its own irqfd, or one whose handler waits for this one
-            with queue.waiting_for(_LaneRun(self)):
-                await backpressure.next_progress()
-        while self._state in ACTIVE:
-            work = self.work
-            if work.running is not None and work.running is asyncio.current_task():
-                return  # a handler that deassigns its own irqfd
-            if not work.pending and work.running is None and not backpressure.waits_for_room(work):
-                # Somebody else has cancelled the workers, or we would never get here.
-                self.abandon()
-                backpressure.check_alive()
-                return
-            if not await backpressure.flush(work):
-                return  # a handler that deassigns an irqfd whose handler is deassigning its own
-
-    def abandon(self) -> None:
-        """The work queue is gone: whatever was on it goes back into the eventfd."""
-        if self.closing and self._state is not State.CLOSED:
-            self._finish()
-
-    def _finish_idle(self) -> None:
-        if self._state is not State.CLOSED and not self.active:
-            self._finish()
-
-    def inherit(self) -> None:
-        """In a forked child: it is the parent's."""
-        self.closing = True
-        self.step(Event.CLOSE)
-        self.trigger.inherit()
-
-    def _finish(self) -> None:
-        if self.debt.captured:
-            taken = self.debt.withheld(len(self.handlers))
-            if taken and not self._owner.withhold(self.eventfd, taken):
-                taken = 0
-            self.debt.leave(taken, len(self.handlers))
-        if self.debt.owed:
-            self._give_back()
-        self.step(Event.CLOSE)
-        self._owner.finished(self)
-
-    def _give_back(self) -> None:
-        """What could not be injected is put back into the eventfd, where the next assign finds it (row P01)."""
-        count = self.debt.give_back(len(self.handlers))
-        if self._owner.inherited:
-            return  # what is pending is pending in the parent process
-        try:
-            self.eventfd.signal(min(max(count, 1), MAX))
-        except (ClosedError, OSError) as error:
-            self._delivery.trace("interrupt_abandoned", self, count=count, error=repr(error))
-            self._delivery.trouble(
-                f"{count} signals of gsi {self.gsi} could not be put back into {self.eventfd!r}", error
-            )
-
-    # -- flushing ----------------------------------------------------------------------------------------------------
-
-    def mark(self) -> Mark:
-        """Where it stands, for :meth:`passed`."""
-        target = self.debt.begun + (self._state is not State.INJECTING) if self._state in ACTIVE else 0
-        lane = self.trigger.lined_up + (self.trigger.running is not None)
-        return Mark(self.trigger.owed, lane, self.trigger.fast, self.debt.deferrals, target)
-
-    def passed(self, mark: Mark) -> bool:
-        """Whether every signal from before the mark is injected, or will not be for the time being."""
-        trigger, debt = self.trigger, self.debt
-        if mark.owed or mark.lane:
-            if trigger.fast - mark.fast >= mark.owed + mark.lane:
-                return True
-            if debt.deferrals > mark.deferrals:
-                mark.target = debt.covering
-            elif trigger.engaged:
-                return False  # still on its way to the top half, or to its handler
-            mark.owed = False
-            mark.lane = 0
-        return self._state not in ACTIVE or debt.finished >= mark.target
+        await self._binding.aclose()

@@ -11,7 +11,7 @@ route, in which the kernel would drop signals (row W08): the order is always mas
 """
 
 # pyright: reportPrivateUsage=false
-# (as in manager.py)
+# (an underscore on an IrqManager says "for this package")
 from __future__ import annotations
 
 import contextlib
@@ -106,7 +106,7 @@ class MsixTable:
         "_devid",
         "_enabled",
         "_function_mask",
-        "_manager",
+        "_irqfds",
         "_pba_offset",
         "_vectors",
     )
@@ -129,12 +129,12 @@ class MsixTable:
             raise ValueError(
                 f"the pending-bit array begins at a multiple of 8 from {table_end} on, not at {pba_offset!r}"
             )
-        self._manager = manager
+        irqfds = self._irqfds = manager._irqfds
         self._devid = Msi(0, 0, devid).devid
         self._pba_offset = start
         self._enabled = self._function_mask = self._closed = False
         self._vectors = tuple(MsixVector(number) for number in range(count))
-        self._bindings = VectorBindings(manager, self._devid, self._wanted)
+        self._bindings = VectorBindings(irqfds, self._devid, self._wanted)
         references: list[EventFd] = []
         try:
             self._put_eventfds(eventfds or {}, references)
@@ -249,7 +249,7 @@ class MsixTable:
                     f"{new!r} is the eventfd of vector {other.number}: give each vector one of its own"
                 )
         if not (entry.bound and new_id == entry.eventfd_id):
-            check_free(new, new_id, self._manager.poller)
+            check_free(new, new_id, self._irqfds.poller)
 
     async def set_message(self, vector: int, /, *, address: int, data: int) -> None:
         """Change a vector's message, while signals arrive, as a barrier: after it returns, nothing is sent to the old one.
@@ -279,7 +279,7 @@ class MsixTable:
             self._bindings.update(entry)
             entry.address, entry.data = message.address, message.data
             if irqfd is not None and irqfd.active:
-                await self._manager.backpressure.flush(irqfd.work)
+                await self._irqfds.backpressure.flush(irqfd.work)
         finally:
             entry.changing -= 1
             self._bindings.update(entry)
@@ -469,7 +469,7 @@ class MsixTable:
         Raises:
             SnapshotError: The manager is not paused.
         """
-        return msix_snapshot.take(self._manager, self._vectors, self._enabled, self._function_mask)
+        return msix_snapshot.take(self._irqfds, self._vectors, self._enabled, self._function_mask)
 
     def restore(self, state: Mapping[str, object]) -> None:
         """Put a snapshot's state into this table, which must not have been enabled, before the manager restores its own.
@@ -480,15 +480,15 @@ class MsixTable:
         """
         if self._closed or self._enabled or any(vector.gsi is not None for vector in self._vectors):
             raise SnapshotError("a snapshot is restored into a table that is open and was not used")
-        checked = msix_snapshot.check(self._manager, self._vectors, state)
-        msix_snapshot.put(self._manager, self._vectors, checked, self._devid, self._bindings.idle)
+        checked = msix_snapshot.check(self._irqfds, self._vectors, state)
+        msix_snapshot.put(self._irqfds, self._vectors, checked, self._devid, self._bindings.idle)
         self._enabled, self._function_mask = checked.enabled, checked.function_mask
         for vector in self._vectors:
             self._bindings.update(vector)
 
     def _check_here(self) -> None:
         with contextlib.suppress(ClosedError):
-            self._manager.check_here()
+            self._irqfds.check_here()
 
     # -- vectors -----------------------------------------------------------------------------------------------------
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable, Sequence
 
     from aioirqfd.eventfd import EventFd
+    from aioirqfd.irqfd.binding import Binding
     from aioirqfd.irqfd.interrupt import Msi
-    from aioirqfd.irqfd.irqfd import IrqFd
-    from aioirqfd.irqfd.manager import IrqManager
+    from aioirqfd.irqfd.irqfds import Irqfds
     from aioirqfd.irqfd.msix_vector import MsixVector
 
 _FEW: Final = 16
@@ -38,7 +38,7 @@ class VectorBindings:
     """Makes the irqfds of a table's vectors stand as its registers say.
 
     Args:
-        manager: Injects.
+        irqfds: The manager's.
         devid: The requester id that messages carry, or None.
         wanted: Whether a vector's interrupts are to be injected, as the registers say.
 
@@ -46,10 +46,10 @@ class VectorBindings:
         The manager's loop.
     """
 
-    __slots__ = ("_again", "_closed", "_devid", "_limit", "_limited", "_manager", "_moving", "_waiting", "_wanted")
+    __slots__ = ("_again", "_closed", "_devid", "_irqfds", "_limit", "_limited", "_moving", "_waiting", "_wanted")
 
-    def __init__(self, manager: IrqManager, devid: int | None, wanted: Callable[[MsixVector], bool]) -> None:
-        self._manager: Final = manager
+    def __init__(self, irqfds: Irqfds, devid: int | None, wanted: Callable[[MsixVector], bool]) -> None:
+        self._irqfds: Final = irqfds
         self._devid: Final = devid
         self._wanted: Final = wanted
         self._limit: Final = RateLimit()
@@ -58,23 +58,23 @@ class VectorBindings:
         # What is to be tried again, and whether that has a time.
         self._again: dict[MsixVector, None] = {}
         self._waiting = False
-        self._moving: dict[asyncio.Task[None], IrqFd] = {}  # hand-overs that wait for an injection
+        self._moving: dict[asyncio.Task[None], Binding] = {}  # hand-overs that wait for an injection
 
     def tell(self, event: str, /, *, kind: Hashable = None, **fields: object) -> None:
         """Trace what a guest can repeat: the first of each kind at once, then in time, and counted."""
         suppressed = self._limit.admit((event, kind))
         if suppressed is not None:
-            self._manager.delivery.emit(event, **fields, **({"suppressed": suppressed} if suppressed else {}))
+            self._irqfds.delivery.emit(event, **fields, **({"suppressed": suppressed} if suppressed else {}))
 
     @contextlib.contextmanager
     def _quiet(self) -> Generator[None]:
         """What becomes of irqfds and routes meanwhile is the guest's doing, and traced as such."""
-        if self._limited or not self._manager.delivery.traced:
+        if self._limited or not self._irqfds.delivery.traced:
             yield
             return
         self._limited = True
         try:
-            with self._manager.delivery.limited(self._limit):
+            with self._irqfds.delivery.limited(self._limit):
                 yield
         finally:
             self._limited = False
@@ -102,7 +102,7 @@ class VectorBindings:
                     self._try_later(vector)
 
     def _try_later(self, vector: MsixVector) -> None:
-        delivery = self._manager.delivery
+        delivery = self._irqfds.delivery
         vector.failures += 1
         if vector.failures > delivery.retry.attempts:
             return
@@ -119,7 +119,7 @@ class VectorBindings:
                 self._try(vector)
 
     def _activate(self, vector: MsixVector, message: Msi) -> None:
-        manager, gsis = self._manager, self._manager.gsis
+        irqfds, gsis = self._irqfds, self._irqfds.gsis
         if vector.gsi is not None and not vector.bound:
             # Its eventfd was closed. What was signalled before is still injected, for which it needs its route (row W03).
             if vector.irqfd is not None and vector.irqfd.active:
@@ -135,11 +135,11 @@ class VectorBindings:
             vector.starved = False
         else:
             gsis.busy(vector.gsi)
-            manager.set_route(vector.gsi, message)
+            irqfds.set_route(vector.gsi, message)
         assert vector.gsi is not None
         if vector.irqfd is None or not vector.bound:
             assert vector.eventfd is not None
-            vector.irqfd = manager.assign(vector.eventfd, gsi=vector.gsi, masked=True)
+            vector.irqfd = irqfds.bind(vector.eventfd, gsi=vector.gsi, masked=True)
         vector.active = True
         vector.captured = None
         vector.irqfd.unmask()
@@ -148,9 +148,9 @@ class VectorBindings:
 
     def _obtain(self, vector: MsixVector, message: Msi) -> bool:
         """Find a gsi and route it."""
-        manager, gsis = self._manager, self._manager.gsis
+        irqfds, gsis = self._irqfds, self._irqfds.gsis
         gsi = gsis.allocate()
-        if gsi is not None and gsi not in manager.routing and manager.routing.entries >= MAX_ROUTES:
+        if gsi is not None and gsi not in irqfds.routes.table and irqfds.routes.table.entries >= MAX_ROUTES:
             # The table is full of what others have put there; then an idle gsi's own route will do.
             other = gsis.reclaim()
             gsis.release(gsi)
@@ -158,7 +158,7 @@ class VectorBindings:
         if gsi is None:
             return False
         try:
-            manager.set_route(gsi, message)
+            irqfds.set_route(gsi, message)
         except BaseException:
             self._unroute((gsi,))
             raise
@@ -180,12 +180,12 @@ class VectorBindings:
         self._again.pop(vector, None)
         if vector.starved:
             vector.starved = False
-            self._manager.gsis.forget(vector)
+            self._irqfds.gsis.forget(vector)
 
     def idle(self, vector: MsixVector) -> None:
         """Keep the vector's gsi, but let go of it when somebody else needs it more."""
         assert vector.gsi is not None
-        self._manager.gsis.idle(vector.gsi, lambda: self._give_up(vector))
+        self._irqfds.gsis.idle(vector.gsi, lambda: self._give_up(vector))
 
     def _give_up(self, vector: MsixVector) -> None:
         """Somebody else needs the gsi more: what is pending goes back into the eventfd."""
@@ -203,11 +203,11 @@ class VectorBindings:
                     self._shut(vector.irqfd)
                 if vector.gsi is not None:
                     gone.append(vector.gsi)
-                    self._manager.gsis.busy(vector.gsi)  # nobody is to take it while it loses its route
+                    self._irqfds.gsis.busy(vector.gsi)  # nobody is to take it while it loses its route
                     vector.gsi = None
             self._unroute(gone)
 
-    def _shut(self, irqfd: IrqFd) -> None:
+    def _shut(self, irqfd: Binding) -> None:
         # The manager is closed, or the sink cannot take its hands off: it is masked and shut all the same.
         with contextlib.suppress(Exception):
             irqfd.mask()
@@ -217,18 +217,18 @@ class VectorBindings:
             self.tell("msix_vector_failed", gsi=irqfd.gsi, error=repr(error))
 
     def _unroute(self, gsis: Sequence[int]) -> None:
-        manager = self._manager
+        irqfds = self._irqfds
         try:
             if len(gsis) < _FEW:
                 for gsi in gsis:
-                    manager.reset_route(gsi)
+                    irqfds.reset_route(gsi)
             else:
-                manager.set_routing(manager.routing.without(gsis))
+                irqfds.set_routing(irqfds.routes.table.without(gsis))
         except Exception as error:
             # A gsi that keeps its route is not handed out before it has lost it.
             self.tell("msix_unroute_failed", gsis=len(gsis), error=repr(error))
         for gsi in sorted(gsis):
-            manager.gsis.release(gsi)
+            irqfds.gsis.release(gsi)
 
     # -- another eventfd ---------------------------------------------------------------------------------------------
 
@@ -257,7 +257,7 @@ class VectorBindings:
         else:
             self._move(vector, old)
 
-    def _move_when_over(self, vector: MsixVector, old: Held, irqfd: IrqFd | None) -> None:
+    def _move_when_over(self, vector: MsixVector, old: Held, irqfd: Binding | None) -> None:
         """What an injection that is under way cannot inject goes into the old eventfd yet."""
         if irqfd is None or irqfd.state is State.CLOSED:
             with contextlib.suppress(OSError):
@@ -267,7 +267,7 @@ class VectorBindings:
         self._moving[task] = irqfd
         task.add_done_callback(self._moving.pop)
 
-    async def _follow(self, vector: MsixVector, old: Held, irqfd: IrqFd) -> None:
+    async def _follow(self, vector: MsixVector, old: Held, irqfd: Binding) -> None:
         with contextlib.suppress(OSError):
             try:
                 await irqfd.drained()
@@ -292,7 +292,7 @@ class VectorBindings:
             if new.closed:
                 raise ClosedError("the eventfd was closed before the vector had it")
             if not vector.bound:
-                check_free(new, vector.eventfd_id, self._manager.poller)
+                check_free(new, vector.eventfd_id, self._irqfds.poller)
             if old.owned and old.eventfd is not None:
                 _move_count(old.eventfd, new)
         except OSError as error:
@@ -315,8 +315,8 @@ class VectorBindings:
                     await asyncio.wait({task})
         finally:
             for vector in vectors:
-                if not self._manager.inherited:  # what they hold is the parent process's
-                    msix_snapshot.leave(self._manager, vector)
+                if not self._irqfds.inherited:  # what they hold is the parent process's
+                    msix_snapshot.leave(self._irqfds, vector)
                 self._close_eventfd(vector)
 
     def _close_eventfd(self, vector: MsixVector) -> None:
@@ -325,7 +325,7 @@ class VectorBindings:
             return
         if irqfd is not None and irqfd.eventfd is eventfd and irqfd.state is not State.CLOSED:
             # It is still being injected: what that cannot inject goes back into the eventfd first.
-            irqfd.trigger.references.append(eventfd)
+            irqfd.trigger.references += (eventfd,)
         else:
             eventfd.close()
 

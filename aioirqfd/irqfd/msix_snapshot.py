@@ -11,7 +11,7 @@ which then takes out what the snapshot has, so that it is re-raised exactly once
 """
 
 # pyright: reportPrivateUsage=false
-# (as in manager.py)
+# (as in irqfds.py)
 from __future__ import annotations
 
 import contextlib
@@ -26,8 +26,8 @@ from aioirqfd.irqfd.msix_vector import MASK_BIT, Held, MsixVector
 from aioirqfd.irqfd.plain import check_integers
 
 if TYPE_CHECKING:
-    from aioirqfd.irqfd.irqfd import IrqFd
-    from aioirqfd.irqfd.manager import IrqManager
+    from aioirqfd.irqfd.binding import Binding
+    from aioirqfd.irqfd.irqfds import Irqfds
 
 VERSION: Final = 1
 _FIELDS: Final = {"version": int, "vectors": int, "enabled": bool, "function_mask": bool, "entries": list}
@@ -56,17 +56,17 @@ class Checked:
 
 
 def take(
-    manager: IrqManager,
+    irqfds: Irqfds,
     vectors: Sequence[MsixVector],
     enabled: bool,  # noqa: FBT001  a register bit
     function_mask: bool,  # noqa: FBT001  the same
 ) -> dict[str, object]:
     """The state of a table whose manager is paused."""
-    _check_paused(manager)
+    _check_paused(irqfds)
     entries: list[list[object]] = []
     for vector in vectors:
         count = _count(vector)
-        vector.captured = (count, manager.pauses)
+        vector.captured = (count, irqfds.pauses)
         registers = (vector.address, vector.data, vector.control)
         if registers != (0, 0, MASK_BIT) or vector.gsi is not None or count:
             entries.append([vector.number, *registers, vector.gsi, count])
@@ -79,12 +79,12 @@ def take(
     }
 
 
-def leave(manager: IrqManager, vector: MsixVector) -> None:
+def leave(irqfds: Irqfds, vector: MsixVector) -> None:
     """The table is closed: what a snapshot has of the eventfd's signals is the snapshot's, unless the manager went on."""
     captured, pause = vector.captured or (0, 0)
     vector.captured = None
     eventfd = vector.eventfd
-    if not captured or not manager.paused or pause != manager.pauses or eventfd is None or eventfd.closed:
+    if not captured or not irqfds.routes.paused or pause != irqfds.pauses or eventfd is None or eventfd.closed:
         return
     with contextlib.suppress(BlockingIOError):
         count = eventfd.read_nowait()
@@ -92,9 +92,9 @@ def leave(manager: IrqManager, vector: MsixVector) -> None:
             eventfd.signal(count - captured)
 
 
-def check(manager: IrqManager, vectors: Sequence[MsixVector], state: object) -> Checked:
+def check(irqfds: Irqfds, vectors: Sequence[MsixVector], state: object) -> Checked:
     """Hold a state against the table it is for; SnapshotError if it does not fit."""
-    _check_paused(manager)
+    _check_paused(irqfds)
     check_integers(state)
     if not isinstance(state, Mapping) or set(cast("Mapping[object, object]", state)) != set(_FIELDS):
         raise SnapshotError(f"an MSI-X snapshot is a dict of {', '.join(sorted(_FIELDS))}, not {state!r}")
@@ -124,7 +124,7 @@ def check(manager: IrqManager, vectors: Sequence[MsixVector], state: object) -> 
 
 
 def put(
-    manager: IrqManager,
+    irqfds: Irqfds,
     vectors: Sequence[MsixVector],
     checked: Checked,
     devid: int | None,
@@ -133,7 +133,7 @@ def put(
     """Put a checked state into a table that was not used; all of it, or nothing."""
     made: list[MsixVector] = []
     routed: list[int] = []
-    assigned: list[IrqFd] = []
+    assigned: list[Binding] = []
     try:
         for entry in checked.entries:
             vector = vectors[entry.vector]
@@ -141,10 +141,10 @@ def put(
                 vector.held = Held.made()
                 made.append(vector)
             if entry.gsi is not None:
-                _take(manager, entry, devid)
+                _take(irqfds, entry, devid)
                 routed.append(entry.gsi)
                 assert vector.eventfd is not None
-                assigned.append(manager.assign(vector.eventfd, gsi=entry.gsi, masked=True))
+                assigned.append(irqfds.bind(vector.eventfd, gsi=entry.gsi, masked=True))
     except Exception as error:
         with contextlib.ExitStack() as undo:  # all of it, whatever one of them raises
             for vector in made:
@@ -152,8 +152,8 @@ def put(
                 undo.callback(vector.eventfd.close)
                 vector.held = Held()
             for gsi in routed:
-                undo.callback(manager.gsis.release, gsi)
-                undo.callback(manager.reset_route, gsi)
+                undo.callback(irqfds.gsis.release, gsi)
+                undo.callback(irqfds.reset_route, gsi)
             for irqfd in assigned:
                 undo.callback(irqfd.shut)
         if isinstance(error, SnapshotError):
@@ -161,32 +161,32 @@ def put(
         raise SnapshotError(f"the MSI-X table cannot be restored: {error}") from error
     for vector in vectors:
         vector.address, vector.data, vector.control = 0, 0, MASK_BIT
-    irqfds = iter(assigned)
+    bound = iter(assigned)
     for entry in checked.entries:
         vector = vectors[entry.vector]
         vector.address, vector.data, vector.control = entry.address, entry.data, entry.control
         if entry.gsi is not None:
-            vector.gsi, vector.irqfd = entry.gsi, next(irqfds)
+            vector.gsi, vector.irqfd = entry.gsi, next(bound)
             idle(vector)
         elif entry.count:
             assert vector.eventfd is not None
             vector.eventfd.signal(entry.count)
 
 
-def _take(manager: IrqManager, entry: Entry, devid: int | None) -> None:
+def _take(irqfds: Irqfds, entry: Entry, devid: int | None) -> None:
     assert entry.gsi is not None
-    if not manager.gsis.take(entry.gsi):
+    if not irqfds.gsis.take(entry.gsi):
         raise SnapshotError(f"vector {entry.vector}: gsi {entry.gsi} is not free, or below {IOAPIC_PINS}")
     try:
-        manager.set_route(entry.gsi, Msi(entry.address, entry.data, devid))
+        irqfds.set_route(entry.gsi, Msi(entry.address, entry.data, devid))
     except Exception:
-        manager.gsis.release(entry.gsi)
+        irqfds.gsis.release(entry.gsi)
         raise
 
 
-def _check_paused(manager: IrqManager) -> None:
-    manager.check_here()
-    if not manager.paused:
+def _check_paused(irqfds: Irqfds) -> None:
+    irqfds.check_here()
+    if not irqfds.routes.paused:
         raise SnapshotError("pause the manager first")
 
 

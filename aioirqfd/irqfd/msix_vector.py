@@ -1,7 +1,7 @@
 """One MSI-X vector: its four registers, as the PCI specification lays them out, and what stands behind them."""
 
 # pyright: reportPrivateUsage=false
-# (as in manager.py)
+# (as in irqfds.py)
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, final
@@ -12,7 +12,7 @@ from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.state import OWING
 
 if TYPE_CHECKING:
-    from aioirqfd.irqfd.irqfd import IrqFd
+    from aioirqfd.irqfd.binding import Binding
 
 MASK_BIT: Final = 1
 """Bit 0 of the vector-control register."""
@@ -88,7 +88,7 @@ class MsixVector:
         self.held = Held()
         self.active = self.starved = False
         self.changing = self.failures = 0
-        self.irqfd: IrqFd | None = None
+        self.irqfd: Binding | None = None
         self.gsi: int | None = None
         self.captured: tuple[int, int] | None = None
 

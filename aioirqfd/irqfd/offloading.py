@@ -10,8 +10,8 @@ from aioirqfd.irqfd.routing import is_level
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from aioirqfd.irqfd.binding import Binding
     from aioirqfd.irqfd.delivery import Delivery
-    from aioirqfd.irqfd.irqfd import IrqFd
     from aioirqfd.irqfd.lines import Lines
     from aioirqfd.irqfd.routing import Routes
 
@@ -32,14 +32,14 @@ class Offloading:
 
     __slots__ = ("_delivery", "_lines", "_routes", "_watch", "irqfds")
 
-    def __init__(self, delivery: Delivery, routes: Routes, lines: Lines, watch: Callable[[IrqFd], None]) -> None:
+    def __init__(self, delivery: Delivery, routes: Routes, lines: Lines, watch: Callable[[Binding], None]) -> None:
         self._delivery: Final = delivery
         self._routes: Final = routes
         self._lines: Final = lines
         self._watch: Final = watch
-        self.irqfds: Final[set[IrqFd]] = set()
+        self.irqfds: Final[set[Binding]] = set()
 
-    def offload(self, irqfd: IrqFd) -> bool:
+    def offload(self, irqfd: Binding) -> bool:
         """Let the sink watch the eventfd itself, if it can, and then all the eventfds of the same line.
 
         A line is the sink's or the loop's as a whole: each tells its own irqfds of the end of interrupt, whoever triggered
@@ -58,7 +58,7 @@ class Offloading:
         if not all(one.free for one in group):
             return False
         interrupt = Interrupt(irqfd.gsi, routes[0], Action.PULSE if resampler is None else Action.ASSERT)
-        taken: list[IrqFd] = []
+        taken: list[Binding] = []
         try:
             for one in group:
                 if not self._offload(one, interrupt):
@@ -73,7 +73,7 @@ class Offloading:
             resampler.hand_over()
         return True
 
-    def _offload(self, irqfd: IrqFd, interrupt: Interrupt) -> bool:
+    def _offload(self, irqfd: Binding, interrupt: Interrupt) -> bool:
         offload = self._delivery.tiers.offload
         assert offload is not None
         watched = irqfd.trigger.bound
@@ -95,7 +95,7 @@ class Offloading:
         irqfd.handed_over(interrupt, owed)
         return True
 
-    def _watch_again(self, irqfd: IrqFd, owed: int) -> None:
+    def _watch_again(self, irqfd: Binding, owed: int) -> None:
         try:
             self._watch(irqfd)
         finally:
@@ -103,7 +103,7 @@ class Offloading:
             if owed:
                 irqfd.wakeup(owed)
 
-    def take_back(self, irqfd: IrqFd) -> None:
+    def take_back(self, irqfd: Binding) -> None:
         """Watch an offloaded eventfd here again, and all those of the same line."""
         others = self.beside(irqfd)
         try:
@@ -111,13 +111,13 @@ class Offloading:
         finally:
             self.take_back_all(others)
 
-    def beside(self, irqfd: IrqFd) -> list[IrqFd]:
+    def beside(self, irqfd: Binding) -> list[Binding]:
         """The other irqfds of its line, if the sink watches them."""
         if not self.irqfds or irqfd.resamplefd is None or not is_level(self._routes.of(irqfd.gsi)):
             return []
         return [one for one in self._of(irqfd.gsi) if one.offloaded and one is not irqfd]
 
-    def take_back_all(self, irqfds: Sequence[IrqFd]) -> None:
+    def take_back_all(self, irqfds: Sequence[Binding]) -> None:
         """Watch these here again."""
         for irqfd in irqfds:
             try:
@@ -126,7 +126,7 @@ class Offloading:
                 # One that the sink does not let go of must not keep the others going.
                 self._delivery.sink_failed("reclaim_failed", irqfd, error)
 
-    def reclaim(self, irqfd: IrqFd) -> None:
+    def reclaim(self, irqfd: Binding) -> None:
         """Watch an eventfd here again, if the sink did."""
         interrupt, irqfd.offloaded_as = irqfd.offloaded_as, None
         self.irqfds.discard(irqfd)
@@ -140,5 +140,5 @@ class Offloading:
             finally:
                 self._watch(irqfd)
 
-    def _of(self, gsi: int) -> list[IrqFd]:
-        return cast("list[IrqFd]", self._lines[gsi].members)  # whoever has joined is one
+    def _of(self, gsi: int) -> list[Binding]:
+        return cast("list[Binding]", self._lines[gsi].members)  # whoever has joined is one

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Final, cast, final
+from typing import TYPE_CHECKING, Final, cast, final
 
 from aioirqfd.errors import RoutingError
 from aioirqfd.integers import plain
 from aioirqfd.irqfd.interrupt import IOAPIC_PINS, PIC_PINS, PINS, Interrupt, IrqchipPin, Msi, Route
+from aioirqfd.irqfd.life import Stage
+
+if TYPE_CHECKING:
+    from aioirqfd.irqfd.life import Life
 
 MAX_GSI: Final = 4096
 """One more than the highest gsi that can be routed (``KVM_MAX_IRQ_ROUTES``; row G03)."""
@@ -212,21 +216,22 @@ class Routes:
 
     Args:
         table: The first one.
+        life: The manager's.
         hold: Whether a gsi without a route waits for one; else its interrupts are dropped.
 
     Attributes:
         table: The table in force.
         generation: Counts the tables.
         paused: Nothing is injected for the time being.
-        aborting: Nothing is injected any more.
     """
 
-    __slots__ = ("_hold", "_interrupts", "aborting", "generation", "paused", "table")
+    __slots__ = ("_hold", "_interrupts", "_life", "generation", "paused", "table")
 
-    def __init__(self, table: RoutingTable, *, hold: bool) -> None:
+    def __init__(self, table: RoutingTable, life: Life, *, hold: bool) -> None:
         self.table = table
         self.generation = 0
-        self.paused = self.aborting = False
+        self.paused = False
+        self._life: Final = life
         self._hold = hold
         self._interrupts: dict[int, Interrupt] = {}
 
@@ -256,7 +261,7 @@ class Routes:
 
     def blocks(self, gsi: int) -> bool:
         """Whether nothing may be injected for the gsi just now."""
-        return self.paused or self.aborting or self.holds(gsi)
+        return self.paused or self._life.stage >= Stage.ABORTING or self.holds(gsi)
 
     def holds(self, gsi: int) -> bool:
         """Whether the gsi waits for a route."""

@@ -37,8 +37,8 @@ from aioirqfd.irqfd.routing import MAX_GSI, RoutingTable
 from aioirqfd.irqfd.state import State
 
 if TYPE_CHECKING:
+    from aioirqfd.irqfd.binding import Binding
     from aioirqfd.irqfd.interrupt import Route
-    from aioirqfd.irqfd.irqfd import IrqFd
     from aioirqfd.irqfd.lines import Lines
 
 VERSION: Final = 1
@@ -46,7 +46,7 @@ _U32: Final = 2**32
 _FIELDS: Final = {"gsi": int, "level": bool, "masked": bool, "pending": bool, "count": int}
 
 
-def take(bound: Sequence[IrqFd], routing: RoutingTable, lines: Lines) -> dict[str, object]:
+def take(bound: Sequence[Binding], routing: RoutingTable, lines: Lines) -> dict[str, object]:
     """The state of a manager that is paused, with nothing being injected any more."""
     irqfds: list[dict[str, object]] = []
     for irqfd in bound:
@@ -88,7 +88,7 @@ class Plan(NamedTuple):
     """A snapshot that is well-formed and fits: what is to be done to restore it, once its routing is in force."""
 
     routing: RoutingTable
-    irqfds: list[tuple[IrqFd, Mapping[str, object]]]
+    irqfds: list[tuple[Binding, Mapping[str, object]]]
     asserted: dict[int, list[Route]]
     moving: dict[int, Moves]
 
@@ -104,7 +104,7 @@ class Plan(NamedTuple):
         lines.put(self.asserted, self.moving)
 
 
-def check(bound: Sequence[IrqFd], state: object) -> Plan:
+def check(bound: Sequence[Binding], state: object) -> Plan:
     """Hold a state against the irqfds it is for; SnapshotError if it does not fit."""
     check_integers(state)
     names = {"version", "routing", "irqfds", "asserted"}
@@ -222,11 +222,11 @@ def _moving(value: object, level_gsis: set[int], asserted: Mapping[int, Sequence
     return moving
 
 
-def _match(bound: Sequence[IrqFd], value: object) -> list[tuple[IrqFd, Mapping[str, object]]]:
-    waiting: dict[int, list[IrqFd]] = {}
+def _match(bound: Sequence[Binding], value: object) -> list[tuple[Binding, Mapping[str, object]]]:
+    waiting: dict[int, list[Binding]] = {}
     for irqfd in bound:
         waiting.setdefault(irqfd.gsi, []).append(irqfd)
-    pairs: list[tuple[IrqFd, Mapping[str, object]]] = []
+    pairs: list[tuple[Binding, Mapping[str, object]]] = []
     for entry in _list(value, "irqfds"):
         checked = _irqfd_entry(entry)
         of_gsi = waiting.get(_int(checked["gsi"]))

@@ -54,7 +54,7 @@ class Trigger:
         self.eventfd = eventfd
         self.eventfd_id = eventfd_id
         self.left = False
-        self.references: list[EventFd] = []
+        self.references: tuple[EventFd, ...] = ()
         """What was made for ints, and is closed with the irqfd."""
         self._run: tuple[object, int] | None = None  # when it was left: the task that ran the handler, and the count
         self._final: Counts | None = None
@@ -178,15 +178,15 @@ class Trigger:
         self.eventfd._binding = irqfd
 
     def watch(
-        self, top_half: TopHalf, irqfd: Irqfd, gsi: int, handlers: Sequence[Callable[..., Awaitable[None]]]
+        self, top_half: TopHalf, irqfd: Irqfd, gsi: int, handlers: Sequence[Callable[..., Awaitable[None]]], who: object
     ) -> None:
-        """Have the loop hear of it; what it holds is an event."""
+        """Have the loop hear of it; what it holds is an event. The handlers are called with who."""
         eventfd = self.eventfd
         # Registered already, by waiting readers: anew, so that what it holds is an event of the irqfd's.
         eventfd._detach()
         eventfd._attach()
         eventfd._gsi = gsi
-        eventfd._bind(top_half, irqfd, bool(handlers), handlers[0] if len(handlers) == 1 else None)
+        eventfd._bind(top_half, irqfd, bool(handlers), handlers[0] if len(handlers) == 1 else None, who)
 
     def unwatch(self, *, whole: bool) -> Found:
         """Leave the loop: what was signalled up to here and is not injected. What comes later stays in the eventfd.
@@ -242,5 +242,5 @@ class Trigger:
 
     def close_references(self) -> None:
         """Close what was made for ints."""
-        references, self.references = self.references, []
+        references, self.references = self.references, ()
         identity.close_all(references)

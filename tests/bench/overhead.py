@@ -61,7 +61,7 @@ class Irqfd:
 drain, top, irqfd = Drain(), TopHalf(bool), Irqfd()
 ctxs = [EventFdCtx(os.eventfd(0, os.EFD_NONBLOCK)) for _ in range(64)]
 for ctx in ctxs:
-    drain.add(ctx); ctx._bind(top, irqfd, False, None); ctx._arm("interrupt")
+    drain.add(ctx); ctx._bind(top, irqfd, False, None, None); ctx._arm("interrupt")
 for _ in range(int(sys.argv[1])):
     for ctx in ctxs:
         ctx.signal()

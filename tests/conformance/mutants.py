@@ -21,6 +21,7 @@ from aioirqfd.irqchip.pic_chip import PicChip
 from aioirqfd.irqchip.pins import InputPins
 from aioirqfd.irqfd import identity
 from aioirqfd.irqfd.injection import Injection
+from aioirqfd.irqfd.irqfds import Irqfds
 from aioirqfd.irqfd.resampler import Resampler
 from aioirqfd.irqfd.routing import Routes
 from aioirqfd.irqfd.trigger import Trigger
@@ -114,11 +115,7 @@ def what_is_refused_stays_bound(patch):
 
 @mutant("I14")
 def deassign_looks_at_the_eventfd_alone(patch):
-    def find(self, eventfd, *, gsi):
-        del gsi
-        return next((irqfd for irqfd in self.irqfds if irqfd.eventfd_id == eventfd.id), None)
-
-    patch.setattr(IrqManager, "find", find)
+    patch.setattr(Irqfds, "find", lambda self, eventfd, _gsi: self.bound.get(eventfd.id))
 
 
 @mutant("I20", "W03")

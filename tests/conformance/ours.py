@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from aioirqfd import IrqFd
+    from aioirqfd.irqfd.irqfds import Irqfds
     from tests.conformance.machine import Route
 
 _PIC_PORTS = {0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1}
@@ -177,7 +178,7 @@ class OurMachine(Machine):
 
     def line(self, gsi: int, level: int) -> int:
         # The sum of what the chips say, and -1 only if all ignored it (row L02).
-        results = [self.chips.set_irq(route, level) for route in self.manager.routes.of(gsi)]
+        results = [self.chips.set_irq(route, level) for route in self.manager.routing.routes(gsi)]
         counted = [result for result in results if result >= 0]
         return sum(counted) if counted else -1
 
@@ -330,8 +331,8 @@ class OurMachine(Machine):
     async def close(self) -> None:
         irqs, self.irqs = self.irqs, None
         if self.held is not None:
-            irqs = cast("IrqManager", self.held._owner)
-        if irqs is not None:
+            await cast("Irqfds", self.held._binding._owner).close(abort=False)
+        elif irqs is not None:
             await irqs.aclose()
 
     def second_reference(self) -> None:

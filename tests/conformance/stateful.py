@@ -386,7 +386,7 @@ class Both(RuleBasedStateMachine):
         if closed or any(self.events[other][0].count() for other in self.bound):
             return
         done["- a migration"] += 1
-        done["- a migration with a resample line up"] += bool(machine.manager.lines.asserted())
+        done["- a migration with a resample line up"] += bool(machine.manager._irqfds.lines.asserted())
         self.told(slot)
 
         async def ours() -> object:
@@ -440,7 +440,7 @@ class Both(RuleBasedStateMachine):
                     assert isinstance(slot, int)
                     if name == "ring":
                         slot = self.doorbells.get(slot, -1)
-                    if name == "unbind" and self.bound.get(slot) in self.machines[1].manager.lines.asserted():
+                    if name == "unbind" and self.bound.get(slot) in self.machines[1].manager._irqfds.lines.asserted():
                         continue
                     if slot in self.bound and name not in {"look", "read"}:
                         semaphore = self.events[slot][1].eventfd.semaphore
@@ -525,7 +525,7 @@ class Both(RuleBasedStateMachine):
     def route(self, drawn: tuple[list[int], set[int], bool, set[int], int]) -> None:
         """Each gsi to a pin of its own, or to a message; one whose resample line is up stays where it is (row G12)."""
         pins, wanted, fixed, messages, vector = drawn
-        up = self.machines[1].manager.lines.asserted()
+        up = self.machines[1].manager._irqfds.lines.asserted()
         done["- a route while a resample line is up"] += bool(up)
         done["- a route while a device's line is up"] += bool(self.machines[0].lines() & ~_CASCADE and not up)
         table = {gsi: self.table[gsi] for gsi in up}
@@ -546,7 +546,7 @@ class Both(RuleBasedStateMachine):
 
     def unroute_and_route(self, gsi: int) -> None:
         """A line that is up comes back with its route (row G13); the kernel's was never down, so here it may make no edge."""
-        up = gsi in self.machines[1].manager.lines.asserted()
+        up = gsi in self.machines[1].manager._irqfds.lines.asserted()
         irr, _, _, lines = self.machines[0].registers()
         for route in self.table[gsi] if up else ():
             if route[0] == "ioapic":
@@ -601,7 +601,9 @@ class Both(RuleBasedStateMachine):
 
     def end(self, slave: bool) -> None:
         """An EOI that is not specific, of the slave first where it is the slave's."""
-        done["- an end of interrupt while a resample line is up"] += bool(self.machines[1].manager.lines.asserted())
+        done["- an end of interrupt while a resample line is up"] += bool(
+            self.machines[1].manager._irqfds.lines.asserted()
+        )
         if slave or self.machines[0].isr() >> 8:
             self.both(lambda side: self.machines[side].out(0xA0, 0x20), settle=self.resampled)
         self.both(lambda side: self.machines[side].out(0x20, 0x20), settle=self.resampled)
@@ -620,7 +622,9 @@ class Both(RuleBasedStateMachine):
         irr, isr, _, _ = self.machines[0].registers()
         driven = self.machines[1].chips.pic._pins.raised
         if not isr and not driven and (irr & ~_CASCADE).bit_count() < 2 and not self.would_trigger():
-            done["- a PIC set up anew while a resample line is up"] += bool(self.machines[1].manager.lines.asserted())
+            done["- a PIC set up anew while a resample line is up"] += bool(
+                self.machines[1].manager._irqfds.lines.asserted()
+            )
             self.both(lambda side: self.machines[side].pic_up(level=self.level, auto_eoi=self.auto_eoi))
 
     def would_trigger(self) -> bool:

@@ -105,7 +105,7 @@ class Rig:
         irqfd = irqfd or Irqfd()
         if not ctx._registered:
             self.drain.add(ctx)
-        ctx._bind(top_half or self.module.TopHalf(), irqfd, want_count, None)
+        ctx._bind(top_half or self.module.TopHalf(), irqfd, want_count, None, None)
         ctx._arm(interrupt)
         return irqfd
 

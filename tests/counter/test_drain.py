@@ -310,7 +310,7 @@ def test_what_a_pass_that_is_torn_apart_has_not_reached_comes_in_the_next(rig):
     top_half = rig.module.TopHalf(None, None, None, on_ready)
     for number, ctx in enumerate(ctxs):
         rig.drain.add(ctx)
-        ctx._bind(top_half, Irqfd(), True, print)
+        ctx._bind(top_half, Irqfd(), True, print, None)
         ctx._arm("it")
         if number % 2:
             write(ctx)

@@ -174,16 +174,16 @@ def test_misuse_is_refused(rig):
     with pytest.raises(TypeError):
         drain.settle(ctx)
     with pytest.raises(RuntimeError):
-        ctx._bind(top_half, Irqfd(), False, None)
+        ctx._bind(top_half, Irqfd(), False, None, None)
     drain.add(ctx)
     for again in (drain, other):
         with pytest.raises(RuntimeError):
             again.add(ctx)
     with pytest.raises(TypeError):
         other.remove(ctx)
-    ctx._bind(top_half, Irqfd(), False, None)
+    ctx._bind(top_half, Irqfd(), False, None, None)
     with pytest.raises(RuntimeError):
-        ctx._bind(top_half, Irqfd(), False, None)
+        ctx._bind(top_half, Irqfd(), False, None, None)
     for bad in (0, -1, 2**20 + 1):
         with pytest.raises(ValueError, match="max_events"):
             module.Drain(bad)

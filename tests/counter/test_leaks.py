@@ -82,7 +82,7 @@ def test_a_drain_with_mail_in_a_cycle_is_collected(counter):
     irqfd = Watched(ctx)
     irqfd.log.append(drain)
     drain.add(ctx)
-    ctx._bind(counter.TopHalf(), irqfd, False, None)
+    ctx._bind(counter.TopHalf(), irqfd, False, None, None)
     thread = threading.Thread(target=ctx.signal)
     thread.start()
     thread.join()
@@ -164,7 +164,7 @@ def rounds_drain(module):
         top_half = module.TopHalf(sink.try_inject, sink.try_inject_batch)
         for _again in range(10):
             drain.add(ctx)
-            ctx._bind(top_half, Irqfd(), False, None)
+            ctx._bind(top_half, Irqfd(), False, None, None)
             ctx._arm(sink)
             ctx.signal()
             os.eventfd_write(fd, 1)

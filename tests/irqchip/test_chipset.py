@@ -38,10 +38,10 @@ async def test_a_gsi_that_leads_to_both_chips_is_raised_and_acknowledged_at_both
             for end in (lambda: ioapic.eoi(0x31), lambda: (pic.intack(), pic.io_write(0x20, 0x20))):
                 kick.signal()
                 await irqs.flush()
-                assert irqs.lines.asserted() == {5: (IOAPIC, PIC)}
+                assert irqs._irqfds.lines.asserted() == {5: (IOAPIC, PIC)}
                 assert pic.output is True
                 end()
-                assert (irqs.lines.asserted(), pic.output, unmask.read_nowait()) == ({}, False, 1)
+                assert (irqs._irqfds.lines.asserted(), pic.output, unmask.read_nowait()) == ({}, False, 1)
                 ioapic.eoi(0x31)  # the other one's, or once more (row R05)
                 unmask.read_nowait()
             assert len(apics.interrupts) == 2

@@ -173,7 +173,7 @@ async def test_what_waits_for_room_waits_once_and_a_flush_that_is_given_up_not_a
                 await turns()
                 flushing.cancel()
                 await turns()
-            assert (len(irqs.backpressure._waiting), irqs.backpressure._waiters) == (1, [])
+            assert (len(irqs._irqfds.backpressure._waiting), irqs._irqfds.backpressure._waiters) == (1, [])
             sink.open()
             await irqs.flush()
             await irqs.queue.drain()

@@ -129,7 +129,9 @@ async def test_a_top_half_that_is_interrupted_by_a_signal_handler_is_run_again(m
     async with IrqManager(SlowSink()) as irqs:
         with EventFd() as kick:
             irqfd = irqs.assign(kick, gsi=5, wakeup=[on_wakeup] * handlers)
-            owner, name = (irqs.routes, "blocks") if where == "wakeup" else (irqs.backpressure, "schedule")
+            owner, name = (
+                (irqs._irqfds.routes, "blocks") if where == "wakeup" else (irqs._irqfds.backpressure, "schedule")
+            )
             original = getattr(type(owner), name)
 
             def interrupted(self, *args, **kwargs):

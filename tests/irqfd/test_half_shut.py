@@ -52,7 +52,7 @@ async def test_the_others_are_injected_when_the_manager_is_left(gone, leaving):
         with contextlib.suppress(OSError):
             await (irqs.__aexit__(None, None, None) if leaving else irqs.aclose())
         assert sink.interrupts == [pulse(6)]
-        assert (irqs.irqfds, irqs.poller) == ((), None)
+        assert (irqs.irqfds, irqs._irqfds.poller) == ((), None)
     await irqs.aclose()
 
 

@@ -172,7 +172,7 @@ async def test_a_signal_between_two_attempts_reaches_the_handlers_too(failing):
                     if event == "injection_failed":
                         asyncio.get_running_loop().call_soon(kick.signal, 10)
 
-                irqs.delivery.emit = emit
+                irqs._irqfds.delivery.emit = emit
             kick.signal(1)
             await irqs.flush()
             await turns()

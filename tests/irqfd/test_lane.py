@@ -68,7 +68,7 @@ async def test_what_may_not_be_injected_after_its_handler_goes_back_into_the_eve
         assert (handler.running, deassigning.done()) == (1, False)
         handler.let_go()
         await deassigning
-        assert (irqfd.state, irqfd.active, irqs._leaving) == (State.CLOSED, False, set())
+        assert (irqfd.state, irqfd._binding.active, irqs._irqfds.leaving) == (State.CLOSED, False, set())
         # What its handler was told of is not told again: 1 goes back, which keeps the interrupt.
         back = 3 if why == "raised" else 1
         assert irqfd.statistics().signals == 3 - back
@@ -101,7 +101,7 @@ async def test_masked_and_deassigned_by_its_own_handler():
             kick.signal(2)
             await irqs.flush()
             assert states != [State.CLOSED]
-            assert (irqfd.state, irqs._leaving, sink.interrupts) == (State.CLOSED, set(), [])
+            assert (irqfd.state, irqs._irqfds.leaving, sink.interrupts) == (State.CLOSED, set(), [])
             assert kick.read_nowait() == 1
 
 
@@ -298,7 +298,7 @@ async def test_bound_anew_by_its_own_handler_the_new_irqfd_is_heard_at_once():
             await irqs.flush()
             assert log == [("old", 2), ("new", 3), ("old", "ends")]
             assert sorted(interrupt.gsi for interrupt in sink.interrupts) == [5, 6]
-            assert (old.state, irqs._leaving) == (State.CLOSED, set())
+            assert (old.state, irqs._irqfds.leaving) == (State.CLOSED, set())
 
 
 class SignallingSink:

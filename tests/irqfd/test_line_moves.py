@@ -103,9 +103,9 @@ async def test_a_line_moves_along_whatever_the_other_irqfds_of_its_gsi_do(eventf
         irqs.set_routing({9: ELSEWHERE})
         await irqs.flush()
         await turns()
-        assert irqs.lines.asserted() == {9: (ELSEWHERE,)}
+        assert irqs._irqfds.lines.asserted() == {9: (ELSEWHERE,)}
         await irqs.deassign(masked)
-        assert irqs.lines.asserted() == {9: (ELSEWHERE,)}
+        assert irqs._irqfds.lines.asserted() == {9: (ELSEWHERE,)}
         irqs.ack(9)
         assert await unmask.read() == 1
         assert sink.interrupts == [UP, DOWN, asserted(9, ELSEWHERE), deasserted(9, ELSEWHERE)]
@@ -125,7 +125,7 @@ async def test_a_line_moves_along_beside_an_irqfd_that_is_broken(eventfds):
     await irqs.flush()
     irqs.set_routing({9: ELSEWHERE})
     await irqs.flush()
-    assert irqs.lines.asserted() == {9: (ELSEWHERE,)}
+    assert irqs._irqfds.lines.asserted() == {9: (ELSEWHERE,)}
     with pytest.raises(InjectionError):
         await irqs.aclose()
 
@@ -142,10 +142,10 @@ async def test_a_line_that_cannot_be_raised_again_is_tried_again(eventfds):
         await irqs.flush()
         sink.failures = 2
         irqs.set_routing({9: ELSEWHERE})
-        while irqs.lines.asserted() == {} or sink.attempts.count(asserted(9, ELSEWHERE)) < 3:
+        while irqs._irqfds.lines.asserted() == {} or sink.attempts.count(asserted(9, ELSEWHERE)) < 3:
             await asyncio.sleep(0)
         await irqs.flush()
-        assert irqs.lines.asserted() == {9: (ELSEWHERE,)}
+        assert irqs._irqfds.lines.asserted() == {9: (ELSEWHERE,)}
 
 
 @SINKS
@@ -163,7 +163,7 @@ async def test_only_what_changes_is_lowered_and_raised(eventfds, make):
         irqs.set_route(9, PIC)
         await irqs.flush()
         assert sink.interrupts[before + 2 :] == [deasserted(9, ELSEWHERE)]
-        assert irqs.lines.asserted() == {9: (PIC,)}
+        assert irqs._irqfds.lines.asserted() == {9: (PIC,)}
 
 
 @SINKS
@@ -176,7 +176,7 @@ async def test_a_line_that_becomes_a_message_is_told_and_interrupts_again_if_the
         await irqs.flush()
         irqs.set_routing({9: MSI})
         await irqs.flush()
-        assert (sink.interrupts, irqs.lines.asserted()) == ([UP, DOWN], {})
+        assert (sink.interrupts, irqs._irqfds.lines.asserted()) == ([UP, DOWN], {})
         assert count(unmask) == 1
         irqs.set_routing({9: IOAPIC})
         await irqs.flush()
@@ -339,6 +339,6 @@ async def test_a_line_that_is_up_stays_the_loops_if_another_joins_that_the_sink_
         first.signal()
         await irqs.flush()
         assert not irqs.assign(second, gsi=9, resamplefd=second_unmask).offloaded
-        assert (sink.interrupts, irqs.lines.asserted()) == ([UP], {9: (IOAPIC,)})
+        assert (sink.interrupts, irqs._irqfds.lines.asserted()) == ([UP], {9: (IOAPIC,)})
         irqs.ack(9)
         assert [count(first_unmask), count(second_unmask)] == [1, 1]

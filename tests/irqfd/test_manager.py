@@ -204,7 +204,7 @@ async def test_an_int_whose_irqfd_is_deassigned_while_its_sink_refuses_is_inject
 
     class Sink(SlowSink):
         def try_inject(self, interrupt):
-            irqfd.shut()
+            irqfd._binding.shut()
             return False
 
     sink = Sink()
@@ -991,12 +991,12 @@ async def test_a_second_entry_is_refused():
 
 
 async def test_a_poller_that_cannot_be_made_leaves_no_task(monkeypatch):
-    from aioirqfd.irqfd import manager
+    from aioirqfd.irqfd import irqfds
 
     def fail(cls):
         raise OSError(errno.EMFILE, "too many")
 
-    monkeypatch.setattr(manager.Poller, "get", classmethod(fail))
+    monkeypatch.setattr(irqfds.Poller, "get", classmethod(fail))
     with pytest.raises(OSError, match="too many"):
         await IrqManager(RecordingSink()).__aenter__()
 
@@ -1375,7 +1375,7 @@ async def test_what_is_pending_is_the_parents_whatever_a_forked_child_does(how):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ResourceWarning)
                     if how == "dropped":
-                        irqs.__del__()
+                        irqs._irqfds.__del__()
                     kick.close()
                 status = 0
             finally:

@@ -189,7 +189,7 @@ class Machines:
         self.irqs.resume()
 
     def ack(self):
-        if self.irqs.lines.asserted():
+        if self.irqs._irqfds.lines.asserted():
             self.acks += 1
             self.irqs.ack(4)
 
@@ -260,7 +260,7 @@ async def run(times, *, fast, seed):
         machines.guest.failing = None
         await machines.irqs.flush()
         # The line stays up over the last migration too, for nobody has acknowledged since.
-        assert machines.irqs.lines.asserted() == {4: (ROUTING[4],)}
+        assert machines.irqs._irqfds.lines.asserted() == {4: (ROUTING[4],)}
         assert machines.guest.lines == {ROUTING[4]}
         told = take_one(machines.resamplefd)
         assert told == machines.acks
@@ -486,7 +486,7 @@ async def test_a_sink_that_raises_when_a_line_is_restored_gets_it_later():
             irqs.resume()
             await irqs.flush()
             assert [interrupt.action for interrupt in sink.interrupts] == [Action.ASSERT]
-            assert irqs.lines.asserted() == {5: (IrqchipPin("ioapic", 5),)}
+            assert irqs._irqfds.lines.asserted() == {5: (IrqchipPin("ioapic", 5),)}
             sink.error = None
 
 
@@ -671,12 +671,12 @@ async def test_a_line_that_the_kernel_holds_up_stays_up_over_a_migration(vm):
             sink, irqs, irqfd = await migrate_in_kvm(vm, sink, irqs, assign)
             assert (irqfd.offloaded, pic(vm).last_irr >> 6 & 1) == (True, 1)
             irqfd.mask()
-            assert (irqs.lines.asserted(), pic(vm).last_irr >> 6 & 1) == ({6: (IrqchipPin("pic", 6),)}, 1)
+            assert (irqs._irqfds.lines.asserted(), pic(vm).last_irr >> 6 & 1) == ({6: (IrqchipPin("pic", 6),)}, 1)
             irqfd.unmask()
-            assert (irqs.lines.asserted(), pic(vm).last_irr >> 6 & 1) == ({}, 1)
+            assert (irqs._irqfds.lines.asserted(), pic(vm).last_irr >> 6 & 1) == ({}, 1)
             irqfd.mask()
             irqs.ack(6)
-            assert (irqs.lines.asserted(), pic(vm).last_irr >> 6 & 1, resamplefd.read_nowait()) == ({}, 0, 1)
+            assert (irqs._irqfds.lines.asserted(), pic(vm).last_irr >> 6 & 1, resamplefd.read_nowait()) == ({}, 0, 1)
             irqfd.unmask()
         await irqs.aclose()
         sink.close()

@@ -24,6 +24,7 @@ from aioirqfd import (
     WorkQueue,
     WrongLoopError,
 )
+from aioirqfd.irqfd.life import Stage
 from aioirqfd.sinks import RecordingSink
 from tests.irqfd.helpers import MSI, pulse, write
 
@@ -57,11 +58,11 @@ async def unchanged(irqs, kick):
     assert irqs.irqfds == (irqfd,)
     assert irqs.routing is routing
     assert irqs.statistics() == stats
-    injected = len(irqs.delivery.tiers.sink.interrupts)
+    injected = len(irqs._irqfds.delivery.tiers.sink.interrupts)
     kick.signal()
     write(kick)
     await irqs.flush()
-    assert irqs.delivery.tiers.sink.interrupts[injected:] == [pulse(5, MSI)] * 2
+    assert irqs._irqfds.delivery.tiers.sink.interrupts[injected:] == [pulse(5, MSI)] * 2
 
 
 class Case:
@@ -262,7 +263,7 @@ async def test_before_it_is_entered_and_after_it_is_closed(kick):
             with Case(ClosedError, errno.EBADF):
                 await coroutine()
         await irqs.aclose()
-        if not irqs._entered:
+        if irqs._irqfds.life.stage is Stage.NEW:
             async with irqs:
                 irqfd = irqs.assign(kick, gsi=5)
     assert irqfd is not None

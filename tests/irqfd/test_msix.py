@@ -480,7 +480,7 @@ async def test_the_gsi_that_was_masked_longest_ago_is_recycled():
         table.signal(1)
         program(table, 2, 0x32)
         assert [table.gsi(vector) for vector in range(3)] == [4094, None, 4095]
-        assert (table.pending(1), len(irqs.irqfds), irqs.routes.of(4095)) == (True, 2, (Msi(BASE, 0x32),))
+        assert (table.pending(1), len(irqs.irqfds), irqs.routing.routes(4095)) == (True, 2, (Msi(BASE, 0x32),))
         table.signal(1)
         table.signal(2)
         table.signal(0)
@@ -790,11 +790,11 @@ async def test_set_message_waits_for_what_is_on_its_way_to_the_old_one():
         changing = asyncio.create_task(table.set_message(0, address=BASE, data=0x32))
         for _ in range(10):
             await asyncio.sleep(0)
-        assert (changing.done(), sink.done, irqs.routes.of(24)) == (False, [], (Msi(BASE, 0x31),))
+        assert (changing.done(), sink.done, irqs.routing.routes(24)) == (False, [], (Msi(BASE, 0x31),))
         assert table.pending(0)
         sink.open.set()
         await changing
-        assert irqs.routes.of(24) == (Msi(BASE, 0x32),)
+        assert irqs.routing.routes(24) == (Msi(BASE, 0x32),)
         await irqs.flush()
         assert sink.done == [0x31, 0x32]
 
@@ -820,7 +820,7 @@ async def test_set_message_that_is_cancelled_has_changed_it():
         changing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await changing
-        assert (irqs.routes.of(24), table.statistics().unmasked) == ((Msi(BASE, 0x32),), 1)
+        assert (irqs.routing.routes(24), table.statistics().unmasked) == ((Msi(BASE, 0x32),), 1)
         sink.open.set()
         await irqs.flush()
 
@@ -846,7 +846,7 @@ async def test_set_message_refuses_what_cannot_be_sent(message):
         program(table, 0, 0x31)
         with pytest.raises(RoutingError):
             await table.set_message(0, address=message[0], data=message[1])
-        assert irqs.routes.of(24) == (Msi(BASE, 0x31),)
+        assert irqs.routing.routes(24) == (Msi(BASE, 0x31),)
 
 
 class Offloading:
@@ -1127,7 +1127,7 @@ async def test_one_eventfd_is_no_two_vectors():
                     with pytest.raises(EventFdBusyError):
                         await table.set_eventfd(1, busy)
                 second.signal()
-                assert sent(irqs.delivery.tiers.sink) == [0x31]
+                assert sent(irqs._irqfds.delivery.tiers.sink) == [0x31]
                 first.close()
                 await table.set_eventfd(1, twin)  # the vector that had it will not miss it
         os.close(twin)
@@ -1192,11 +1192,11 @@ def test_one_route_at_a_time_gives_the_same_table_as_all_at_once(changes):
 )
 async def test_a_route_that_is_refused_changes_nothing(gsi, routes):
     async with IrqManager(RecordingSink()) as irqs:
-        before, generation = irqs.routing, irqs.routes.generation
+        before, generation = irqs.routing, irqs._irqfds.routes.generation
         with pytest.raises(RoutingError):
             irqs.set_route(gsi, routes)
         assert irqs.routing is before
-        assert irqs.routes.generation == generation
+        assert irqs._irqfds.routes.generation == generation
 
 
 async def test_one_route_too_many():

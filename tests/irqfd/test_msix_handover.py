@@ -246,7 +246,7 @@ async def test_an_eventfd_that_cannot_be_looked_at_is_none():
         program(table, 0, 0x31)
         table.signal(0)
         await irqs.flush()
-        assert sent(irqs.delivery.tiers.sink) == [0x31]
+        assert sent(irqs._irqfds.delivery.tiers.sink) == [0x31]
 
 
 async def test_a_forked_child_that_closes_its_copy_takes_nothing():

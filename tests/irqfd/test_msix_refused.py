@@ -11,6 +11,8 @@ import pickle
 import pytest
 
 from aioirqfd import EventFd, IrqManager, Msi, MsixTable, Retry, RoutingError, SnapshotError
+from aioirqfd.irqfd.binding import Binding
+from aioirqfd.irqfd.irqfds import Irqfds
 from aioirqfd.sinks import RecordingSink
 from tests.integers import int64
 from tests.irqfd.helpers import room_for_fds, turns
@@ -125,16 +127,16 @@ async def test_an_irqfd_that_cannot_be_watched_for_a_while(monkeypatch):
         table.write_control(ENABLE)
         table.signal(0)
         errors = [OSError(errno.ENOSPC, "no more watches")] * 2
-        assign = irqs.assign
+        bind = Irqfds.bind
 
-        def refuse(*args, **options):
+        def refuse(self, *args, **options):
             if errors:
                 raise errors.pop()
-            return assign(*args, **options)
+            return bind(self, *args, **options)
 
-        monkeypatch.setattr(type(irqs), "assign", lambda _self, *args, **options: refuse(*args, **options))
+        monkeypatch.setattr(Irqfds, "bind", refuse)
         program(table, 0, 0x31)
-        assert (table.pending(0), irqs.gsis.statistics().held, irqs.routes.of(24)[0]) == (
+        assert (table.pending(0), irqs.gsis.statistics().held, irqs.routing.routes(24)[0]) == (
             True,
             0,
             irqs.routing.routes(24)[0],
@@ -153,7 +155,7 @@ async def test_a_route_that_the_sink_keeps_keeps_its_gsi():
         sink.refuse = [NO_MEMORY]
         table.write_control(0)
         assert log.of("msix_unroute_failed") == [{"gsis": 1, "error": repr(NO_MEMORY)}]
-        assert (irqs.gsis.statistics().held, irqs.routes.of(24)) == (0, (Msi(BASE, 0x31),))
+        assert (irqs.gsis.statistics().held, irqs.routing.routes(24)) == (0, (Msi(BASE, 0x31),))
         table.write_control(ENABLE)
         assert table.gsi(0) == 25, "not one that leads elsewhere"
         irqs.reset_route(24)
@@ -171,15 +173,14 @@ async def test_one_that_cannot_be_given_up_does_not_keep_others_from_theirs(monk
             table.eventfd(vector)
         program(table, 0, 0x31)
         table.mask(0)
-        (irqfd,) = irqs.irqfds
-        shut = type(irqfd).shut
+        shut = Binding.shut
 
         def refuse(self):
             shut(self)
             raise OSError(errno.EIO, "no")
 
         with monkeypatch.context() as patch:
-            patch.setattr(type(irqfd), "shut", refuse)
+            patch.setattr(Binding, "shut", refuse)
             program(table, 1, 0x32)
         table.signal(1)
         await irqs.flush()

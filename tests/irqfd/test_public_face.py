@@ -156,3 +156,20 @@ async def test_a_doorbell():
 def test_a_semaphore():
     with EventFd(2, semaphore=True) as efd:
         assert [efd.read_nowait(), efd.read_nowait()] == [1, 1]
+
+
+async def test_nothing_but_what_is_for_users_is_to_be_seen():
+    async with IrqManager(RecordingSink()) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5)
+            assert seen(irqfd) == (
+                "aclose error eventfd eventfd_id gsi mask masked offloaded pending resamplefd resume state statistics unmask"
+            )
+    assert seen(irqs) == (
+        "ack aclose assign deassign find flush gsis irqfds pause paused queue resample reset_route restore resume routing"
+        " set_route set_routing snapshot statistics"
+    )
+
+
+def seen(thing):
+    return " ".join(name for name in dir(thing) if not name.startswith("_"))

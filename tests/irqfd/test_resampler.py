@@ -65,7 +65,7 @@ async def test_r01_it_stays_up_and_further_signals_are_in_the_same_interrupt(mak
             await line.irqs.flush()
         assert set(line.sink.interrupts) == {UP}
         assert line.irqs.statistics().asserted == 1
-        assert line.irqs.lines.asserted() == {9: (IOAPIC,)}
+        assert line.irqs._irqfds.lines.asserted() == {9: (IOAPIC,)}
         assert line.told == [0]
 
 
@@ -166,7 +166,7 @@ async def test_r13_r14_the_last_one_out_lowers_the_line_and_nobody_is_told(make)
         await turns()
         assert line.sink.interrupts == [UP, DOWN]
         assert line.told == [0, 0]
-        assert line.irqs.lines.asserted() == {}
+        assert line.irqs._irqfds.lines.asserted() == {}
 
 
 async def test_r16_a_closed_resamplefd_keeps_nobody_from_hearing():
@@ -300,7 +300,7 @@ async def test_an_ack_inside_the_sink_that_is_just_taking_it():
             line.kicks[0].signal()
             await line.irqs.flush()
         assert line.sink.interrupts == [UP, DOWN] * 3
-        assert line.irqs.lines.asserted() == {}
+        assert line.irqs._irqfds.lines.asserted() == {}
         assert line.told == [3]
 
 
@@ -325,7 +325,7 @@ async def test_g12_rerouted_while_asserted_with_a_slow_sink(workers):
         line.irqs.set_routing({9: PIC})
         await turns()
         assert line.sink.interrupts == [UP, DOWN, asserted(9, PIC)]
-        assert line.irqs.lines.asserted() == {9: (PIC,)}
+        assert line.irqs._irqfds.lines.asserted() == {9: (PIC,)}
         line.irqs.ack(9)
         await turns()
         assert line.sink.interrupts[3:] == [deasserted(9, PIC)]
@@ -340,7 +340,7 @@ async def test_g13_unrouted_while_asserted_and_held_it_comes_back_with_the_route
         line.irqs.set_routing({})
         await turns()
         assert line.sink.interrupts == [UP, DOWN]
-        assert line.irqs.lines.asserted() == {}
+        assert line.irqs._irqfds.lines.asserted() == {}
         line.irqs.set_routing({9: PIC})
         await turns()
         assert line.sink.interrupts == [UP, DOWN, asserted(9, PIC)]
@@ -386,7 +386,7 @@ async def test_a_line_that_comes_back_is_no_signal():
             irqs.set_routing({})
             irqs.set_routing({9: PIC})
             await irqs.flush()
-            assert irqs.lines.asserted() == {9: (PIC,)}
+            assert irqs._irqfds.lines.asserted() == {9: (PIC,)}
             assert seen == [2]
             irqs.set_routing({})
             await irqs.deassign(irqfd)
@@ -399,7 +399,7 @@ async def test_a_failing_assertion_is_tried_again():
         line.kicks[0].signal()
         await line.irqs.flush()
         assert sink.attempts == [UP] * 3
-        assert line.irqs.lines.asserted() == {9: (IOAPIC,)}
+        assert line.irqs._irqfds.lines.asserted() == {9: (IOAPIC,)}
 
 
 async def test_a_failing_lowering_is_reported_and_tried_again_before_anybody_is_told():
@@ -425,7 +425,7 @@ async def test_a_line_raised_elsewhere_while_its_lowering_is_tried_again_is_not_
         while line.sink.interrupts[-1] != DOWN:
             await asyncio.sleep(0)
         await turns()
-        assert line.irqs.lines.asserted() == {9: (PIC,)}
+        assert line.irqs._irqfds.lines.asserted() == {9: (PIC,)}
         assert sorted(map(repr, sink.interrupts)) == sorted(map(repr, [UP, asserted(9, PIC), DOWN]))
 
 
@@ -460,13 +460,13 @@ async def test_a_line_that_is_raised_again_while_its_lowering_is_tried_again_sta
         assert await line.unmasks[0].read() == 1
         assert await line.unmasks[1].read() == 1
         await line.irqs.flush()
-        assert line.irqs.lines.asserted() == {9: (IOAPIC,)}
+        assert line.irqs._irqfds.lines.asserted() == {9: (IOAPIC,)}
         assert sink.attempts == [UP, DOWN, UP]
         line.irqs.ack(9)
         assert await line.unmasks[1].read() == 1
         assert await line.unmasks[0].read() == 1
         assert sink.attempts == [UP, DOWN, UP, DOWN]
-        assert line.irqs.lines.asserted() == {}
+        assert line.irqs._irqfds.lines.asserted() == {}
 
 
 async def test_a_fast_sink_that_refuses_to_lower_is_asked_by_the_queue():

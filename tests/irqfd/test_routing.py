@@ -302,8 +302,8 @@ async def test_held_and_masked_needs_both_to_go():
 
 async def test_a_message_among_pins_and_the_generation():
     async with IrqManager(RecordingSink()) as irqs:
-        before = irqs.routes.generation
+        before = irqs._irqfds.routes.generation
         irqs.set_routing(RoutingTable({5: MSI}))
-        assert irqs.routes.generation == before + 1
-        assert irqs.routes.of(5) == (MSI,)
-        assert irqs.routes.of(6) == ()
+        assert irqs._irqfds.routes.generation == before + 1
+        assert irqs.routing.routes(5) == (MSI,)
+        assert irqs.routing.routes(6) == ()

@@ -125,7 +125,7 @@ async def test_restored_through_json_into_another_machine(make):
             )
         )
         assert machine.counts == [3]
-        assert machine.irqs.lines.asserted() == {9: (IrqchipPin("ioapic", 9),)}
+        assert machine.irqs._irqfds.lines.asserted() == {9: (IrqchipPin("ioapic", 9),)}
         machine.irqfds[5].unmask()
         machine.irqs.ack(9)
         await machine.irqs.flush()

@@ -23,8 +23,8 @@ BODY = """
     assert recording_tracer.names == ["irqfd_assigned", "irqfd_deassigned"]
     other = type(recording_sink)()
     async with irq_manager(other, routing={}, unrouted="hold") as irqs:
-        assert irqs.delivery.tiers.sink is other
-        assert irqs.routes.holds(99)
+        assert irqs._irqfds.delivery.tiers.sink is other
+        assert irqs._irqfds.routes.holds(99)
 """
 BARE = f"""
 import asyncio

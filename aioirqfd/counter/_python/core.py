@@ -46,7 +46,7 @@ def unraisable(error: BaseException) -> None:
 
 
 class Irqfd(Protocol):
-    """What is called of :class:`aioirqfd.IrqFd`."""
+    """What is called of an irqfd."""
 
     def wakeup(self, count: int, /) -> None: ...
     def defer(self, count: int, /) -> None: ...

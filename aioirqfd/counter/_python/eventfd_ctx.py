@@ -58,6 +58,7 @@ class EventFdCtx:
         "_unreadable",
         "_wakeups",
         "_want_count",
+        "_who",
     )
 
     def __init__(self, fd: int, *, semaphore: bool = False) -> None:
@@ -74,6 +75,7 @@ class EventFdCtx:
         self._event = self._fresh = self._leftover = False
         self._gsi = 0
         self._handler: Handler | None = None
+        self._who: object = None  # what the handler is called with
         self._taken = 0  # counted for the handler, not given to it yet
         self._queued_here = False  # in its top half's ready queue
         self._running: object = None  # the task that runs the handler just now, while bound
@@ -260,11 +262,19 @@ class EventFdCtx:
         if self._drain is not None and not self._drain.dispatching and self._owed:
             self._drain.dispatch(self)
 
-    def _bind(self, top_half: TopHalf, irqfd: Irqfd, want_count: bool, handler: Handler | None, /) -> None:  # noqa: FBT001  the native signature
+    def _bind(
+        self,
+        top_half: TopHalf,
+        irqfd: Irqfd,
+        want_count: bool,  # noqa: FBT001  the native signature
+        handler: Handler | None,
+        who: object,
+        /,
+    ) -> None:
         if self._top_half is not None or self._drain is None:
             raise RuntimeError("_bind() takes a registered, unbound eventfd")
         self._top_half, self._irqfd, self._want_count = top_half, irqfd, want_count
-        self._handler = handler
+        self._handler, self._who = handler, who
         self._listening, self._leftover = True, False
 
     def _unbind(self) -> None:
@@ -273,7 +283,7 @@ class EventFdCtx:
         if self._top_half is not None:
             self._top_half._unhold(self)
         self._running, self._told = None, 0  # a handler that is under way is the old irqfd's, and knows it
-        self._interrupt = self._irqfd = self._top_half = self._handler = None
+        self._interrupt = self._irqfd = self._top_half = self._handler = self._who = None
 
     def _recall(self) -> int:
         """Take back the count that waits for the handler."""

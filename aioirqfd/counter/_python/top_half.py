@@ -117,7 +117,7 @@ class TopHalf:
                 continue  # taken back in the meantime; perhaps it waits in another manager's, on another loop, by now
             ctx._queued_here = False
             count, ctx._taken = ctx._taken, 0
-            irqfd, handler = ctx._irqfd, ctx._handler
+            irqfd, handler, who = ctx._irqfd, ctx._handler, ctx._who
             if irqfd is None:
                 continue
             # Before any call: a signal handler that signals it there must not have another worker run it too.
@@ -131,9 +131,9 @@ class TopHalf:
                 continue
             try:
                 if self.context is None:
-                    await handler(irqfd, count)
+                    await handler(who, count)
                 else:
-                    await Stepped(self.context.copy(), None, handler, irqfd, count)
+                    await Stepped(self.context.copy(), None, handler, who, count)
             except GeneratorExit:
                 self._enter(irqfd.defer, count)
                 self._enter(self._leave, ctx, irqfd)
