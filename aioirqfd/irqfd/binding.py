@@ -88,6 +88,7 @@ class Binding:
     """An eventfd bound to a gsi.
 
     Attributes:
+        owner: What it shares with the other irqfds of its manager.
         gsi: The gsi, 0..2**32-1.
         resamplefd: Signalled at each end of interrupt, or None for an edge-triggered one.
         trigger: Its half of the eventfd.
@@ -104,7 +105,6 @@ class Binding:
         "_dropped",
         "_dropped_under",
         "_injection",
-        "_owner",
         "_routes",
         "_state",
         "closing",
@@ -114,6 +114,7 @@ class Binding:
         "handlers",
         "masked",
         "offloaded_as",
+        "owner",
         "resamplefd",
         "trigger",
     )
@@ -137,7 +138,7 @@ class Binding:
         self.face: object
         self.closing = False
         self.offloaded_as: Interrupt | None = None
-        self._owner: Final = owner
+        self.owner: Final = owner
         self._delivery: Final = owner.delivery
         self._routes: Final = owner.routes
         self._state = State.IDLE
@@ -204,7 +205,7 @@ class Binding:
         self.settle()
         self.masked = True
         try:
-            self._owner.take_back(self)
+            self.owner.take_back(self)
         finally:
             self.arm()
 
@@ -224,16 +225,12 @@ class Binding:
             self.injection.forget()
         self.step(Event.RESUME)
 
-    def owned_by(self, owner: _Owner) -> bool:
-        """Whether it is this manager's."""
-        return self._owner is owner
-
     async def aclose(self) -> None:
         """Deassign it."""
-        await self._owner.deassign(self)
+        await self.owner.deassign(self)
 
     def _check(self) -> None:
-        self._owner.check_here()
+        self.owner.check_here()
         if self.closing:
             raise ClosedError("the irqfd is deassigned")
 
@@ -273,7 +270,7 @@ class Binding:
         """Its handler is through, and it is not idle: go on where it stands."""
         self.trigger.ran()
         if self._state is State.QUEUED:
-            self._owner.backpressure.schedule(self.work)
+            self.owner.backpressure.schedule(self.work)
         self.ended()
 
     def handler_failed(self, error: BaseException, count: int, /) -> bool:
@@ -287,7 +284,7 @@ class Binding:
         delivery, routes = self._delivery, self._routes.of(self.gsi)
         try:
             if self.resamplefd is not None and is_level(routes):
-                taken = self._owner.lines[self.gsi].try_assert(routes)
+                taken = self.owner.lines[self.gsi].try_assert(routes)
             elif len(routes) != 1:
                 return False  # several chips: always by the work queue (row M05)
             else:
@@ -342,12 +339,12 @@ class Binding:
             # An irqfd never runs against itself: while its handler runs, left() does it.
             if self.trigger.running is None:
                 try:
-                    self._owner.backpressure.schedule(self.work)
+                    self.owner.backpressure.schedule(self.work)
                 except BaseException:
                     self._state = before  # interrupted, by a signal handler's exception say
                     raise
         elif self._state is State.PENDING:
-            self._owner.wants_route(self)
+            self.owner.wants_route(self)
         return action
 
     @property
@@ -355,7 +352,7 @@ class Binding:
         """Its bottom half; made at the first need."""
         injection = self._injection
         if injection is None:
-            injection = Injection(self, self.debt, self.handlers, self._delivery, self._routes, self._owner.lines)
+            injection = Injection(self, self.debt, self.handlers, self._delivery, self._routes, self.owner.lines)
             self._injection = injection
         return injection
 
@@ -368,7 +365,7 @@ class Binding:
         """An attempt is over, one way or another."""
         if self.closing and not self.active:
             self._finish()
-        self._owner.backpressure.progress()
+        self.owner.backpressure.progress()
 
     def unblock(self) -> None:
         """Unmasked, resumed or routed: inject what is pending, or let the sink watch the eventfd again."""
@@ -376,9 +373,9 @@ class Binding:
             return
         if self._blocked:
             if self._state is State.PENDING:
-                self._owner.wants_route(self)
+                self.owner.wants_route(self)
             return
-        if self._owner.offload(self):
+        if self.owner.offload(self):
             return
         if self.step(Event.UNBLOCK) is Action.NONE:
             self.arm()
@@ -474,7 +471,7 @@ class Binding:
         self.closing = True
         self.trigger.leave()
         try:
-            self._owner.leave(self)
+            self.owner.leave(self)
         finally:
             # Whatever was raised on the way, an fd that was closed behind our back say: nothing stays bound, or half shut.
             if self._injection is not None:
@@ -506,7 +503,7 @@ class Binding:
     async def drained(self) -> None:
         """Wait until nothing of it runs or will run."""
         here = asyncio.current_task()
-        backpressure = self._owner.backpressure
+        backpressure = self.owner.backpressure
         queue = backpressure.queue
         while self.trigger.running is not None:
             if queue.waits_for(_LaneRun(self.trigger), here):
@@ -545,19 +542,19 @@ class Binding:
             return
         if self.debt.captured:
             taken = self.debt.withheld(len(self.handlers))
-            if taken and not self._owner.withhold(self.eventfd, taken):
+            if taken and not self.owner.withhold(self.eventfd, taken):
                 taken = 0
             self.debt.leave(taken, len(self.handlers))
         if self.debt.owed:
             self._give_back()
         self.step(Event.CLOSE)
-        self._owner.finished(self)
+        self.owner.finished(self)
         del self.face  # the two would keep each other until the collector comes
 
     def _give_back(self) -> None:
         """What could not be injected is put back into the eventfd, where the next assign finds it (row P01)."""
         count = self.debt.give_back(len(self.handlers))
-        if self._owner.inherited:
+        if self.owner.inherited:
             return  # what is pending is pending in the parent process
         try:
             self.eventfd.signal(min(max(count, 1), MAX))

@@ -240,16 +240,17 @@ class Irqfds:
             ClosedError: It is not entered, or closed.
             WrongLoopError: It belongs to another loop or to the parent process, or no loop is running.
         """
+        if self.life.stage is Stage.OPEN and self.poller is not None:
+            self.poller.check_here()
+            return
         if self.inherited:
             raise WrongLoopError(f"{self!r} is the parent process's; a forked child makes a manager of its own")
-        if self.poller is None or not self.life.open:
-            running_loop()
-            raise ClosedError(
-                "the manager is not open; enter it with `async with` first"
-                if self.life.stage is Stage.NEW
-                else "the manager is closed"
-            )
-        self.poller.check_here()
+        running_loop()
+        raise ClosedError(
+            "the manager is not open; enter it with `async with` first"
+            if self.life.stage is Stage.NEW
+            else "the manager is closed"
+        )
 
     # -- binding -----------------------------------------------------------------------------------------------------
 
@@ -309,14 +310,16 @@ class Irqfds:
 
     async def deassign(self, irqfd: Binding) -> None:
         """Unbind it, as a barrier; nothing happens if it is deassigned already, or another manager's."""
-        if self.inherited:
+        stage = self.life.stage
+        if stage is Stage.INHERITED:
             self.check_here()
-        if not irqfd.owned_by(self) or irqfd.closed:
+        if irqfd.owner is not self or irqfd.closed:
             return
-        if self.life.open:
+        if stage is Stage.OPEN:
             self.check_here()
         irqfd.shut()
-        await irqfd.drained()
+        if not irqfd.closed:
+            await irqfd.drained()
 
     def _watch(self, irqfd: Binding) -> None:
         irqfd.trigger.watch(self._top_half, irqfd, irqfd.gsi, irqfd.handlers, irqfd.face)
@@ -340,11 +343,12 @@ class Irqfds:
 
     def leave(self, irqfd: Binding) -> None:
         """The eventfd is nobody's from here on; what it owes is the irqfd's."""
-        try:
-            self.offloading.reclaim(irqfd)
-        except BaseException as error:
-            # The virtual machine is gone, and its irqfds with it (row C05).
-            self.delivery.sink_failed("reclaim_failed", irqfd, error)
+        if irqfd.offloaded:
+            try:
+                self.offloading.reclaim(irqfd)
+            except BaseException as error:
+                # The virtual machine is gone, and its irqfds with it (row C05).
+                self.delivery.sink_failed("reclaim_failed", irqfd, error)
         poller = irqfd.trigger.eventfd_poller
         try:
             owed = irqfd.unwatch(whole=self.routes.paused)

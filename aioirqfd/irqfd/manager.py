@@ -243,8 +243,6 @@ class IrqManager:
         Cancellation:
             The irqfd is deassigned all the same; only the wait for what runs is given up.
         """
-        if self._irqfds.inherited:
-            self._irqfds.check_here()
         if isinstance(irqfd, IrqFd):
             if gsi is not None:
                 raise TypeError("an irqfd, or an eventfd and its gsi; not both")
@@ -252,6 +250,8 @@ class IrqManager:
         elif gsi is None:
             raise TypeError("an irqfd, or an eventfd and its gsi")
         else:
+            if self._irqfds.inherited:
+                self._irqfds.check_here()
             # Perhaps another task is deassigning it just now: a barrier all the same.
             binding = self._irqfds.find(irqfd, gsi) or self._irqfds.find_leaving(irqfd, gsi)
         if binding is not None:

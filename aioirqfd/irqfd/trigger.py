@@ -30,13 +30,8 @@ class Counts(NamedTuple):
     fast: int
 
 
-class Found(NamedTuple):
-    """What a look into the eventfd brought to light."""
-
-    owed: int
-    """Signals that call for an injection."""
-    unread: int
-    """Signals that were seen, and left unread, before."""
+Found = tuple[int, int]
+"""What a look into the eventfd brought to light: signals that call for an injection, and signals that were seen before, and left unread."""
 
 
 @final
@@ -147,10 +142,10 @@ class Trigger:
         """Read everything. The loop's thread."""
         poller = self.poller
         if poller is None:
-            return Found(0, 0)
+            return 0, 0
         before = self.eventfd._signals
         owed = poller.drain.settle(self.eventfd)
-        return Found(owed, self.eventfd._signals - before - owed)
+        return owed, self.eventfd._signals - before - owed
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
@@ -211,7 +206,7 @@ class Trigger:
             eventfd._detach()
         if owed:
             eventfd._wakeups += 1
-        return Found(owed + recalled, unread)
+        return owed + recalled, unread
 
     def leave(self) -> None:
         """From here on, what the eventfd says is another irqfd's."""

@@ -331,7 +331,7 @@ class OurMachine(Machine):
     async def close(self) -> None:
         irqs, self.irqs = self.irqs, None
         if self.held is not None:
-            await cast("Irqfds", self.held._binding._owner).close(abort=False)
+            await cast("Irqfds", self.held._binding.owner).close(abort=False)
         elif irqs is not None:
             await irqs.aclose()
 
