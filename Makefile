@@ -16,6 +16,7 @@ PYTEST := $(PY) -P -W error -m pytest
 
 C_SOURCES := $(wildcard aioirqfd/counter/*.c aioirqfd/counter/*.h)
 C_ALL := $(C_SOURCES) $(wildcard tests/native/*.c tests/native/*.h)
+SHELL_SCRIPTS := $(wildcard .ci/run tests/qemu/*.sh)
 NATIVE_TESTS := $(wildcard tests/native/*.c)
 
 .PHONY: help vmm test test-c test-python test-qemu conformance bench lint format docs sanitize tsan dist clean install
@@ -30,7 +31,7 @@ help:
 	@echo '                  SUITE=trixie is QEMU 10, SUITE=trixie-backports QEMU 11'
 	@echo 'make conformance  hold every row of the kernel contract against this kernel; writes its page of the docs'
 	@echo 'make bench        benchmarks against alternatives; for a part: ARGS="--rounds 3 --only burst"'
-	@echo 'make lint         ruff, mypy, pyright, clang-format'
+	@echo 'make lint         ruff, mypy, pyright, clang-format, shellcheck'
 	@echo 'make format       ruff format, ruff check --fix, clang-format'
 	@echo 'make docs         the documentation, into docs/_build/html; warnings are errors'
 	@echo 'make sanitize     the suite on a build with AddressSanitizer and UndefinedBehaviorSanitizer'
@@ -38,6 +39,8 @@ help:
 	@echo 'make dist         sdist, the platform wheel and the py3-none-any wheel, into dist/'
 	@echo 'make install      the package, editable, into $(VENV); every target does this by itself'
 	@echo 'make clean        remove what was built, and $(VENV)'
+	@echo
+	@echo '.ci/run           all that has to hold; .ci/run --list names its stages, .ci/run lint docs runs two of them'
 	@echo
 	@echo 'Each target installs what it needs into $(VENV) the first time, which needs a network.'
 	@echo 'PYTHON=$(PYTHON) VENV=$(VENV) choose the interpreter and the environment.'
@@ -122,6 +125,8 @@ lint: $(VENV)/.stamp-lint
 		if [ -x $(BIN)/clang-format ]; then \
 			echo '$(BIN)/clang-format --dry-run -Werror $(C_ALL)'; $(BIN)/clang-format --dry-run -Werror $(C_ALL); \
 		else echo '== clang-format is not installed: the C layout was not checked'; fi; fi
+	@if [ -x $(BIN)/shellcheck ]; then echo '$(BIN)/shellcheck $(SHELL_SCRIPTS)'; $(BIN)/shellcheck $(SHELL_SCRIPTS); \
+	else echo '== shellcheck is not installed: the shell scripts were not checked'; fi
 
 format: $(VENV)/.stamp-lint
 	$(BIN)/ruff check --fix .

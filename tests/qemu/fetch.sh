@@ -28,6 +28,7 @@ fi
 command -v apt-get >/dev/null || cannot 'no apt-get here'
 [ "$(dpkg --print-architecture)" = amd64 ] || cannot 'not an amd64 Debian'
 own=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+# shellcheck disable=SC2016  # they are apt's, not the shell's
 mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
     awk -v own="$own" '$2 == own && $3 == "main" { print $1; exit }')
 [ -n "$mirror" ] || cannot "no apt source for this machine's own Debian release"
