@@ -11,8 +11,10 @@ import contextlib
 import errno
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, final
 
+from aioirqfd.errors import WouldBlock
+from aioirqfd.eventfd import EventFd
 from aioirqfd.eventfd.loops import add_reader, remove_reader
 from aioirqfd.kvm.ioctls import KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE
 
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aioirqfd.kvm import Vm
-
-_FLAGS: Final = os.EFD_CLOEXEC | os.EFD_NONBLOCK
 
 
 @final
@@ -56,13 +56,11 @@ class KvmLine:
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
         with contextlib.ExitStack() as undo:
-            self._trigger = os.eventfd(0, _FLAGS)
-            undo.callback(os.close, self._trigger)
-            self._resample = os.eventfd(0, _FLAGS)
-            undo.callback(os.close, self._resample)
+            self._trigger = undo.enter_context(EventFd())
+            self._resample = undo.enter_context(EventFd())
             vm.irqfd(self._trigger, kernel_gsi, flags=KVM_IRQFD_FLAG_RESAMPLE, resamplefd=self._resample)
             undo.callback(self._unbind)
-            self._watched = add_reader(self._loop, self._resample, partial(on_end, self))
+            self._watched = add_reader(self._loop, self._resample.fileno(), partial(on_end, self))
             undo.pop_all()
 
     @property
@@ -93,7 +91,7 @@ class KvmLine:
         new = gsi not in self.holders
         self.hold(gsi)
         try:
-            os.eventfd_write(self._trigger, 1)
+            self._trigger.signal()
         except OSError:
             if new:
                 self.holders.discard(gsi)
@@ -109,8 +107,8 @@ class KvmLine:
         if self._inherited:
             return ()
         try:
-            os.eventfd_read(self._resample)
-        except BlockingIOError:
+            self._resample.read_nowait()
+        except WouldBlock:
             return ()
         gsis, self.holders = self.holders or {self.gsi}, set()
         return tuple(sorted(gsis))
@@ -127,8 +125,10 @@ class KvmLine:
             self._unbind()
             return self.ended()
         finally:
-            for fd in {self._trigger, self._resample, self._watched}:
-                os.close(fd)
+            if self._watched != self._resample.fileno():
+                os.close(self._watched)
+            self._trigger.close()
+            self._resample.close()
 
     def _unbind(self) -> None:
         # Before the close, or the kernel would hold on to the line until it noticed (row R15); which it does in any case. From a

@@ -87,7 +87,7 @@ async def test_the_end_of_interrupt_of_a_line_in_kvm_is_heard():
         before = open_fds()
         async with called() as call:
             line = KvmLine(vm, 5, 5, lambda _line: call())
-            os.eventfd_write(line._resample, 1)  # as the kernel does at an end of interrupt
+            os.eventfd_write(line._resample.fileno(), 1)  # as the kernel does at an end of interrupt
         assert line.ended() == (5,)
         line.close()
         assert open_fds() == before

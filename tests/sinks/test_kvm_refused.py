@@ -359,10 +359,23 @@ async def test_a_line_that_was_not_raised_is_held_up_by_nobody(monkeypatch):
         for gsi, held in ((4, {4}), (5, {4}), (4, {4})):
             with monkeypatch.context() as patch:
                 if gsi == 5:
-                    patch.setattr("aioirqfd.sinks.kvm_line.os.eventfd_write", refuse)
+                    patch.setattr("aioirqfd.sinks.kvm_line.EventFd.signal", refuse)
                 with contextlib.nullcontext() if gsi == 4 else pytest.raises(OSError, match="closed behind"):
                     await sink.inject(Interrupt(gsi, PIN, Action.ASSERT))
             assert sink._lines[PIN].holders == held
+
+
+async def test_nobody_waits_whatever_the_flags_of_the_eventfds_say():
+    with sink_of(Ioctls()) as sink:
+        await sink.inject(Interrupt(5, PIN, Action.ASSERT))
+        line = sink._lines[PIN]
+        for eventfd in (line._trigger, line._resample):
+            os.set_blocking(eventfd.fileno(), True)  # as whoever has the same file may at any time
+        assert line.ended() == ()
+        os.eventfd_write(line._trigger.fileno(), 2**64 - 3)  # full, as nobody reads it here
+        await sink.inject(Interrupt(5, PIN, Action.ASSERT))
+        os.eventfd_write(line._resample.fileno(), 1)
+        assert line.ended() == (5,)
 
 
 @pytest.mark.kvm
@@ -493,7 +506,9 @@ async def test_a_forked_child_leaves_the_line_to_its_parent(vm):
         sink.bind(acked.append)
         await sink.inject(Interrupt(5, PIN, Action.ASSERT))
         await up(vm)
-        os.eventfd_write(sink._lines[PIN]._resample, 1)  # as at an end of interrupt that the loop has not heard of yet
+        os.eventfd_write(
+            sink._lines[PIN]._resample.fileno(), 1
+        )  # as at an end of interrupt that the loop has not heard of yet
 
         def child():
             with pytest.raises(OSError, match="parent process") as caught:
@@ -505,6 +520,6 @@ async def test_a_forked_child_leaves_the_line_to_its_parent(vm):
         await turns()
         assert (acked, lines(vm)) == ([5], {5})
         await sink.inject(Interrupt(5, PIN, Action.ASSERT))
-        os.eventfd_write(sink._lines[PIN]._resample, 1)
+        os.eventfd_write(sink._lines[PIN]._resample.fileno(), 1)
         await turns()
         assert acked == [5, 5], "the loop still hears of it"
