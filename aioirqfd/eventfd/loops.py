@@ -37,7 +37,7 @@ def add_reader(loop: asyncio.AbstractEventLoop, fd: int, call: Callable[[], obje
 
     Args:
         loop: The loop.
-        fd: An fd that was just made.
+        fd: An fd of ours that the loop does not watch.
         call: What is called.
         elsewhere: Not under this number, if there is room for a dup.
 

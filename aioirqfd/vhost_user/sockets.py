@@ -8,8 +8,11 @@ import errno
 import os
 import socket
 import stat
+from functools import partial
 from pathlib import Path
 from typing import Final, Self, final
+
+from aioirqfd.eventfd.loops import add_reader, remove_reader
 
 MAX_PATH: Final = 107
 """The longest path of a Unix socket, bytes (unix(7): ``sun_path``, with the NUL that ends it)."""
@@ -107,11 +110,14 @@ async def readable(sock: socket.socket) -> None:
     """Wait until there is something to be had of a socket, or its other end has gone."""
     loop = asyncio.get_running_loop()
     waiting: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(sock.fileno(), done, waiting)
+    # Never under the socket's own number: what another library left there may hide ours, and take it along when it goes.
+    fd = add_reader(loop, sock.fileno(), partial(done, waiting), elsewhere=True)
     try:
         await waiting
     finally:
-        loop.remove_reader(sock.fileno())
+        remove_reader(loop, fd)
+        if fd != sock.fileno():
+            os.close(fd)
 
 
 def done(waiting: asyncio.Future[None]) -> None:

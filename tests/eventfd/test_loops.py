@@ -13,6 +13,7 @@ from aioirqfd.eventfd.loops import add_reader, remove_reader
 from aioirqfd.kvm import Kvm
 from aioirqfd.sinks.kvm_line import KvmLine
 from aioirqfd.vhost_user.connection import Connection
+from aioirqfd.vhost_user.sockets import readable
 from tests.conftest import open_fds
 from tests.eventfd.helpers import turns
 
@@ -61,6 +62,29 @@ async def test_a_number_without_one_is_used_as_it_is():
         assert add_reader(loop, ours.fileno(), call) == ours.fileno()
         theirs.send(b"x")
     remove_reader(loop, ours.fileno())
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+async def test_a_socket_that_is_waited_for_is_heard(meanwhile):
+    first = await leave_behind()
+    ours, theirs = socket.socketpair()
+    assert ours.fileno() == first
+    before = open_fds()
+    for _ in range(2):
+        reading = asyncio.ensure_future(readable(ours))
+        await turns(2)
+        if meanwhile:  # whoever left it cleans up at last
+            asyncio.get_running_loop().remove_reader(first)
+        theirs.send(b"x")
+        await asyncio.wait_for(reading, 10)
+        assert ours.recv(10) == b"x"
+    reading = asyncio.ensure_future(readable(ours))
+    await turns(2)
+    reading.cancel()
+    await asyncio.wait({reading})
+    assert open_fds() == before
     ours.close()
     theirs.close()
 
