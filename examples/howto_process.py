@@ -41,8 +41,10 @@ async def take() -> None:
     with ours, theirs:
         number = theirs.fileno()
         child = await asyncio.create_subprocess_exec(sys.executable, "-c", OWNER, str(number), pass_fds=[number])
-        _, fds, _, _ = await asyncio.to_thread(socket.recv_fds, ours, 100, 1)
-    with EventFd.from_fd(fds[0], owns=True) as kick:
+        # Not recv_fds(): a program that is started meanwhile would inherit the descriptor.
+        flags = socket.MSG_CMSG_CLOEXEC
+        _, [(_, _, fd)], _, _ = await asyncio.to_thread(ours.recvmsg, 100, socket.CMSG_LEN(4), flags)
+    with EventFd.from_fd(int.from_bytes(fd, sys.byteorder), owns=True) as kick:
         print("from theirs:", await kick.read())
     await child.wait()
     # docs: end theirs

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PATIENCE: Final = 10.0
 """Seconds to wait for a server's welcome, which comes all at once."""
+_ONE_FD: Final = socket.CMSG_LEN(4)
+"""Bytes of room for what comes with a message."""
 
 
 class Client:
@@ -122,18 +124,20 @@ class Client:
 
     async def _receive(self) -> tuple[int, int | None]:
         # No more than one message at a time: more bytes would glue this message to the next one's descriptor.
-        data, fds = b"", []
+        data, fd = b"", None
         while len(data) < 8:
             try:
-                part, more, _, _ = socket.recv_fds(self._connection, 8 - len(data), 1)
+                # Not recv_fds(): a program that is started meanwhile would inherit the descriptor.
+                part, ancillary, _, _ = self._connection.recvmsg(8 - len(data), _ONE_FD, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 await self._readable()
                 continue
-            fds += more
+            for _, _, piece in ancillary:
+                fd = int.from_bytes(piece, sys.byteorder)
             if not part:
                 raise ConnectionResetError("the server hung up")
             data += part
-        return int.from_bytes(data, "little", signed=True), fds[0] if fds else None
+        return int.from_bytes(data, "little", signed=True), fd
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()

@@ -165,6 +165,13 @@ async def test_memory_is_shared(host):
         assert len(host.server.memory) == 1 << 20
 
 
+async def test_a_program_that_is_started_inherits_nothing(host):
+    async with await Client.connect(host.server.path, 4) as first, await Client.connect(host.server.path, 4) as second:
+        await first.until(second.id, 4)
+        came = [*first.vectors, *first.peers[0], *first.peers[second.id]]
+        assert [os.get_inheritable(eventfd.fileno()) for eventfd in came] == [False] * 12
+
+
 async def test_a_killed_peer_is_gone_for_everyone(host):
     async with await Client.connect(host.server.path, 4) as client:
         for number in (2, 3):
