@@ -93,6 +93,7 @@ class Poller:
             self._have_read()
         except BaseException:
             self.drain.close()
+            del self.drain  # there is nothing to be ended
             raise
 
     def __reduce__(self) -> str:

@@ -37,6 +37,21 @@ def gone(reference):
     return poller.gone
 
 
+class NoReaders:
+    def add_reader(self, fd, call):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("loop", [None, NoReaders()])
+def test_one_that_could_not_be_made_has_nothing_to_end(loop, monkeypatch):
+    before, again = open_fds(), []
+    monkeypatch.setattr("sys.unraisablehook", again.append)
+    with pytest.raises(WrongLoopError, match=r"needs an event loop with add_reader\(\)"):
+        Poller(loop)
+    gc.collect()
+    assert (again, open_fds()) == ([], before)
+
+
 class Calls:
     """Notes a loop's add_reader and remove_reader."""
 
