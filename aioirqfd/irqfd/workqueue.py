@@ -196,10 +196,12 @@ class WorkQueue:
         Raises:
             QueueFullError: There are ``maxsize`` items. An item that is put back by its own run is never refused.
             ClosedError: The queue is not open.
+            TypeError: It is no :class:`Work`.
 
         Threads:
             The loop's thread.
         """
+        _check(work)
         if work.pending:
             self._coalesced += 1
             return False
@@ -273,7 +275,9 @@ class WorkQueue:
 
         Raises:
             ClosedError: The workers were cancelled by somebody else, with the item still queued.
+            TypeError: It is no :class:`Work`.
         """
+        _check(work)
         task = asyncio.current_task()
         assert task is not None
         target = work.completed + work.pending + (work.running is not None)
@@ -291,6 +295,7 @@ class WorkQueue:
 
     async def expedite(self, work: Work) -> None:
         """Queue the item beyond the bound and flush it: for a caller that occupies the worker which would make room."""
+        _check(work)
         if not work.pending:
             self.check_open()
             self._put(work)
@@ -586,3 +591,8 @@ def _call(call: Callable[[], None] | None, name: str) -> None:
 
 def _nothing() -> None:
     """Has a loop turn round once."""
+
+
+def _check(work: object) -> None:
+    if not isinstance(work, Work):
+        raise TypeError(f"a work queue takes a Work, not {work!r}: make one of a coroutine function, Work(func)")

@@ -21,7 +21,9 @@ from aioirqfd import (
     Msi,
     Retry,
     RoutingError,
+    Work,
     WorkQueue,
+    WorkQueueStatistics,
     WrongLoopError,
 )
 from aioirqfd.irqfd.life import Stage
@@ -307,6 +309,16 @@ async def test_a_queue_that_is_in_use():
     async with WorkQueue() as queue:
         with Case(RuntimeError):
             await IrqManager(RecordingSink(), queue=queue).__aenter__()
+
+
+@pytest.mark.parametrize("work", [3, None, lambda: None, Work])
+async def test_what_is_no_work(work):
+    async with WorkQueue() as queue:
+        for call in (queue.schedule, queue.flush, queue.expedite):
+            with pytest.raises(TypeError, match=r"takes a Work, not .*Work\(func\)"):
+                refused: Any = call(work)
+                await refused
+        assert queue.statistics() == WorkQueueStatistics(1024, 0, 0, 0, 0, 0, 0)
 
 
 def test_every_error_is_one_of_ours():
