@@ -508,8 +508,8 @@ def _emptied(eventfd: EventFd) -> int:
     if eventfd.closed or eventfd._binding is not None:
         return 0
     total = 0
-    info = fdinfo(eventfd.fileno())
-    for _ in range(min(info[0], _U32_MASK) if eventfd.semaphore and info is not None else 1):
+    info = fdinfo(eventfd.fileno()) if eventfd.semaphore else None
+    for _ in range(min(info[0], _U32_MASK) if info is not None else 1):
         try:
             total += eventfd.read_nowait()
         except WouldBlock:

@@ -44,6 +44,19 @@ NO_MEMORY = OSError(errno.ENOMEM, "no memory")
 ERRORS = [NO_MEMORY, RoutingError("not now"), OSError(errno.EBUSY, "busy"), MemoryError(), RuntimeError("closed")]
 
 
+async def test_a_reset_of_the_function_takes_no_descriptor():
+    async with IrqManager(RecordingSink()) as irqs, MsixTable(irqs, vectors=2) as table:
+        table.write_control(ENABLE)
+        program(table, 0, 0x31)
+        for vector in (0, 1):
+            table.mask(vector)
+            table.signal(vector)
+        with room_for_fds(0):
+            assert await table.reset_function() == 2
+        assert not table.pending(0)
+        assert not table.pending(1)
+
+
 # ------------------------------------------------------------------------------------------------------ tried again
 
 
