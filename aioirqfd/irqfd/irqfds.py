@@ -367,15 +367,8 @@ class Irqfds:
             self.lines.leave(irqfd, irqfd.gsi)
         irqfd.trigger.close_references()
         if self.delivery.traced:
-            counts = irqfd.statistics()
-            self.delivery.trace(
-                "irqfd_deassigned",
-                irqfd,
-                signals=counts.signals,
-                injections=counts.injections,
-                coalesced=counts.coalesced,
-                dropped=counts.dropped,
-            )
+            self.delivery.trace("irqfd_deassigned", irqfd, **self.offloading.counts(irqfd))
+        self.offloading.finished(irqfd)
         if self._gsis is not None and self.life.open:
             self._gsis.unbind(irqfd.gsi)  # last, for whoever waits for the gsi may take it here and now
 

@@ -30,7 +30,7 @@ class Offloading:
         irqfds: Those that the sink watches.
     """
 
-    __slots__ = ("_delivery", "_lines", "_routes", "_watch", "irqfds")
+    __slots__ = ("_delivery", "_lines", "_routes", "_watch", "_were", "irqfds")
 
     def __init__(self, delivery: Delivery, routes: Routes, lines: Lines, watch: Callable[[Binding], None]) -> None:
         self._delivery: Final = delivery
@@ -38,6 +38,7 @@ class Offloading:
         self._lines: Final = lines
         self._watch: Final = watch
         self.irqfds: Final[set[Binding]] = set()
+        self._were: Final[set[Binding]] = set()
 
     def offload(self, irqfd: Binding) -> bool:
         """Let the sink watch the eventfd itself, if it can, and then all the eventfds of the same line.
@@ -92,6 +93,7 @@ class Offloading:
                 self._watch_again(irqfd, owed)
             return False
         self.irqfds.add(irqfd)
+        self._were.add(irqfd)
         irqfd.handed_over(interrupt, owed)
         return True
 
@@ -139,6 +141,20 @@ class Offloading:
                     self._lines[irqfd.gsi].adopt(interrupt)
             finally:
                 self._watch(irqfd)
+
+    def counts(self, irqfd: Binding) -> dict[str, object]:
+        """What there is to say of an irqfd at its end; no 0 where the sink has watched it at some time, and kept no count."""
+        counts = irqfd.statistics()
+        fields: dict[str, object] = {
+            name: getattr(counts, name) for name in ("signals", "injections", "coalesced", "dropped")
+        }
+        if irqfd in self._were:
+            fields = {"offloaded": True, **{name: count for name, count in fields.items() if count}}
+        return fields
+
+    def finished(self, irqfd: Binding) -> None:
+        """Nothing of the irqfd runs any more."""
+        self._were.discard(irqfd)
 
     def _of(self, gsi: int) -> list[Binding]:
         return cast("list[Binding]", self._lines[gsi].members)  # whoever has joined is one

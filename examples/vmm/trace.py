@@ -3,39 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING
 
 from aioirqfd.tracer import NULL_TRACER
 from examples.vmm.cpu import CpuError
 
 if TYPE_CHECKING:
     from aioirqfd.tracer import Tracer
-
-
-_COUNTS: Final = ("signals", "injections", "coalesced", "dropped")
-
-
-@final
-class KernelCounts:
-    """Hands events on, without the counts of an irqfd that the kernel served: they are 0, as if nothing had happened.
-
-    Args:
-        tracer: Gets the events.
-    """
-
-    per_interrupt = False
-
-    def __init__(self, tracer: Tracer) -> None:
-        self._tracer = tracer
-        self._offloaded: set[object] = set()
-
-    def emit(self, event: str, /, **fields: object) -> None:
-        """Hand on an event."""
-        if event == "irqfd_assigned" and fields["offloaded"]:
-            self._offloaded.add(fields["gsi"])
-        elif event == "irqfd_deassigned" and fields["gsi"] in self._offloaded:
-            fields = {name: value for name, value in fields.items() if name not in _COUNTS} | {"injected_by": "kernel"}
-        self._tracer.emit(event, **fields)
 
 
 def make_tracer(kind: str) -> Tracer:
@@ -68,4 +42,4 @@ def make_tracer(kind: str) -> Tracer:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    return KernelCounts(StructlogTracer())
+    return StructlogTracer()

@@ -721,6 +721,26 @@ async def test_masked_with_nothing_pending_it_is_offloaded_again():
             assert [entry[0] for entry in sink.log] == ["offload", "reclaim", "offload"]
 
 
+async def test_what_the_sink_injected_is_not_said_to_be_nothing():
+    tracer = RecordingTracer()
+    async with IrqManager(OffloadingSink(), tracer=tracer) as irqs:
+        for masked, masked_later, ended in (
+            (False, False, {"offloaded": True}),
+            (False, True, {"offloaded": True}),  # though not at its end
+            (True, False, {"signals": 0, "injections": 0, "coalesced": 0, "dropped": 0}),
+        ):
+            with EventFd() as kick:
+                irqfd = irqs.assign(kick, gsi=5, masked=masked)
+                if masked_later:
+                    kick.signal()
+                    assert os.eventfd_read(kick.fileno()) == 1, "by the sink"
+                    irqfd.mask()
+                await irqs.deassign(irqfd)
+                about = {"gsi": 5, "fd": kick.fileno(), "eventfd_id": kick.id}
+                assert tracer.of("irqfd_deassigned")[-1] == about | ended
+    assert irqs.offloading._were == set()
+
+
 @pytest.mark.trouble
 async def test_rerouted_an_offloaded_irqfd_is_offloaded_anew():
     sink = OffloadingSink()
