@@ -7,10 +7,11 @@ import contextlib
 import os
 import resource
 
-from aioirqfd import Action, Interrupt, IrqchipPin, Msi
+from aioirqfd import Action, Interrupt, IrqchipPin, Msi, WouldBlock
 
 MSI = Msi(0xFEE00000, 0x31)
 OTHER_MSI = Msi(0xFEE00000, 0x32)
+CLOSED_FD = 10**6
 
 
 def pulse(gsi, route=None):
@@ -28,6 +29,14 @@ def deasserted(gsi, route=None):
 def write(eventfd, count=1):
     """What another process does."""
     os.eventfd_write(eventfd.fileno(), count)
+
+
+def count(eventfd):
+    """What a read takes; 0 where there is nothing."""
+    try:
+        return eventfd.read_nowait()
+    except WouldBlock:
+        return 0
 
 
 @contextlib.contextmanager

@@ -44,14 +44,6 @@ def kick():
 
 
 @pytest.fixture
-def pipe():
-    reader, writer = os.pipe()
-    yield reader
-    os.close(reader)
-    os.close(writer)
-
-
-@pytest.fixture
 async def unchanged(irqs, kick):
     """Whatever the test does: the manager has the irqfd that it had, and injects."""
     irqfd = irqs.assign(kick, gsi=5)

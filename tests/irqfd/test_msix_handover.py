@@ -13,7 +13,7 @@ from aioirqfd.sinks import RecordingSink
 from aioirqfd.testing import GatedSink
 from tests.forks import in_child
 from tests.irqfd.helpers import room_for_fds, turns
-from tests.irqfd.test_msix import ENABLE, program, sent
+from tests.irqfd.msix import ENABLE, program, sent
 
 FULL = 2**64 - 2
 

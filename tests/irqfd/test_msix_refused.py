@@ -14,9 +14,10 @@ from aioirqfd import EventFd, IrqManager, Msi, MsixTable, Retry, RoutingError, S
 from aioirqfd.irqfd.binding import Binding
 from aioirqfd.irqfd.irqfds import Irqfds
 from aioirqfd.sinks import RecordingSink
+from aioirqfd.testing import RecordingTracer
 from tests.integers import int64
 from tests.irqfd.helpers import room_for_fds, turns
-from tests.irqfd.test_msix import BASE, ENABLE, FUNCTION_MASK, Log, program, sent
+from tests.irqfd.msix import BASE, ENABLE, FUNCTION_MASK, program, sent
 
 SOON = Retry(5, 0, 0)
 
@@ -62,7 +63,7 @@ async def test_a_reset_of_the_function_takes_no_descriptor():
 
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
 async def test_a_route_that_the_sink_refuses_for_a_while(error):
-    sink, log = Refusing(), Log()
+    sink, log = Refusing(), RecordingTracer()
     async with IrqManager(sink, retry=SOON, tracer=log) as irqs, MsixTable(irqs, vectors=2) as table:
         table.write_control(ENABLE)
         for vector in (0, 1):
@@ -160,7 +161,7 @@ async def test_an_irqfd_that_cannot_be_watched_for_a_while(monkeypatch):
 
 
 async def test_a_route_that_the_sink_keeps_keeps_its_gsi():
-    sink, log = Refusing(), Log()
+    sink, log = Refusing(), RecordingTracer()
     async with IrqManager(sink, tracer=log) as irqs, MsixTable(irqs, vectors=2) as table:
         table.write_control(ENABLE)
         table.eventfd(0)
@@ -178,7 +179,7 @@ async def test_a_route_that_the_sink_keeps_keeps_its_gsi():
 
 
 async def test_one_that_cannot_be_given_up_does_not_keep_others_from_theirs(monkeypatch):
-    sink, log = RecordingSink(), Log()
+    sink, log = RecordingSink(), RecordingTracer()
     nearly_full = {gsi: Msi(0, gsi) for gsi in range(24, 4095)}
     async with IrqManager(sink, routing=nearly_full, tracer=log) as irqs, MsixTable(irqs, vectors=2) as table:
         table.write_control(ENABLE)
@@ -256,7 +257,7 @@ def told(log, event):
 
 
 async def test_bad_accesses_are_told_in_time_and_counted():
-    log = Log()
+    log = RecordingTracer()
     async with IrqManager(RecordingSink(), tracer=log) as irqs, MsixTable(irqs, vectors=2) as table:
         for number in range(10_000):
             table.read(1 + 4 * number, 4)
@@ -268,7 +269,7 @@ async def test_bad_accesses_are_told_in_time_and_counted():
 
 
 async def test_register_writes_to_and_fro_are_told_in_time_and_counted():
-    log = Log()
+    log = RecordingTracer()
     async with IrqManager(RecordingSink(), tracer=log) as irqs, MsixTable(irqs, vectors=1) as table:
         table.eventfd(0)
         program(table, 0, 0x31)
@@ -292,7 +293,7 @@ async def test_register_writes_to_and_fro_are_told_in_time_and_counted():
 
 
 async def test_messages_that_cannot_be_sent_are_told_in_time_and_counted():
-    log = Log()
+    log = RecordingTracer()
     async with IrqManager(RecordingSink(), tracer=log) as irqs, MsixTable(irqs, vectors=2) as table:
         table.write_control(ENABLE)
         for vector in (0, 1):

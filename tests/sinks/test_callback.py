@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aioirqfd import EventFd, FastSink, IrqManager, Retry
 from aioirqfd.sinks import CallbackSink
 from tests.irqfd.helpers import pulse, turns
@@ -47,3 +49,18 @@ async def test_what_it_raises_is_not_delivered():
 
 def test_it_has_no_fast_tier():
     assert not isinstance(CallbackSink(print), FastSink)
+
+
+async def test_callback_sinks_both_kinds():
+    seen = []
+
+    async def slow(interrupt):
+        await asyncio.sleep(0)
+        seen.append(interrupt)
+
+    for callback in (seen.append, slow):
+        async with IrqManager(CallbackSink(callback)) as irqs:
+            with EventFd() as kick:
+                irqs.assign(kick, gsi=5)
+                kick.signal()
+    assert seen == [pulse(5)] * 2
