@@ -166,7 +166,7 @@ async def test_an_int_whose_irqfd_is_deassigned_while_its_sink_refuses_is_inject
 
     class Sink(SlowSink):
         def try_inject(self, interrupt):
-            irqfd.shut()
+            irqfd._binding.shut()
             return False
 
     sink = Sink()

@@ -209,12 +209,12 @@ async def test_a_second_entry_is_refused():
 
 
 async def test_a_poller_that_cannot_be_made_leaves_no_task(monkeypatch):
-    from aioirqfd.irqfd import manager
+    from aioirqfd.irqfd import irqfds
 
     def fail(cls):
         raise OSError(errno.EMFILE, "too many")
 
-    monkeypatch.setattr(manager.Poller, "get", classmethod(fail))
+    monkeypatch.setattr(irqfds.Poller, "get", classmethod(fail))
     with pytest.raises(OSError, match="too many"):
         await IrqManager(RecordingSink()).__aenter__()
 

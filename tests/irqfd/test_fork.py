@@ -97,7 +97,7 @@ async def test_what_is_pending_is_the_parents_whatever_a_forked_child_does(how):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ResourceWarning)
                     if how == "dropped":
-                        irqs.__del__()
+                        irqs._irqfds.__del__()
                     kick.close()
                 status = 0
             finally:

@@ -145,11 +145,11 @@ async def test_set_message_waits_for_what_is_on_its_way_to_the_old_one():
         changing = asyncio.create_task(table.set_message(0, address=BASE, data=0x32))
         for _ in range(10):
             await asyncio.sleep(0)
-        assert (changing.done(), sink.done, irqs.routes.of(24)) == (False, [], (Msi(BASE, 0x31),))
+        assert (changing.done(), sink.done, irqs.routing.routes(24)) == (False, [], (Msi(BASE, 0x31),))
         assert table.pending(0)
         sink.open.set()
         await changing
-        assert irqs.routes.of(24) == (Msi(BASE, 0x32),)
+        assert irqs.routing.routes(24) == (Msi(BASE, 0x32),)
         await irqs.flush()
         assert sink.done == [0x31, 0x32]
 
@@ -175,7 +175,7 @@ async def test_set_message_that_is_cancelled_has_changed_it():
         changing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await changing
-        assert (irqs.routes.of(24), table.statistics().unmasked) == ((Msi(BASE, 0x32),), 1)
+        assert (irqs.routing.routes(24), table.statistics().unmasked) == ((Msi(BASE, 0x32),), 1)
         sink.open.set()
         await irqs.flush()
 
@@ -201,7 +201,7 @@ async def test_set_message_refuses_what_cannot_be_sent(message):
         program(table, 0, 0x31)
         with pytest.raises(RoutingError):
             await table.set_message(0, address=message[0], data=message[1])
-        assert irqs.routes.of(24) == (Msi(BASE, 0x31),)
+        assert irqs.routing.routes(24) == (Msi(BASE, 0x31),)
 
 
 class Offloading:

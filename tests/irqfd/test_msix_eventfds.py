@@ -116,7 +116,7 @@ async def test_one_eventfd_is_no_two_vectors():
                     with pytest.raises(EventFdBusyError):
                         await table.set_eventfd(1, busy)
                 second.signal()
-                assert sent(irqs.delivery.tiers.sink) == [0x31]
+                assert sent(irqs._irqfds.delivery.tiers.sink) == [0x31]
                 first.close()
                 await table.set_eventfd(1, twin)  # the vector that had it will not miss it
         os.close(twin)

@@ -118,7 +118,7 @@ async def test_the_gsi_that_was_masked_longest_ago_is_recycled():
         table.signal(1)
         program(table, 2, 0x32)
         assert [table.gsi(vector) for vector in range(3)] == [4094, None, 4095]
-        assert (table.pending(1), len(irqs.irqfds), irqs.routes.of(4095)) == (True, 2, (Msi(BASE, 0x32),))
+        assert (table.pending(1), len(irqs.irqfds), irqs.routing.routes(4095)) == (True, 2, (Msi(BASE, 0x32),))
         table.signal(1)
         table.signal(2)
         table.signal(0)

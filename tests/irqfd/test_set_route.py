@@ -44,11 +44,11 @@ def test_one_route_at_a_time_gives_the_same_table_as_all_at_once(changes):
 )
 async def test_a_route_that_is_refused_changes_nothing(gsi, routes):
     async with IrqManager(RecordingSink()) as irqs:
-        before, generation = irqs.routing, irqs.routes.generation
+        before, generation = irqs.routing, irqs._irqfds.routes.generation
         with pytest.raises(RoutingError):
             irqs.set_route(gsi, routes)
         assert irqs.routing is before
-        assert irqs.routes.generation == generation
+        assert irqs._irqfds.routes.generation == generation
 
 
 async def test_one_route_too_many():
