@@ -104,7 +104,7 @@ async def test_what_the_sink_injected_is_not_said_to_be_nothing():
                 await irqs.deassign(irqfd)
                 about = {"gsi": 5, "fd": kick.fileno(), "eventfd_id": kick.id}
                 assert tracer.of("irqfd_deassigned")[-1] == about | ended
-    assert irqs.offloading._were == set()
+    assert irqs._irqfds.offloading._were == set()
 
 
 @pytest.mark.trouble
