@@ -70,19 +70,19 @@ struct eventfd_ctx_object {
     DrainObject *drain;      /* strong, while registered */
     TopHalfObject *top_half; /* strong, while bound to an irqfd */
     PyObject *irqfd;         /* strong, while bound */
-    PyObject *interrupt;     /* strong: the cached Interrupt; present exactly while the fast path may be taken */
-    PyObject *handler;       /* strong: the one coroutine wakeup handler that the counter module runs itself, or NULL */
-    PyObject *who;           /* strong: what the handler is called with, or NULL */
-    uint64_t taken;          /* counted for the handler, not given to it yet */
-    ReadyRunObject *run;     /* borrowed, while bound: where the handler runs just now */
-    uint64_t route_generation; /* of the top half, when interrupt was made */
-    uint64_t signals;          /* counted out of the counters so far */
-    uint64_t wakeups;          /* dispatches to the irqfd */
-    uint64_t fast;             /* of these, taken by the sink at once */
-    uint32_t gsi;              /* for the flight ring */
-    int fd;                    /* -1 once closed */
-    uint32_t index;            /* slot in the drain */
-    uint32_t generation;       /* of that slot */
+    PyObject *route;     /* strong: the cell with its gsi's Interrupt, which is emptied when the gsi goes elsewhere, or
+                                NULL: IrqFd is to be asked. Only while bound */
+    PyObject *handler;   /* strong: the one coroutine wakeup handler that the counter module runs itself, or NULL */
+    PyObject *who;       /* strong: what the handler is called with, or NULL */
+    uint64_t taken;      /* counted for the handler, not given to it yet */
+    ReadyRunObject *run; /* borrowed, while bound: where the handler runs just now */
+    uint64_t signals;    /* counted out of the counters so far */
+    uint64_t wakeups;    /* dispatches to the irqfd */
+    uint64_t fast;       /* of these, taken by the sink at once */
+    uint32_t gsi;        /* for the flight ring */
+    int fd;              /* -1 once closed */
+    uint32_t index;      /* slot in the drain */
+    uint32_t generation; /* of that slot */
     bool semaphore;
     bool listening;     /* somebody in this process hears the signals: count them here, not in the kernel */
     bool want_count;    /* a handler asks for the count: read at every event */
@@ -128,8 +128,14 @@ struct top_half_object {
     bool entered; /* its context, by top_half_enter() */
     bool paused;
     bool full;
-    uint64_t generation; /* of the routing table */
 };
+
+/* What may be injected for it without asking IrqFd, borrowed; NULL: nothing. Any call may change it. */
+static inline PyObject *
+top_half_interrupt(const EventFdCtxObject *ctx)
+{
+    return ctx->route != NULL && !ctx->top_half->paused ? PyCell_GET(ctx->route) : NULL;
+}
 
 typedef struct {
     EventFdCtxObject *ctx; /* borrowed: the ctx leaves the drain before it dies */
@@ -198,7 +204,6 @@ PyObject *eventfd_ctx_signal(PyObject *op, PyObject *const *args, Py_ssize_t nar
 
 /* top_half.c */
 extern PyType_Spec top_half_spec;
-bool top_half_is_fast(const EventFdCtxObject *ctx);
 int top_half_hold(TopHalfObject *top_half, EventFdCtxObject *ctx);
 void top_half_unhold(EventFdCtxObject *ctx);
 bool top_half_enter(TopHalfObject *top_half);

@@ -1,6 +1,6 @@
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextvars import Context
-from types import CodeType, FrameType
+from types import CellType, CodeType, FrameType
 from typing import Final, Generic, SupportsIndex, TypeVar, TypeVarTuple, final
 
 _Ts = TypeVarTuple("_Ts")
@@ -60,7 +60,7 @@ class EventFdCtx:
     def _recall(self) -> int: ...
     def _bind(self, top_half: TopHalf, irqfd: object, want_count: bool, handler: object, who: object, /) -> None: ...
     def _unbind(self) -> None: ...
-    def _arm(self, interrupt: object, /) -> None: ...
+    def _arm(self, route: CellType | None, /) -> None: ...
     def _on_ready(self) -> None: ...
 
 @final
@@ -70,7 +70,6 @@ class TopHalf:
     room: int
     watched: bool
     flight: FlightRing | None
-    generation: int
     context: Context | None
     def __init__(
         self,

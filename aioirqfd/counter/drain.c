@@ -447,7 +447,7 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
     for (Py_ssize_t i = 0; i < len; i++) {
         EventFdCtxObject *ctx = ready[i];
         TopHalfObject *top_half = ctx->top_half;
-        if (!top_half_is_fast(ctx)) {
+        if (top_half_interrupt(ctx) == NULL) {
             ready[slow++] = ctx;
             continue;
         }

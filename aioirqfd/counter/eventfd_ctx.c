@@ -264,9 +264,9 @@ ctx_unbind(PyObject *op, PyObject *Py_UNUSED(ignored))
     (void)mailbox_settle(&self->node);
     top_half_unhold(self);
     self->run = NULL; /* a handler that is under way is the old irqfd's, and knows it */
+    Py_CLEAR(self->route);
     Py_CLEAR(self->handler);
     Py_CLEAR(self->who);
-    Py_CLEAR(self->interrupt);
     Py_CLEAR(self->irqfd);
     Py_CLEAR(self->top_half);
     Py_RETURN_NONE;
@@ -304,15 +304,13 @@ ctx_get_told(PyObject *op, void *Py_UNUSED(closure))
 }
 
 static PyObject *
-ctx_arm(PyObject *op, PyObject *interrupt)
+ctx_arm(PyObject *op, PyObject *route)
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
-    if (self->top_half == NULL || interrupt == Py_None) {
-        Py_CLEAR(self->interrupt);
-    } else {
-        self->route_generation = self->top_half->generation;
-        Py_XSETREF(self->interrupt, Py_NewRef(interrupt));
+    if (route != Py_None && !PyCell_Check(route)) {
+        return PyErr_Format(PyExc_TypeError, "_arm() takes a cell or None, not %R", route);
     }
+    Py_XSETREF(self->route, self->top_half != NULL && route != Py_None ? Py_NewRef(route) : NULL);
     Py_RETURN_NONE;
 }
 
@@ -377,7 +375,7 @@ ctx_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(self->drain);
     Py_VISIT(self->top_half);
     Py_VISIT(self->irqfd);
-    Py_VISIT(self->interrupt);
+    Py_VISIT(self->route);
     Py_VISIT(self->handler);
     Py_VISIT(self->who);
     return 0;
@@ -388,9 +386,9 @@ ctx_clear(PyObject *op)
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
     drain_forget(self);
+    Py_CLEAR(self->route);
     Py_CLEAR(self->top_half);
     Py_CLEAR(self->irqfd);
-    Py_CLEAR(self->interrupt);
     Py_CLEAR(self->handler);
     Py_CLEAR(self->who);
     return 0;
@@ -446,7 +444,7 @@ static PyMethodDef ctx_methods[] = {
     {"_unbind", ctx_unbind, METH_NOARGS, PyDoc_STR("Undo _bind; what is still owed is the caller's business.")},
     {"_arm", ctx_arm, METH_O,
      PyDoc_STR(
-         "_arm($self, interrupt, /)\n--\n\nCache the Interrupt for the fast path under the current routing; None forbids it.")},
+         "_arm($self, route, /)\n--\n\nLet the fast path inject what this cell holds, as long as it does; None forbids it.")},
     {NULL, NULL, 0, NULL},
 };
 

@@ -134,7 +134,7 @@ leave(native_state *state, ReadyRunObject *self)
             PyErr_WriteUnraisable((PyObject *)ctx);
         }
     }
-    if (irqfd != NULL && !(bound && top_half_is_fast(ctx))) {
+    if (irqfd != NULL && !(bound && top_half_interrupt(ctx) != NULL)) {
         PyObject *done = PyObject_CallMethodNoArgs(irqfd, state->str_left);
         if (done == NULL) {
             PyErr_WriteUnraisable(irqfd);
@@ -156,9 +156,10 @@ deliver(native_state *state, ReadyRunObject *self)
     Py_CLEAR(self->handler);
     bool entered = top_half_enter(self->top_half);
     /* Perhaps deassigned and assigned anew while the handler ran: the interrupt that is cached now is another irqfd's. */
-    if (ctx->run == self && ctx->drain != NULL && top_half_is_fast(ctx)) {
+    PyObject *interrupt = ctx->run == self && ctx->drain != NULL ? top_half_interrupt(ctx) : NULL;
+    if (interrupt != NULL) {
         DrainObject *drain = (DrainObject *)Py_NewRef(ctx->drain);
-        PyObject *interrupt = Py_NewRef(ctx->interrupt);
+        Py_INCREF(interrupt);
         bool nested = drain->dispatching;
         drain->dispatching = true; /* what the sink signals comes later: it is not entered from within itself */
         taken = top_half_try(self->top_half, interrupt);
@@ -254,7 +255,7 @@ begin(native_state *state, ReadyRunObject *self)
     while ((ctx = top_half_next_ready(top_half)) != NULL) {
         uint64_t count = ctx->taken;
         ctx->taken = 0;
-        if (ctx->handler != NULL && top_half_is_fast(ctx)) {
+        if (ctx->handler != NULL && top_half_interrupt(ctx) != NULL) {
             self->ctx = ctx;
             self->irqfd = Py_NewRef(ctx->irqfd);
             self->count = count;

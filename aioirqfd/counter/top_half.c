@@ -10,14 +10,6 @@
 /* Irqfds that release() dispatches by itself. */
 #define RELEASE_AT_ONCE 1024
 
-bool
-top_half_is_fast(const EventFdCtxObject *ctx)
-{
-    const TopHalfObject *top_half = ctx->top_half;
-    return top_half != NULL && ctx->interrupt != NULL && !top_half->paused &&
-           ctx->route_generation == top_half->generation;
-}
-
 /* What a manager calls runs in the context in which it was entered, whoever made the loop's poller and whoever signals. From within
    a call of its own it is there already. */
 bool
@@ -269,15 +261,18 @@ try_many(TopHalfObject *top_half, PyObject *interrupts)
 }
 
 static void
-inject_one(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx)
+inject_one(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx, PyObject *interrupt)
 {
     uint64_t count;
-    if (!mailbox_settle(&ctx->node) || !eventfd_ctx_consume(ctx, false, &count)) {
+    if (!mailbox_settle(&ctx->node)) {
         return;
     }
     Py_INCREF(top_half);
+    Py_INCREF(interrupt);
     PyObject *irqfd = Py_NewRef(ctx->irqfd);
-    PyObject *interrupt = Py_NewRef(ctx->interrupt);
+    if (!eventfd_ctx_consume(ctx, false, &count)) {
+        goto done;
+    }
     ctx->wakeups++;
     if (top_half_try(top_half, interrupt)) {
         ctx->fast++;
@@ -287,6 +282,7 @@ inject_one(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx)
     } else {
         defer(state, top_half, ctx, irqfd, count);
     }
+done:
     Py_DECREF(interrupt);
     Py_DECREF(irqfd);
     Py_DECREF(top_half);
@@ -296,10 +292,11 @@ inject_one(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx)
 bool
 top_half_inject(native_state *state, EventFdCtxObject *ctx)
 {
-    if (!top_half_is_fast(ctx) || ctx->handler != NULL || ctx->top_half->try_inject == NULL) {
+    PyObject *interrupt = top_half_interrupt(ctx);
+    if (interrupt == NULL || ctx->handler != NULL || ctx->top_half->try_inject == NULL) {
         return false;
     }
-    inject_one(state, ctx->top_half, ctx);
+    inject_one(state, ctx->top_half, ctx, interrupt);
     return true;
 }
 
@@ -311,13 +308,15 @@ top_half_flush(native_state *state, TopHalfObject *top_half)
     Py_ssize_t lined_up = top_half->batch_len;
     Py_ssize_t cap = top_half->batch_cap;
     Py_ssize_t n = 0;
-    if (lined_up == 1 && batch[0].ctx->top_half == top_half && top_half_is_fast(batch[0].ctx) &&
-        top_half->try_inject != NULL) {
+    if (lined_up == 1 && batch[0].ctx->top_half == top_half) {
         EventFdCtxObject *ctx = batch[0].ctx;
-        top_half->batch_len = 0;
-        inject_one(state, top_half, ctx);
-        Py_DECREF(ctx);
-        return;
+        PyObject *interrupt = top_half_interrupt(ctx);
+        if (interrupt != NULL && top_half->try_inject != NULL) {
+            top_half->batch_len = 0;
+            inject_one(state, top_half, ctx, interrupt);
+            Py_DECREF(ctx);
+            return;
+        }
     }
     top_half->batch = NULL;
     top_half->batch_len = top_half->batch_cap = 0;
@@ -325,7 +324,8 @@ top_half_flush(native_state *state, TopHalfObject *top_half)
     PyObject *interrupts = PyList_New(lined_up);
     for (Py_ssize_t i = 0; i < lined_up; i++) {
         EventFdCtxObject *ctx = batch[i].ctx;
-        if (interrupts == NULL || ctx->top_half != top_half || !top_half_is_fast(ctx)) {
+        PyObject *interrupt = ctx->top_half == top_half ? top_half_interrupt(ctx) : NULL;
+        if (interrupts == NULL || interrupt == NULL) {
             /* Masked, re-routed, unbound or bound elsewhere since, by a sink that was called in between: through the mailbox
                once more. */
             if (ctx->drain != NULL && mailbox_is_owed(&ctx->node)) {
@@ -334,14 +334,21 @@ top_half_flush(native_state *state, TopHalfObject *top_half)
             Py_DECREF(ctx);
             continue;
         }
-        uint64_t count;
-        if (!mailbox_settle(&ctx->node) || !eventfd_ctx_consume(ctx, false, &count)) {
+        if (!mailbox_settle(&ctx->node)) {
+            Py_DECREF(ctx);
+            continue;
+        }
+        batch_entry entry = {.ctx = ctx, .irqfd = Py_NewRef(ctx->irqfd)};
+        Py_INCREF(interrupt);
+        if (!eventfd_ctx_consume(ctx, false, &entry.count)) {
+            Py_DECREF(interrupt);
+            Py_DECREF(entry.irqfd);
             Py_DECREF(ctx);
             continue;
         }
         ctx->wakeups++;
-        PyList_SET_ITEM(interrupts, n, Py_NewRef(ctx->interrupt));
-        batch[n++] = (batch_entry){.ctx = ctx, .irqfd = Py_NewRef(ctx->irqfd), .count = count};
+        PyList_SET_ITEM(interrupts, n, interrupt);
+        batch[n++] = entry;
     }
     if (interrupts == NULL) {
         PyErr_WriteUnraisable((PyObject *)top_half);
@@ -396,7 +403,7 @@ top_half_wakeup(native_state *state, EventFdCtxObject *ctx)
         }
         return;
     }
-    bool lane = ctx->handler != NULL && top_half_is_fast(ctx);
+    bool lane = ctx->handler != NULL && top_half_interrupt(ctx) != NULL;
     if (lane && !ctx->queued && ctx->run == NULL && top_half->ready_len >= top_half->room) {
         if (mailbox_is_owed(&ctx->node) && top_half_hold(top_half, ctx) < 0) {
             PyErr_WriteUnraisable((PyObject *)ctx);
@@ -667,8 +674,6 @@ static PyMemberDef top_half_members[] = {
      PyDoc_STR("The work queue has no room: hold what the sink does not take at once.")},
     {"room", T_PYSSIZET, offsetof(TopHalfObject, room), 0, PyDoc_STR("How many irqfds may wait for their handler.")},
     {"watched", T_BOOL, offsetof(TopHalfObject, watched), 0, PyDoc_STR("Call on_progress after each.")},
-    {"generation", T_ULONGLONG, offsetof(TopHalfObject, generation), 0,
-     PyDoc_STR("Counts routing tables; cached interrupts of an older one are not used.")},
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -299,11 +299,11 @@ class Binding:
 
     def arm(self) -> None:
         """Tell the counter module whether it may inject by itself: an idle, free, plain irqfd with one route."""
-        interrupt = None
+        route = None
         plain = self._state is State.IDLE and self._delivery.fast and len(self.handlers) <= 1
         if plain and not (self._blocked or self.closing):
-            interrupt = self._routes.pulse(self.gsi, level=self.resamplefd is not None)
-        self.trigger.arm(interrupt)
+            route = self._routes.pulse(self.gsi, level=self.resamplefd is not None)
+        self.trigger.arm(route)
 
     @property
     def _blocked(self) -> bool:

@@ -427,9 +427,7 @@ class Irqfds:
         set_routing = self.delivery.tiers.set_routing
         if set_routing is not None:
             set_routing(table)
-        old = self.routes.replace(table, changed)
-        self._top_half.generation = self.routes.generation
-        return old
+        return self.routes.replace(table, changed)
 
     def _move_along(self, changed: Callable[[int], bool], resamplers: Iterable[Resampler]) -> None:
         """Have what is bound to the gsis that changed follow; the resamplers are theirs, or more."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from types import CellType
 from typing import TYPE_CHECKING, Final, cast, final
 
 from aioirqfd.errors import RoutingError
@@ -225,7 +226,7 @@ class Routes:
         paused: Nothing is injected for the time being.
     """
 
-    __slots__ = ("_hold", "_interrupts", "_life", "generation", "paused", "table")
+    __slots__ = ("_cells", "_hold", "_life", "generation", "paused", "table")
 
     def __init__(self, table: RoutingTable, life: Life, *, hold: bool) -> None:
         self.table = table
@@ -233,7 +234,7 @@ class Routes:
         self.paused = False
         self._life: Final = life
         self._hold = hold
-        self._interrupts: dict[int, Interrupt] = {}
+        self._cells: dict[int, CellType] = {}
 
     def of(self, gsi: int) -> tuple[Route, ...]:
         """Where the gsi goes now; empty: nowhere."""
@@ -242,22 +243,26 @@ class Routes:
     def replace(self, table: RoutingTable, changed: int | None = None) -> RoutingTable:
         """Put another table in force, in which this gsi alone may be different, and return the old one."""
         old, self.table = self.table, table
-        if changed is None:
-            self._interrupts.clear()
-        else:
-            self._interrupts.pop(changed, None)
+        for gsi in list(self._cells) if changed is None else (changed,):
+            cell = self._cells.pop(gsi, None)
+            if cell is not None:
+                del cell.cell_contents
         self.generation += 1
         return old
 
-    def pulse(self, gsi: int, *, level: bool) -> Interrupt | None:
-        """The one edge that the gsi always stands for; None if it has several routes or drives a line."""
+    def pulse(self, gsi: int, *, level: bool) -> CellType | None:
+        """The one edge that the gsi always stands for; None if it has several routes or drives a line.
+
+        It comes in a cell, which is empty from the moment the gsi goes elsewhere. So whoever keeps the cell never injects by an old
+        route, and need not look again because another gsi has got a new one.
+        """
         routes = self.of(gsi)
         if len(routes) != 1 or (level and is_level(routes)):
             return None
-        interrupt = self._interrupts.get(gsi)
-        if interrupt is None:
-            interrupt = self._interrupts[gsi] = Interrupt(gsi, routes[0])
-        return interrupt
+        cell = self._cells.get(gsi)
+        if cell is None:
+            cell = self._cells[gsi] = CellType(Interrupt(gsi, routes[0]))
+        return cell
 
     def blocks(self, gsi: int) -> bool:
         """Whether nothing may be injected for the gsi just now."""

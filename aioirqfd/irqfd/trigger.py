@@ -14,12 +14,12 @@ from aioirqfd.irqfd import identity
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from types import CellType
 
     from aioirqfd.counter import TopHalf
     from aioirqfd.counter._python.core import Irqfd
     from aioirqfd.eventfd import EventFd, Poller
     from aioirqfd.eventfd.eventfd import Binding
-    from aioirqfd.irqfd.interrupt import Interrupt
 
 
 class Counts(NamedTuple):
@@ -149,9 +149,9 @@ class Trigger:
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
-    def arm(self, interrupt: Interrupt | None) -> None:
-        """What the counter module may inject by itself."""
-        self.eventfd._arm(interrupt)
+    def arm(self, route: CellType | None) -> None:
+        """The cell with what the counter module may inject by itself, as long as it is in there."""
+        self.eventfd._arm(route)
 
     def woken(self) -> None:
         """A dispatch that the counter module did not make."""

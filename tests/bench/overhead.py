@@ -54,6 +54,7 @@ def traced(tracer: Callable[[], Tracer], n: int = 64, passes: int = 300) -> Call
 # drain's timer, which reads what was left unread of outside ones, goes by real time.
 _PASSES = """
 import gc, os, sys; gc.disable()
+from types import CellType
 from aioirqfd.counter import Drain, EventFdCtx, TopHalf
 class Irqfd:
     def wakeup(self, count): raise AssertionError
@@ -61,7 +62,7 @@ class Irqfd:
 drain, top, irqfd = Drain(), TopHalf(bool), Irqfd()
 ctxs = [EventFdCtx(os.eventfd(0, os.EFD_NONBLOCK)) for _ in range(64)]
 for ctx in ctxs:
-    drain.add(ctx); ctx._bind(top, irqfd, False, None, None); ctx._arm("interrupt")
+    drain.add(ctx); ctx._bind(top, irqfd, False, None, None); ctx._arm(CellType("interrupt"))
 for _ in range(int(sys.argv[1])):
     for ctx in ctxs:
         ctx.signal()

@@ -7,12 +7,16 @@ import os
 import statistics
 import threading
 import time
+from typing import TYPE_CHECKING
 
-from aioirqfd import EventFd, IrqManager
+from aioirqfd import EventFd, IrqManager, Msi
 from aioirqfd.kvm import Kvm, RoutingEntry, usable
 from tests.bench.loops import on_loops
 from tests.bench.measure import Case
 from tests.bench.sinks import CountingSink
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 SIGNALS = 20_000
 BURST = 200_000
@@ -31,6 +35,30 @@ async def loop_thread() -> float:
             took = time.perf_counter_ns() - begin
             assert sink.count == SIGNALS
     return took / SIGNALS
+
+
+def beside_set_route(*, another: bool) -> Callable[[], Awaitable[float]]:
+    """64 signals of as many irqfds, each to its own gsi, right after a set_route; of another gsi, or one that changes nothing."""
+
+    async def run() -> float:
+        sink = CountingSink()
+        async with IrqManager(sink) as irqs:
+            kicks = [EventFd() for _ in range(64)]
+            for gsi, kick in enumerate(kicks):
+                irqs.assign(kick, gsi=gsi)
+            took: list[int] = []
+            for number in range(300):
+                irqs.set_route(100, Msi(0xFEE00000, number if another else 0))
+                begin = time.perf_counter_ns()
+                for kick in kicks:
+                    kick.signal()
+                took.append(time.perf_counter_ns() - begin)
+            assert sink.count == 300 * len(kicks)
+            for kick in kicks:
+                kick.close()
+        return statistics.median(took) / len(kicks)
+
+    return run
 
 
 def kvm_irqfd(*, msi: bool) -> float:
@@ -124,6 +152,8 @@ async def janus_queue() -> float:
 def cases() -> list[Case]:
     """All that this machine can run."""
     found = on_loops("signal/{loop} aioirqfd", loop_thread)
+    found += on_loops("set_route/another/{loop}", beside_set_route(another=True))
+    found += on_loops("set_route/none/{loop}", beside_set_route(another=False))
     if usable() is None:
         found.append(Case("signal/KVM irqfd pin", lambda: kvm_irqfd(msi=False)))
         found.append(Case("signal/KVM irqfd MSI", lambda: kvm_irqfd(msi=True)))

@@ -44,6 +44,12 @@ ROWS: list[Row] = [
     *_both(
         f"set_routing at {MANY} / at {FEW}", f"set_routing/{MANY}/{{loop}}", f"set_routing/{FEW}/{{loop}}", (1.5, 1.5)
     ),
+    *_both(
+        "event after a set_route of another gsi / without",
+        "set_route/another/{loop}",
+        "set_route/none/{loop}",
+        (1.2, 1.2),
+    ),
     *_both(f"closing {MANY} irqfds, ms", f"close/{MANY}/{{loop}}", None, (300, 300)),
     *_both("longest stall of the loop meanwhile, ms", f"close stall/{MANY}/{{loop}}", None, (20, 20)),
     Row("heap of an assigned irqfd, bytes", "heap", None, 1024),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+from types import CellType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Rig:
         if not ctx._registered:
             self.drain.add(ctx)
         ctx._bind(top_half or self.module.TopHalf(), irqfd, want_count, None, None)
-        ctx._arm(interrupt)
+        ctx._arm(None if interrupt is None else CellType(interrupt))
         return irqfd
 
     def bind_fast(self, ctx):

@@ -6,6 +6,7 @@ import itertools
 import os
 import select
 import threading
+from types import CellType
 
 import pytest
 
@@ -311,7 +312,7 @@ def test_what_a_pass_that_is_torn_apart_has_not_reached_comes_in_the_next(rig):
     for number, ctx in enumerate(ctxs):
         rig.drain.add(ctx)
         ctx._bind(top_half, Irqfd(), True, print, None)
-        ctx._arm("it")
+        ctx._arm(CellType("it"))
         if number % 2:
             write(ctx)
         else:

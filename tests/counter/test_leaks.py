@@ -10,6 +10,7 @@ import threading
 import tracemalloc
 import weakref
 from pathlib import Path
+from types import CellType
 
 import pytest
 
@@ -134,7 +135,7 @@ def test_irqfds_and_interrupts_are_let_go(rig):
             rig.run()
             top_half.full = False
             top_half.release()
-        top_half.generation += 1
+        ctx._arm(CellType())
         ctx.signal()
         rig.drain.settle_unread(10)
         rig.unbind(ctx)
@@ -165,7 +166,7 @@ def rounds_drain(module):
         for _again in range(10):
             drain.add(ctx)
             ctx._bind(top_half, Irqfd(), False, None, None)
-            ctx._arm(sink)
+            ctx._arm(CellType(sink))
             ctx.signal()
             os.eventfd_write(fd, 1)
             drain.run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from types import CellType
 
 import pytest
 
@@ -300,15 +301,46 @@ def test_one_that_changes_managers_within_a_pass_is_not_injected_by_the_old_one(
 def test_cached_interrupts_of_an_older_routing_are_not_used(rig):
     sink = Sink()
     top_half = rig.module.TopHalf(sink.try_inject)
-    ctxs, irqfds = make(rig, top_half, "ab")
-    top_half.generation += 1
-    ctxs["b"]._arm("new b")
+    ctxs, irqfds = make(rig, top_half, "abc")
+    old, new = CellType("old"), CellType("new b")
+    ctxs["a"]._arm(old)
+    ctxs["b"]._arm(old)
+    del old.cell_contents
+    ctxs["b"]._arm(new)
     write_all(ctxs)
     rig.run()
-    assert sink.interrupts == ["new b"]
+    assert sink.interrupts == ["new b", "c"]
     assert irqfds["a"].wakeups == [1]
     ctxs["a"].signal()
     assert len(irqfds["a"].wakeups) == 2
+    assert not irqfds["b"].wakeups + irqfds["c"].wakeups
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_route_that_changes_while_the_sink_is_asked_is_followed_by_the_rest_of_the_pass(rig, batched):
+    cell, sink, other_sink = CellType("old"), Sink(), Sink()
+
+    def change(_interrupt):
+        del cell.cell_contents
+
+    sink.on_interrupt = other_sink.on_interrupt = change
+    irqfds = []
+    for each in (sink, other_sink):
+        ctx = rig.eventfd()
+        top_half = rig.module.TopHalf(each.try_inject, each.try_inject_batch if batched else None)
+        irqfds.append(rig.bind(ctx, top_half))
+        ctx._arm(cell)
+        write(ctx)
+    rig.run()
+    assert sorted((sink.interrupts, other_sink.interrupts)) == [[], ["old"]]
+    assert sorted(irqfd.wakeups for irqfd in irqfds) == [[], [1]]
+
+
+def test_only_a_cell_can_be_cached(rig):
+    ctx = rig.eventfd()
+    rig.bind(ctx, rig.module.TopHalf())
+    with pytest.raises(TypeError, match="a cell or None, not 'it'"):
+        ctx._arm("it")
 
 
 # -------------------------------------------------------------------------------------------------- held and released

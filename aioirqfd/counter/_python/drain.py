@@ -152,7 +152,7 @@ class Drain:
         """One eventfd at once: a signal on the loop's own thread."""
         self.dispatching = True
         try:
-            if ctx._handler is None and ctx._is_fast():
+            if ctx._handler is None and ctx._interrupt is not None:
                 assert ctx._top_half is not None
                 ctx._top_half._enter(ctx._top_half.flush, [ctx])
             else:
@@ -208,7 +208,7 @@ class Drain:
             batches: dict[TopHalf, list[EventFdCtx]] = {}
             slow: list[EventFdCtx] = []
             for ctx in ready:
-                if ctx._top_half is not None and ctx._handler is None and ctx._is_fast():
+                if ctx._top_half is not None and ctx._handler is None and ctx._interrupt is not None:
                     batches.setdefault(ctx._top_half, []).append(ctx)
                 else:
                     slow.append(ctx)

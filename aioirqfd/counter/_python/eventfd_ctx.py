@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Final, SupportsIndex
+from types import CellType
+from typing import TYPE_CHECKING, Final, SupportsIndex, cast
 
 from aioirqfd.counter._python.core import MASK, MAX, amount, lock, unraisable
 from aioirqfd.counter._python.fd import begin_add, has_count, read_now
@@ -41,14 +42,13 @@ class EventFdCtx:
         "_gsi",
         "_handler",
         "_held",
-        "_interrupt",
         "_irqfd",
         "_leftover",
         "_listening",
         "_owed",
         "_posted_to",
         "_queued_here",
-        "_route_generation",
+        "_route",
         "_running",
         "_semaphore",
         "_signals",
@@ -66,11 +66,11 @@ class EventFdCtx:
         self._semaphore = bool(semaphore)
         self._generation = 0  # of its registration
         self._posted_to: Drain | None = None  # whose mailbox it is in
-        self._count = self._signals = self._wakeups = self._fast = self._route_generation = 0
+        self._count = self._signals = self._wakeups = self._fast = 0
         self._drain: Drain | None = None
         self._top_half: TopHalf | None = None
         self._irqfd: Irqfd | None = None
-        self._interrupt: object = None
+        self._route: CellType | None = None  # with its gsi's Interrupt, unless the gsi goes elsewhere by now
         self._listening = self._want_count = self._owed = self._held = False
         self._event = self._fresh = self._leftover = False
         self._gsi = 0
@@ -283,28 +283,28 @@ class EventFdCtx:
         if self._top_half is not None:
             self._top_half._unhold(self)
         self._running, self._told = None, 0  # a handler that is under way is the old irqfd's, and knows it
-        self._interrupt = self._irqfd = self._top_half = self._handler = self._who = None
+        self._route = self._irqfd = self._top_half = self._handler = self._who = None
 
     def _recall(self) -> int:
         """Take back the count that waits for the handler."""
         count, self._taken, self._queued_here = self._taken, 0, False
         return count
 
-    def _arm(self, interrupt: object, /) -> None:
-        if self._top_half is None:
-            interrupt = None
-        else:
-            self._route_generation = self._top_half.generation
-        self._interrupt = interrupt
+    def _arm(self, route: CellType | None, /) -> None:
+        """Let the fast path inject what this cell holds, as long as it does; None forbids it."""
+        if not isinstance(route, CellType | None):  # pyright: ignore[reportUnnecessaryIsInstance]  as the native one
+            raise TypeError(f"_arm() takes a cell or None, not {route!r}")
+        self._route = None if self._top_half is None else route
 
-    def _is_fast(self) -> bool:
-        top_half = self._top_half
-        return (
-            top_half is not None
-            and self._interrupt is not None
-            and not top_half.paused
-            and self._route_generation == top_half.generation
-        )
+    @property
+    def _interrupt(self) -> object:
+        """What may be injected for it without asking the irqfd; None: nothing."""
+        if self._route is None or self._top_half is None or self._top_half.paused:
+            return None
+        try:
+            return cast("object", self._route.cell_contents)
+        except ValueError:
+            return None
 
     def _on_ready(self) -> None:
         """A registered eventfd without an irqfd became readable."""

@@ -70,7 +70,6 @@ class TopHalf:
         self._entered = False
         self.paused = False
         self.full = False
-        self.generation = 0
 
     @property
     def held(self) -> int:
@@ -122,7 +121,7 @@ class TopHalf:
                 continue
             # Before any call: a signal handler that signals it there must not have another worker run it too.
             ctx._running, ctx._told = task, count
-            if handler is None or not ctx._is_fast():
+            if handler is None or ctx._interrupt is None:
                 ctx._running, ctx._told = None, 0
                 _hand(ctx, irqfd, irqfd.defer, count)
                 if ctx._irqfd is irqfd and ctx._taken:
@@ -151,7 +150,7 @@ class TopHalf:
     def _deliver(self, ctx: EventFdCtx, irqfd: Irqfd, count: int) -> None:
         """The handler has returned: inject."""
         # Perhaps deassigned and assigned anew while the handler ran: what is cached now is another irqfd's.
-        if ctx._irqfd is irqfd and ctx._is_fast() and self._try_dispatching(ctx):
+        if ctx._irqfd is irqfd and self._try_dispatching(ctx):
             ctx._fast += 1
             self._note(INJECTED, ctx, count)
         else:
@@ -160,12 +159,12 @@ class TopHalf:
 
     def _try_dispatching(self, ctx: EventFdCtx) -> bool:
         """Inject from without a pass. What the sink signals comes later: it is not entered from within itself."""
-        drain = ctx._drain
-        if drain is None:
+        drain, interrupt = ctx._drain, ctx._interrupt
+        if drain is None or interrupt is None:
             return False
         nested, drain.dispatching = drain.dispatching, True
         try:
-            return self._try_one(ctx._interrupt)
+            return self._try_one(interrupt)
         finally:
             drain.dispatching = nested
 
@@ -176,7 +175,7 @@ class TopHalf:
             ctx._running, ctx._told = None, 0
             if ctx._taken:
                 self._enqueue(ctx)
-        if not (bound and ctx._is_fast()):
+        if not (bound and ctx._interrupt is not None):
             irqfd.left()
         self._tell_progress()
 
@@ -274,8 +273,8 @@ class TopHalf:
         taking: list[tuple[EventFdCtx, Irqfd, int]] = []
         interrupts: list[object] = []
         for ctx in batch:
-            irqfd = ctx._irqfd
-            if irqfd is None or ctx._top_half is not self or not ctx._is_fast():
+            irqfd, interrupt = ctx._irqfd, ctx._interrupt
+            if irqfd is None or ctx._top_half is not self or interrupt is None:
                 # Masked, re-routed, unbound or bound elsewhere since, by a sink that was called in between: through the mailbox
                 # once more.
                 if ctx._drain is not None and ctx._owed:
@@ -283,7 +282,7 @@ class TopHalf:
             elif ctx._settle() and (count := ctx._consume()) is not None:
                 ctx._wakeups += 1
                 taking.append((ctx, irqfd, count))
-                interrupts.append(ctx._interrupt)
+                interrupts.append(interrupt)
         if not taking:
             return
         taken = self._try_many(interrupts)
@@ -296,7 +295,7 @@ class TopHalf:
 
     def wakeup(self, ctx: EventFdCtx) -> None:
         """The slow top half: the irqfd decides."""
-        lane = ctx._handler is not None and ctx._is_fast()
+        lane = ctx._handler is not None and ctx._interrupt is not None
         no_room = lane and not ctx._queued_here and ctx._running is None and len(self._ready) >= self.room
         if self.paused or self.full or no_room:
             if ctx._owed:
