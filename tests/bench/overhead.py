@@ -74,7 +74,7 @@ def instructions(folder: Path, passes: int) -> int:
     """Instructions that the interpreter executes for so many passes, with the counter module found in ``folder``."""
     out = folder / "callgrind.out"
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONHASHSEED": "0"}
-    command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", sys.executable, "-SB", "-c", _PASSES]
+    command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", sys.executable, "-SBP", "-c", _PASSES]
     subprocess.run([*command, str(passes)], env=environment, check=True, capture_output=True)
     for line in out.read_text(encoding="utf-8").splitlines():
         if line.startswith(("summary:", "totals:")):
