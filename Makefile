@@ -14,7 +14,8 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 # -P keeps the current directory off the path, so that what is tested is what is installed. Under -W error from the first import on.
 PYTEST := $(PY) -P -W error -m pytest
 
-C_SOURCES := $(wildcard aioirqfd/counter/*.c aioirqfd/counter/*.h)
+C_FOLDERS := aioirqfd/counter aioirqfd/vhost_user/fast
+C_SOURCES := $(wildcard $(C_FOLDERS:%=%/*.c) $(C_FOLDERS:%=%/*.h))
 C_ALL := $(C_SOURCES) $(wildcard tests/native/*.c tests/native/*.h)
 SHELL_SCRIPTS := $(wildcard .ci/run tests/qemu/*.sh)
 NATIVE_TESTS := $(wildcard tests/native/*.c)
@@ -57,7 +58,7 @@ $(VENV)/.stamp-venv:
 # An old build of the C module must not outlive a failed one.
 $(VENV)/.stamp-install: $(VENV)/.stamp-venv pyproject.toml setup.py $(C_SOURCES)
 	@echo '== $(VENV): installing aioirqfd'
-	@rm -f aioirqfd/counter/_native"$$($(PY) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')"
+	@suffix="$$($(PY) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')"; rm -f $(C_FOLDERS:%=%/_native"$$suffix")
 	@rm -rf build/temp.* build/lib.*
 	@PYTHONWARNINGS='ignore:Editable installation' $(PIP) install --editable '.[all]'
 	@touch $@
@@ -156,7 +157,7 @@ sanitize: $(VENV)/.stamp-test
 	rm -rf build/asan build/asan-temp
 	CFLAGS='$(SAN_FLAGS)' LDFLAGS='-fsanitize=address,undefined' AIOIRQFD_WERROR=1 \
 		$(PY) setup.py --quiet build --build-lib build/asan --build-temp build/asan-temp
-	@ls build/asan/aioirqfd/counter/_native*.so >/dev/null || { echo 'the C module could not be built' >&2; exit 1; }
+	@ls $(C_FOLDERS:%=build/asan/%/_native*.so) >/dev/null || { echo 'the C module could not be built' >&2; exit 1; }
 	$(UNFORCED) PYTHONPATH="$$PWD/build/asan" PYTHONSAFEPATH=1 PYTHONMALLOC=malloc \
 		LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:abort_on_error=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
@@ -185,5 +186,5 @@ dist: $(VENV)/.stamp-install
 
 clean:
 	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)
-	rm -f aioirqfd/counter/_native*.so
+	rm -f $(C_FOLDERS:%=%/_native*.so)
 	find aioirqfd tests examples docs -name __pycache__ -type d -prune -exec rm -rf {} +

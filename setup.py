@@ -7,7 +7,8 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-COUNTER = Path("aioirqfd/counter")
+# In each folder the sources of one module, _native.
+FOLDERS = (Path("aioirqfd/counter"), Path("aioirqfd/vhost_user/fast"))
 STRICT = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
 
 
@@ -17,7 +18,7 @@ def switched_on(name: str) -> bool:
 
 
 def extensions() -> list[Extension]:
-    """The C counter module, or nothing under AIOIRQFD_NO_EXTENSION=1 (the py3-none-any wheel)."""
+    """The C modules, or nothing under AIOIRQFD_NO_EXTENSION=1 (the py3-none-any wheel)."""
     if switched_on("AIOIRQFD_NO_EXTENSION"):
         return []
     # Only PyInit__native is for others to see; what the files share among themselves stays inside.
@@ -26,13 +27,14 @@ def extensions() -> list[Extension]:
         flags += STRICT
     return [
         Extension(
-            "aioirqfd.counter._native",
-            sources=sorted(str(source) for source in COUNTER.glob("*.c")),
-            depends=sorted(str(header) for header in COUNTER.glob("*.h")),
+            ".".join((*folder.parts, "_native")),
+            sources=sorted(str(source) for source in folder.glob("*.c")),
+            depends=sorted(str(header) for header in folder.glob("*.h")),
             extra_compile_args=flags,
             # Without a compiler the install goes on and the pure-Python twin is used. CI checks that the C module is live.
             optional=True,
-        ),
+        )
+        for folder in FOLDERS
     ]
 
 

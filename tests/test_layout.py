@@ -55,9 +55,8 @@ def module_name(path: Path) -> str:
 
 
 def sources() -> dict[str, Path]:
-    """Every module of the package, by its dotted name; a .pyi stands in for a C module."""
-    found = {module_name(path): path for path in sorted(PACKAGE.rglob("*.pyi"))}
-    return found | {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+    """Every module of the package, by its dotted name."""
+    return {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 MODULES = sources()

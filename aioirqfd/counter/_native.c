@@ -36,14 +36,6 @@ static PyMethodDef native_methods[] = {
     {"fdinfo", native_fdinfo, METH_O,
      PyDoc_STR(
          "fdinfo(fd, /)\n--\n\n(count, eventfd-id, semaphore) of an eventfd, None for another kind of file; OSError EBADF (E25).")},
-    {"walk", _PyCFunction_CAST(native_walk), METH_FASTCALL,
-     PyDoc_STR(
-         "walk(table, head, readable, writable, start, max_table, /)\n--\n\n"
-         "Follow the descriptors of a virtqueue's request: (to read, to write, bytes to write), or None if it is not all\n"
-         "in the window or breaks a rule, and somebody else is to say which.")},
-    {"begin", native_begin, METH_O,
-     PyDoc_STR("begin(coroutine, /)\n--\n\n"
-               "Drive a coroutine to where it waits, or to its end: (it has ended, what it yielded or returned).")},
     {NULL, NULL, 0, NULL},
 };
 
@@ -66,7 +58,6 @@ native_exec(PyObject *module)
     state->closed_error = PyObject_GetAttrString(errors, "ClosedError");
     Py_DECREF(errors);
     state->str_wakeup = PyUnicode_InternFromString("wakeup");
-    state->str_gsi = PyUnicode_InternFromString("gsi");
     state->str_defer = PyUnicode_InternFromString("defer");
     state->str_on_ready = PyUnicode_InternFromString("_on_ready");
     state->str_rest = PyUnicode_InternFromString("rest");
@@ -76,8 +67,7 @@ native_exec(PyObject *module)
     state->str_close = PyUnicode_InternFromString("close");
     if (state->would_block == NULL || state->closed_error == NULL || state->str_wakeup == NULL ||
         state->str_defer == NULL || state->str_on_ready == NULL || state->str_rest == NULL || state->str_left == NULL ||
-        state->str_handler_failed == NULL || state->str_throw == NULL || state->str_close == NULL ||
-        state->str_gsi == NULL) {
+        state->str_handler_failed == NULL || state->str_throw == NULL || state->str_close == NULL) {
         return -1;
     }
     PyObject *max = PyLong_FromUnsignedLongLong(COUNTER_MAX);
@@ -93,8 +83,6 @@ native_exec(PyObject *module)
         return -1;
     }
     if (add_type(module, &flight_ring_spec, &state->flight_ring_type) < 0 ||
-        add_type(module, &transfer_spec, &state->transfer_type) < 0 ||
-        add_type(module, &kicks_spec, &state->kicks_type) < 0 ||
         add_type(module, &stepped_spec, &state->stepped_type) < 0) {
         return -1;
     }
@@ -113,8 +101,6 @@ native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->ready_run_type);
     Py_VISIT(state->stepped_type);
     Py_VISIT(state->flight_ring_type);
-    Py_VISIT(state->transfer_type);
-    Py_VISIT(state->kicks_type);
     Py_VISIT(state->would_block);
     Py_VISIT(state->closed_error);
     return 0;
@@ -131,12 +117,9 @@ native_clear(PyObject *module)
     Py_CLEAR(state->ready_run_type);
     Py_CLEAR(state->stepped_type);
     Py_CLEAR(state->flight_ring_type);
-    Py_CLEAR(state->transfer_type);
-    Py_CLEAR(state->kicks_type);
     Py_CLEAR(state->would_block);
     Py_CLEAR(state->closed_error);
     Py_CLEAR(state->str_wakeup);
-    Py_CLEAR(state->str_gsi);
     Py_CLEAR(state->str_defer);
     Py_CLEAR(state->str_on_ready);
     Py_CLEAR(state->str_rest);

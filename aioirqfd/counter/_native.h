@@ -15,12 +15,9 @@ typedef struct {
     PyTypeObject *ready_run_type;
     PyTypeObject *stepped_type;
     PyTypeObject *flight_ring_type;
-    PyTypeObject *transfer_type;
-    PyTypeObject *kicks_type;
     PyObject *would_block;  /* aioirqfd.errors.WouldBlock */
     PyObject *closed_error; /* aioirqfd.errors.ClosedError */
     PyObject *str_wakeup;
-    PyObject *str_gsi;
     PyObject *str_defer;
     PyObject *str_on_ready;
     PyObject *str_rest;
@@ -180,10 +177,6 @@ int native_u64_within(PyObject *object, uint64_t low, uint64_t high, const char 
                       uint64_t *value);
 int native_u64_from(PyObject *object, uint64_t low, const char *what, uint64_t *value);
 
-/* request.c */
-PyObject *native_walk(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
-PyObject *native_begin(PyObject *module, PyObject *coroutine);
-
 /* fd.c */
 int eventfd_has_count(int fd);
 int eventfd_read_now(int fd, uint64_t *value);
@@ -219,23 +212,6 @@ void irqfd_hand(EventFdCtxObject *ctx, PyObject *irqfd, PyObject *method, uint64
 void top_half_flush(native_state *state, TopHalfObject *top_half);
 void top_half_one(native_state *state, EventFdCtxObject *ctx);
 void top_half_wakeup(native_state *state, EventFdCtxObject *ctx);
-
-/* transfer.c */
-typedef struct transfer_object TransferObject;
-/* What a ring's service comes back with, beside the count of requests; in the bits from TRANSFER_WORK on: how much work they were, in
-   buffers and pages moved. */
-enum {
-    TRANSFER_COUNT = 0xff,
-    TRANSFER_RESTED = 1 << 8,
-    TRANSFER_CALL = 1 << 9,
-    TRANSFER_MORE = 1 << 10,
-    TRANSFER_WORK = 16,
-};
-extern PyType_Spec transfer_spec;
-int transfer_kick(PyObject *op);
-
-/* kicks.c */
-extern PyType_Spec kicks_spec;
 
 /* flight_ring.c */
 enum flight_kind { FLIGHT_INJECTED = 1, FLIGHT_DEFERRED = 2, FLIGHT_HELD = 3, FLIGHT_WAKEUP = 4 };

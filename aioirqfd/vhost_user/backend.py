@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, final
 
-from aioirqfd.counter import Kicks
 from aioirqfd.irqfd.guard import guarded
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.manager import IrqManager
@@ -19,6 +18,7 @@ from aioirqfd.vhost_user.calls import Calls
 from aioirqfd.vhost_user.connection import Connection
 from aioirqfd.vhost_user.device import Device
 from aioirqfd.vhost_user.eager import Eager
+from aioirqfd.vhost_user.fast import Kicks
 from aioirqfd.vhost_user.frontends import Accepted, Connected, Single
 from aioirqfd.vhost_user.messages import MAX_CONFIG
 from aioirqfd.vhost_user.reports import Reports
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     import socket
     from types import TracebackType
 
-    from aioirqfd.counter import Transfer
     from aioirqfd.irqfd.interrupt import Interrupt
     from aioirqfd.tracer import Tracer
     from aioirqfd.vhost_user.chain import Chain
+    from aioirqfd.vhost_user.fast import Transfer
     from aioirqfd.vhost_user.frontends import FrontEnds
     from aioirqfd.vhost_user.statistics import VringStatistics
 

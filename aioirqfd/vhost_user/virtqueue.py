@@ -14,7 +14,6 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final, final
 
-from aioirqfd.counter import Transfer, walk
 from aioirqfd.vhost_user import ring
 from aioirqfd.vhost_user.chain import Chain
 from aioirqfd.vhost_user.errors import (
@@ -24,6 +23,7 @@ from aioirqfd.vhost_user.errors import (
     VirtqueueError,
     VirtqueueStoppedError,
 )
+from aioirqfd.vhost_user.fast import Transfer, walk
 from aioirqfd.vhost_user.features import VirtioFeature
 from aioirqfd.vhost_user.memory import GuestMemory
 from aioirqfd.vhost_user.statistics import VirtqueueStatistics

@@ -17,13 +17,13 @@ from aioirqfd.vhost_user.terminal import GONE
 from aioirqfd.vhost_user.virtqueue import BATCH, BATCH_BYTES, CALL, MORE, PAGE_SHIFT, RESTED, WORK, VirtQueue
 
 if TYPE_CHECKING:
-    from aioirqfd.counter import Transfer
     from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.manager import IrqManager
     from aioirqfd.tracer import Tracer
     from aioirqfd.vhost_user.calls import Calls
     from aioirqfd.vhost_user.chain import Chain
     from aioirqfd.vhost_user.eager import Eager
+    from aioirqfd.vhost_user.fast import Transfer
     from aioirqfd.vhost_user.inflight import InflightBuffer, InflightQueue
     from aioirqfd.vhost_user.memory import GuestMemory
     from aioirqfd.vhost_user.messages import VringAddr

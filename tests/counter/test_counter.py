@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import threading
 
@@ -14,11 +15,9 @@ from aioirqfd.counter import _python
 from aioirqfd.errors import WouldBlock
 
 try:
-    from aioirqfd.counter import _native
+    BOTH = (importlib.import_module("aioirqfd.counter._native"), _python)
 except ImportError:
     BOTH = (_python,)
-else:
-    BOTH = (_native, _python)
 
 MAX = 2**64 - 2
 EDGES = (1, 2, 3, 2**32 - 1, 2**32, 2**63, MAX - 1, MAX)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aioirqfd import EventFd, IrqchipPin, IrqManager, RoutingTable
-from aioirqfd.irqfd.irqfd import IrqFd
+from aioirqfd.irqfd.binding import Binding
 from aioirqfd.sinks import RecordingSink
 from tests.irqfd.helpers import MSI, OTHER_MSI, pulse, write
 
@@ -17,13 +17,13 @@ GSIS = tuple(IOAPIC)
 def asked(monkeypatch):
     """The gsis whose irqfds were asked."""
     gsis = []
-    wakeup = IrqFd.wakeup
+    wakeup = Binding.wakeup
 
     def noting(self, count, /):
         gsis.append(self.gsi)
         wakeup(self, count)
 
-    monkeypatch.setattr(IrqFd, "wakeup", noting)
+    monkeypatch.setattr(Binding, "wakeup", noting)
     return gsis
 
 

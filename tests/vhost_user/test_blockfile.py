@@ -28,7 +28,7 @@ from examples.vhost_user_blk import Blk, Feature, Type
 from tests.vhost_user.frontend import FEATURES, PROTOCOL_FEATURES, FrontEnd
 
 # Whichever implementation is live: where the C module was built, this is of it.
-native = pytest.importorskip("aioirqfd.counter._native", reason="needs the C module", exc_type=ImportError)
+native = pytest.importorskip("aioirqfd.vhost_user.fast._native", reason="needs the C module", exc_type=ImportError)
 
 SECTORS = 256
 BASE = 0x1_0000_0000

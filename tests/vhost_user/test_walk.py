@@ -14,7 +14,7 @@ from aioirqfd.vhost_user.errors import VirtqueueError
 from aioirqfd.vhost_user.ring import INDIRECT, NEXT, WRITE
 
 # Whichever implementation is live: where the C module was built, this is of it.
-native = pytest.importorskip("aioirqfd.counter._native", reason="needs the C module", exc_type=ImportError)
+native = pytest.importorskip("aioirqfd.vhost_user.fast._native", reason="needs the C module", exc_type=ImportError)
 walk = native.walk
 
 SIZE = 8

@@ -20,23 +20,7 @@ from aioirqfd.counter._python.drain import Drain
 from aioirqfd.counter._python.eventfd_ctx import EventFdCtx
 from aioirqfd.counter._python.fd import fdinfo
 from aioirqfd.counter._python.flight_ring import FlightRing
-from aioirqfd.counter._python.kicks import Kicks
-from aioirqfd.counter._python.request import begin, walk
 from aioirqfd.counter._python.stepped import Stepped
 from aioirqfd.counter._python.top_half import TopHalf
-from aioirqfd.counter._python.transfer import Transfer
 
-__all__ = [
-    "MAX",
-    "Counter",
-    "Drain",
-    "EventFdCtx",
-    "FlightRing",
-    "Kicks",
-    "Stepped",
-    "TopHalf",
-    "Transfer",
-    "begin",
-    "fdinfo",
-    "walk",
-]
+__all__ = ["MAX", "Counter", "Drain", "EventFdCtx", "FlightRing", "Stepped", "TopHalf", "fdinfo"]

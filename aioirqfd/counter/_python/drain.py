@@ -47,11 +47,11 @@ class Drain:
         self._loop = loop
         self._running_loop = running_loop
         self._current_task = current_task
-        self.thread = threading.get_ident()
+        self._thread = threading.get_ident()
         self.dispatching = False
         self._passing = False  # in run(), which the loop itself has called: it is awake
         self._nudged = False  # woken by nudge(), and not come round since
-        self.dead = False
+        self._dead = False
         self.unread = 0
         # Weak, as the native module's table is: an eventfd that is dropped leaves by itself.
         self._tenants: weakref.WeakValueDictionary[int, EventFdCtx] = weakref.WeakValueDictionary()
@@ -69,10 +69,10 @@ class Drain:
             raise
         self._epoll.register(self._wakefd, select.EPOLLIN | select.EPOLLET)
 
-    def here(self) -> bool:
+    def _here(self) -> bool:
         """Whether this is its thread: the one in which its loop is running now, not the one that has run it last."""
         if self._running_loop is None:
-            return self.thread == threading.get_ident()
+            return self._thread == threading.get_ident()
         return self._running_loop() is self._loop
 
     def fileno(self) -> int:
@@ -81,7 +81,7 @@ class Drain:
 
     def add(self, ctx: EventFdCtx, /) -> None:
         """Register an eventfd; a count that is there is an event."""
-        if ctx._drain is not None or self.dead:
+        if ctx._drain is not None or self._dead:
             raise RuntimeError("add() takes an unregistered eventfd, and an open drain")
         fresh = has_count(ctx._fd)
         try:
@@ -103,7 +103,7 @@ class Drain:
                 ctx._posted_to = None
             ctx._drain = self
             if ctx._count and ctx._owe():
-                self.post(ctx)
+                self._post(ctx)
 
     def remove(self, ctx: EventFdCtx, /) -> None:
         """Take it out again; no event of it is dispatched from here on."""
@@ -117,14 +117,14 @@ class Drain:
         if self._generations.get(ctx._fd) == ctx._generation:
             del self._generations[ctx._fd]
             self._tenants.pop(ctx._fd, None)
-            if not self.dead:
+            if not self._dead:
                 with contextlib.suppress(OSError, ValueError):
                     self._epoll.unregister(ctx._fd)
 
-    def post(self, ctx: EventFdCtx) -> None:
+    def _post(self, ctx: EventFdCtx) -> None:
         """Post an owed ctx; from any thread."""
         with lock:
-            if self.dead or ctx._posted_to is not None:
+            if self._dead or ctx._posted_to is not None:
                 return
             ctx._posted_to = self
             self._mailbox.append(ctx)
@@ -142,19 +142,19 @@ class Drain:
         its selector, which does not look again by itself. Once, until it has come round.
         """
         ask = self._current_task
-        if self._passing or self._nudged or self.dead or ask is None:
+        if self._passing or self._nudged or self._dead or ask is None:
             return
         if (ask(self._loop) if callable(ask) else ask.get(self._loop)) is None:
             self._nudged = True
             self._wake()
 
-    def dispatch(self, ctx: EventFdCtx) -> None:
+    def _dispatch(self, ctx: EventFdCtx) -> None:
         """One eventfd at once: a signal on the loop's own thread."""
         self.dispatching = True
         try:
             if ctx._handler is None and ctx._interrupt is not None:
                 assert ctx._top_half is not None
-                ctx._top_half._enter(ctx._top_half.flush, [ctx])
+                ctx._top_half._enter(ctx._top_half._flush, [ctx])
             else:
                 self._slow(ctx)
         finally:
@@ -163,7 +163,7 @@ class Drain:
 
     def _slow(self, ctx: EventFdCtx) -> None:
         if ctx._top_half is not None:
-            ctx._top_half._enter(ctx._top_half.wakeup, ctx)
+            ctx._top_half._enter(ctx._top_half._wakeup, ctx)
         elif ctx._settle():
             ctx._event = False
             try:
@@ -185,9 +185,9 @@ class Drain:
 
     def run(self) -> int:
         """One pass: take at most max_events from the epoll and as many from the mailbox, and dispatch them; return how many."""
-        if self.dead or self.dispatching:
+        if self._dead or self.dispatching:
             return 0
-        self.thread = threading.get_ident()  # a loop may be run by one thread after another
+        self._thread = threading.get_ident()  # a loop may be run by one thread after another
         events = self._epoll.poll(0, self.max_events)
         # The mailbox first: what was held back for want of room comes through it, and must not be overtaken for ever.
         with lock:
@@ -213,7 +213,7 @@ class Drain:
                 else:
                     slow.append(ctx)
             for top_half, batch in batches.items():
-                top_half._enter(top_half.flush, batch)
+                top_half._enter(top_half._flush, batch)
             for ctx in slow:
                 if ctx._drain is self and ctx._owed:
                     self._slow(ctx)
@@ -221,7 +221,7 @@ class Drain:
             # A Python signal handler may raise anywhere. Who still owes must be in one place all the same.
             for ctx in ready:
                 if ctx._drain is self and ctx._owed and not ctx._held:
-                    self.post(ctx)
+                    self._post(ctx)
             raise
         finally:
             self.dispatching = self._passing = False
@@ -229,7 +229,7 @@ class Drain:
 
     def collect(self) -> None:
         """Note every event there is as owed, dispatching nothing."""
-        full = not self.dead
+        full = not self._dead
         # The epoll hands out in the order of arrival: after so many events nothing is left from before the call, however busy
         # the writers are. The wake-up counts too.
         left = self.attached + 1
@@ -240,7 +240,7 @@ class Drain:
             full = len(events) == self.max_events and left > 0
             woken = woken or any(fd == self._wakefd for fd, _ in events)
             for ctx in self._owing(events):
-                self.post(ctx)
+                self._post(ctx)
         if woken and (self._mailbox or self._nudged):
             self._wake()  # nobody wakes for mail that is there already, nor twice for what is ready
 
@@ -248,7 +248,7 @@ class Drain:
         """Empty the eventfd; return what of it was not injected yet (0: nothing is owed)."""
         if ctx._drain is not self:
             raise TypeError("settle() takes an EventFdCtx of this drain")
-        if self.dead:
+        if self._dead:
             return 0
         was_leftover = ctx._leftover
         old = self._look(ctx) if was_leftover else 0
@@ -257,7 +257,7 @@ class Drain:
         ctx._leftover = ctx._event = ctx._fresh = False
         by_ones = ctx._by_ones
         total = ctx._take_counted(by_ones=by_ones)
-        read = 0 if by_ones and total else ctx.read_kernel(SEMAPHORE_AT_MOST)
+        read = 0 if by_ones and total else ctx._read_kernel(SEMAPHORE_AT_MOST)
         value = read or 0
         ctx._signals = (ctx._signals + total + value) & MASK
         if due and read is None and not total:
@@ -293,7 +293,7 @@ class Drain:
     def close(self) -> None:
         """Close the epoll; idempotent."""
         with lock:
-            self.dead = True
+            self._dead = True
             if not self._epoll.closed:
                 self._epoll.close()
                 os.close(self._wakefd)

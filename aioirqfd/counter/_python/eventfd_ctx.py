@@ -119,7 +119,7 @@ class EventFdCtx:
             if self._fd < 0:
                 raise ClosedError("the eventfd is closed")
             drain = self._drain if self._listening else None
-            if drain is None or drain.dead:
+            if drain is None or drain._dead:
                 finish = begin_add(self._fd, n)
                 added, owes_now = 0, False
             else:
@@ -128,10 +128,10 @@ class EventFdCtx:
         if finish is not None:
             return finish()
         if owes_now and drain is not None:
-            if not drain.dispatching and drain.here():
-                drain.dispatch(self)
+            if not drain.dispatching and drain._here():
+                drain._dispatch(self)
             else:
-                drain.post(self)
+                drain._post(self)
         return added
 
     def _add(self, n: int) -> int:
@@ -187,7 +187,7 @@ class EventFdCtx:
                 self._leftover = known = True
             else:
                 # Of a semaphore one in all, wherever it is.
-                read = 0 if by_ones and total else self.read_kernel(SEMAPHORE_AT_ONCE)
+                read = 0 if by_ones and total else self._read_kernel(SEMAPHORE_AT_ONCE)
                 self._leftover = False
                 known = known or read != 0
                 value = read or 0
@@ -199,12 +199,12 @@ class EventFdCtx:
                     # Two counters near the top: hand on one now and the other by a dispatch of its own.
                     value -= self._add(value)
                     if self._owe() and self._drain is not None:
-                        self._drain.post(self)
+                        self._drain._post(self)
                 total += value
         self._signals = (self._signals + total) & MASK
         return total if known else None
 
-    def read_kernel(self, most: int) -> int | None:
+    def _read_kernel(self, most: int) -> int | None:
         """A dispatch's part of the kernel's counter, and of a semaphore that somebody counts so many at the most.
 
         None: it cannot be read, which was reported. Whatever an event stood for, there is no more to be known of it then.
@@ -226,7 +226,7 @@ class EventFdCtx:
             # No event comes for the rest.
             self._event = True
             if self._owe() and self._drain is not None:
-                self._drain.post(self)
+                self._drain._post(self)
         return value
 
     def _take(self) -> int:
@@ -260,7 +260,7 @@ class EventFdCtx:
     def _dispatch(self) -> None:
         """Do now what the drain's next pass would; nothing from within a pass. The loop's thread."""
         if self._drain is not None and not self._drain.dispatching and self._owed:
-            self._drain.dispatch(self)
+            self._drain._dispatch(self)
 
     def _bind(
         self,

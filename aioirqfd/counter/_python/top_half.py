@@ -41,7 +41,7 @@ def _hand(ctx: EventFdCtx, irqfd: Irqfd, method: Callable[[int], object], count:
         if ctx._irqfd is irqfd and ctx._drain is not None:
             ctx._put_back(count)
             if ctx._owe():
-                ctx._drain.post(ctx)
+                ctx._drain._post(ctx)
 
 
 @final
@@ -194,10 +194,10 @@ class TopHalf:
                 break
             drain = ctx._drain
             if drain is not None and self._still_owes(ctx):
-                if released < BATCH and not drain.dispatching and drain.here():
-                    drain.dispatch(ctx)
+                if released < BATCH and not drain.dispatching and drain._here():
+                    drain._dispatch(ctx)
                 else:
-                    drain.post(ctx)
+                    drain._post(ctx)
             released += 1
         # The rest keeps its place, before whatever was held just now.
         newer, self._held = self._held, {}
@@ -268,7 +268,7 @@ class TopHalf:
             return
         _hand(ctx, irqfd, irqfd.defer, count)
 
-    def flush(self, batch: list[EventFdCtx]) -> None:
+    def _flush(self, batch: list[EventFdCtx]) -> None:
         """Hand the lined-up irqfds to the sink."""
         taking: list[tuple[EventFdCtx, Irqfd, int]] = []
         interrupts: list[object] = []
@@ -278,7 +278,7 @@ class TopHalf:
                 # Masked, re-routed, unbound or bound elsewhere since, by a sink that was called in between: through the mailbox
                 # once more.
                 if ctx._drain is not None and ctx._owed:
-                    ctx._drain.post(ctx)
+                    ctx._drain._post(ctx)
             elif ctx._settle() and (count := ctx._consume()) is not None:
                 ctx._wakeups += 1
                 taking.append((ctx, irqfd, count))
@@ -293,7 +293,7 @@ class TopHalf:
             else:
                 self._defer(ctx, irqfd, count)
 
-    def wakeup(self, ctx: EventFdCtx) -> None:
+    def _wakeup(self, ctx: EventFdCtx) -> None:
         """The slow top half: the irqfd decides."""
         lane = ctx._handler is not None and ctx._interrupt is not None
         no_room = lane and not ctx._queued_here and ctx._running is None and len(self._ready) >= self.room

@@ -10,8 +10,6 @@
    it counts as not fetched. But the used ring's last batch is linked there before, as whoever recovers expects it. */
 #include "_native.h"
 
-#include "_virtqueue.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <structmember.h>
@@ -32,7 +30,7 @@ typedef struct __attribute__((packed)) {
     uint64_t sector;
 } blk_header;
 
-struct transfer_object {
+typedef struct {
     PyObject_HEAD
     PyObject *chains; /* list: by head, the chain that Python has out, or None */
     Py_buffer desc, avail, used, inflight;
@@ -56,7 +54,7 @@ struct transfer_object {
     unsigned long unsignalled; /* answers that were published, and not asked about yet */
     /* What kicks have had served since Python last looked. */
     unsigned long long served, notified, suppressed;
-};
+} TransferObject;
 
 static uint16_t
 load(const void *ring, size_t word)
@@ -398,7 +396,7 @@ static PyType_Slot transfer_slots[] = {
 };
 
 PyType_Spec transfer_spec = {
-    .name = "aioirqfd.counter.Transfer",
+    .name = "aioirqfd.vhost_user.fast.Transfer",
     .basicsize = sizeof(TransferObject),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = transfer_slots,

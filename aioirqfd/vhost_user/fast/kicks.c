@@ -12,21 +12,21 @@ typedef struct {
 
 /* Whether all is done. */
 static bool
-serve(native_state *state, const KicksObject *self, Py_ssize_t queue)
+serve(fast_state *state, const KicksObject *self, Py_ssize_t queue)
 {
     if (queue >= PyList_GET_SIZE(self->transfers) || queue >= PyList_GET_SIZE(self->calls)) {
         return false;
     }
     PyObject *transfer = PyList_GET_ITEM(self->transfers, queue);
     PyObject *call = PyList_GET_ITEM(self->calls, queue);
-    if (!Py_IS_TYPE(transfer, state->transfer_type) || !PyObject_TypeCheck(call, state->eventfd_ctx_type)) {
+    if (!Py_IS_TYPE(transfer, state->transfer_type) || call == Py_None) {
         return false;
     }
     Py_INCREF(transfer);
     Py_INCREF(call);
     int served = transfer_kick(transfer);
     if ((served & TRANSFER_CALL) != 0) {
-        PyObject *added = eventfd_ctx_signal(call, NULL, 0);
+        PyObject *added = PyObject_CallMethodNoArgs(call, state->str_signal);
         if (added == NULL) {
             PyErr_WriteUnraisable(call);
         }
@@ -41,7 +41,7 @@ static PyObject *
 kicks_try_inject(PyObject *op, PyObject *interrupt)
 {
     KicksObject *self = (KicksObject *)op;
-    native_state *state = native_state_of_object(op);
+    fast_state *state = fast_state_of(op);
     PyObject *gsi = state != NULL && self->on_kick != NULL ? PyObject_GetAttr(interrupt, state->str_gsi) : NULL;
     if (gsi == NULL) {
         if (!PyErr_Occurred()) {
@@ -130,7 +130,7 @@ static PyType_Slot kicks_slots[] = {
 };
 
 PyType_Spec kicks_spec = {
-    .name = "aioirqfd.counter.Kicks",
+    .name = "aioirqfd.vhost_user.fast.Kicks",
     .basicsize = sizeof(KicksObject),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = kicks_slots,

@@ -5,8 +5,6 @@
    time, so each is read once, by volatile loads, and only the copy is checked and used. */
 #include "_native.h"
 
-#include "_virtqueue.h"
-
 enum { DESC_NEXT = 1, DESC_WRITE = 2, DESC_INDIRECT = 4, DESC_SIZE = 16 };
 
 /* As the guest lays it out; it may lie anywhere, in a table of the guest's choosing. */
@@ -118,15 +116,16 @@ slices(PyObject *view, const char *base, const struct iovec *buffers, int count)
 
 /* walk(table, head, readable, writable, start, max_table): a tuple, or None for what is not the usual chain. */
 PyObject *
-native_walk(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+fast_walk(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs != 6) {
         PyErr_SetString(PyExc_TypeError, "walk() takes six arguments");
         return NULL;
     }
-    uint64_t head, start, max_table;
-    if (native_u64_from(args[1], 0, "a head", &head) < 0 || native_u64_from(args[4], 0, "an address", &start) < 0 ||
-        native_u64_from(args[5], 0, "a size", &max_table) < 0) {
+    const uint64_t head = PyLong_AsUnsignedLongLong(args[1]);
+    const uint64_t start = PyLong_AsUnsignedLongLong(args[4]);
+    const uint64_t max_table = PyLong_AsUnsignedLongLong(args[5]);
+    if (PyErr_Occurred() != NULL) {
         return NULL;
     }
     Py_buffer table, window;
@@ -162,7 +161,7 @@ native_walk(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs
 
 /* A coroutine's first step, without the exception that its end would be to a caller in Python. */
 PyObject *
-native_begin(PyObject *Py_UNUSED(module), PyObject *coroutine)
+fast_begin(PyObject *Py_UNUSED(module), PyObject *coroutine)
 {
     PyObject *value = NULL;
     PySendResult sent = PyIter_Send(coroutine, Py_None, &value);

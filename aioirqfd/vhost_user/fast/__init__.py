@@ -1,0 +1,17 @@
+"""What of a virtqueue is served in C, and its pure-Python twin, which leaves it all to Python; the choice is as in :mod:`aioirqfd.counter`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aioirqfd.counter import IMPLEMENTATION
+
+if TYPE_CHECKING or IMPLEMENTATION == "python":
+    from aioirqfd.vhost_user.fast._python import Kicks, Transfer, begin, walk
+else:
+    try:
+        from aioirqfd.vhost_user.fast._native import Kicks, Transfer, begin, walk
+    except ImportError:
+        from aioirqfd.vhost_user.fast._python import Kicks, Transfer, begin, walk
+
+__all__ = ["Kicks", "Transfer", "begin", "walk"]
