@@ -40,13 +40,6 @@ static PyMethodDef native_methods[] = {
 };
 
 static int
-add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type)
-{
-    *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
-    return *type == NULL ? -1 : PyModule_AddType(module, *type);
-}
-
-static int
 native_exec(PyObject *module)
 {
     native_state *state = native_state_of(module);
@@ -57,50 +50,34 @@ native_exec(PyObject *module)
     state->would_block = PyObject_GetAttrString(errors, "WouldBlock");
     state->closed_error = PyObject_GetAttrString(errors, "ClosedError");
     Py_DECREF(errors);
-    state->str_wakeup = PyUnicode_InternFromString("wakeup");
-    state->str_defer = PyUnicode_InternFromString("defer");
-    state->str_on_ready = PyUnicode_InternFromString("_on_ready");
-    state->str_rest = PyUnicode_InternFromString("rest");
-    state->str_left = PyUnicode_InternFromString("left");
-    state->str_handler_failed = PyUnicode_InternFromString("handler_failed");
-    state->str_throw = PyUnicode_InternFromString("throw");
-    state->str_close = PyUnicode_InternFromString("close");
-    if (state->would_block == NULL || state->closed_error == NULL || state->str_wakeup == NULL ||
-        state->str_defer == NULL || state->str_on_ready == NULL || state->str_rest == NULL || state->str_left == NULL ||
-        state->str_handler_failed == NULL || state->str_throw == NULL || state->str_close == NULL) {
+    if (state->would_block == NULL || state->closed_error == NULL) {
         return -1;
     }
+#define MAKE_TYPE(name)                                                                                                \
+    state->name##_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &name##_spec, NULL);                         \
+    /* What cannot be made from Python is not shown there. */                                                          \
+    if (state->name##_type == NULL || ((name##_spec.flags & Py_TPFLAGS_DISALLOW_INSTANTIATION) == 0 &&                 \
+                                       PyModule_AddType(module, state->name##_type) < 0)) {                            \
+        return -1;                                                                                                     \
+    }
+#define MAKE_NAME(name)                                                                                                \
+    if ((state->str_##name = PyUnicode_InternFromString(#name)) == NULL) {                                             \
+        return -1;                                                                                                     \
+    }
+    NATIVE_TYPES(MAKE_TYPE)
+    NATIVE_NAMES(MAKE_NAME)
     PyObject *max = PyLong_FromUnsignedLongLong(COUNTER_MAX);
-    if (max == NULL || PyModule_AddObjectRef(module, "MAX", max) < 0) {
-        Py_XDECREF(max);
-        return -1;
-    }
-    Py_DECREF(max);
-    if (add_type(module, &counter_spec, &state->counter_type) < 0 ||
-        add_type(module, &eventfd_ctx_spec, &state->eventfd_ctx_type) < 0 ||
-        add_type(module, &top_half_spec, &state->top_half_type) < 0 ||
-        add_type(module, &drain_spec, &state->drain_type) < 0) {
-        return -1;
-    }
-    if (add_type(module, &flight_ring_spec, &state->flight_ring_type) < 0 ||
-        add_type(module, &stepped_spec, &state->stepped_type) < 0) {
-        return -1;
-    }
-    state->ready_run_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &ready_run_spec, NULL);
-    return state->ready_run_type != NULL ? 0 : -1;
+    int added = max != NULL ? PyModule_AddObjectRef(module, "MAX", max) : -1;
+    Py_XDECREF(max);
+    return added;
 }
 
 static int
 native_traverse(PyObject *module, visitproc visit, void *arg)
 {
     native_state *state = native_state_of(module);
-    Py_VISIT(state->counter_type);
-    Py_VISIT(state->eventfd_ctx_type);
-    Py_VISIT(state->top_half_type);
-    Py_VISIT(state->drain_type);
-    Py_VISIT(state->ready_run_type);
-    Py_VISIT(state->stepped_type);
-    Py_VISIT(state->flight_ring_type);
+#define VISIT_TYPE(name) Py_VISIT(state->name##_type);
+    NATIVE_TYPES(VISIT_TYPE)
     Py_VISIT(state->would_block);
     Py_VISIT(state->closed_error);
     return 0;
@@ -110,23 +87,12 @@ static int
 native_clear(PyObject *module)
 {
     native_state *state = native_state_of(module);
-    Py_CLEAR(state->counter_type);
-    Py_CLEAR(state->eventfd_ctx_type);
-    Py_CLEAR(state->top_half_type);
-    Py_CLEAR(state->drain_type);
-    Py_CLEAR(state->ready_run_type);
-    Py_CLEAR(state->stepped_type);
-    Py_CLEAR(state->flight_ring_type);
+#define CLEAR_TYPE(name) Py_CLEAR(state->name##_type);
+#define CLEAR_NAME(name) Py_CLEAR(state->str_##name);
+    NATIVE_TYPES(CLEAR_TYPE)
+    NATIVE_NAMES(CLEAR_NAME)
     Py_CLEAR(state->would_block);
     Py_CLEAR(state->closed_error);
-    Py_CLEAR(state->str_wakeup);
-    Py_CLEAR(state->str_defer);
-    Py_CLEAR(state->str_on_ready);
-    Py_CLEAR(state->str_rest);
-    Py_CLEAR(state->str_left);
-    Py_CLEAR(state->str_handler_failed);
-    Py_CLEAR(state->str_throw);
-    Py_CLEAR(state->str_close);
     return 0;
 }
 

@@ -7,24 +7,17 @@
 
 #include "_core.h"
 
+/* Its types, and the names that it looks up. */
+#define NATIVE_TYPES(X) X(counter) X(eventfd_ctx) X(top_half) X(drain) X(ready_run) X(stepped) X(flight_ring)
+#define NATIVE_NAMES(X) X(wakeup) X(defer) X(_on_ready) X(rest) X(left) X(handler_failed) X(throw) X(close)
+
 typedef struct {
-    PyTypeObject *counter_type;
-    PyTypeObject *eventfd_ctx_type;
-    PyTypeObject *top_half_type;
-    PyTypeObject *drain_type;
-    PyTypeObject *ready_run_type;
-    PyTypeObject *stepped_type;
-    PyTypeObject *flight_ring_type;
+#define TYPE_FIELD(name) PyTypeObject *name##_type;
+#define NAME_FIELD(name) PyObject *str_##name;
+    NATIVE_TYPES(TYPE_FIELD)
+    NATIVE_NAMES(NAME_FIELD)
     PyObject *would_block;  /* aioirqfd.errors.WouldBlock */
     PyObject *closed_error; /* aioirqfd.errors.ClosedError */
-    PyObject *str_wakeup;
-    PyObject *str_defer;
-    PyObject *str_on_ready;
-    PyObject *str_rest;
-    PyObject *str_left;
-    PyObject *str_handler_failed;
-    PyObject *str_throw;
-    PyObject *str_close;
 } native_state;
 
 extern struct PyModuleDef native_module;
@@ -80,6 +73,7 @@ struct eventfd_ctx_object {
     int fd;              /* -1 once closed */
     uint32_t index;      /* slot in the drain */
     uint32_t generation; /* of that slot */
+    uint32_t held_at;    /* its place in top_half->held, while held */
     bool semaphore;
     bool listening;     /* somebody in this process hears the signals: count them here, not in the kernel */
     bool want_count;    /* a handler asks for the count: read at every event */
@@ -88,11 +82,18 @@ struct eventfd_ctx_object {
     bool asks_room;     /* registered for EPOLLOUT too, so that an event tells whether the kernel's counter is full */
     bool full;          /* it was: read it, or the next writer is refused */
     bool held;          /* in top_half->held */
-    bool queued;        /* in top_half->ready */
+    bool queued;        /* in top_half->lane */
     bool in_unread;     /* in drain->unread */
     bool unreadable;    /* a read has failed, and was reported */
     unsigned char seen; /* enum seen */
 };
+
+/* Irqfds in the order in which they came: a ring, which a place counts through modulo 2**32. */
+typedef struct {
+    EventFdCtxObject **items; /* strong; NULL where one was taken out */
+    uint32_t head, tail;      /* the places of the oldest, and behind the newest */
+    uint32_t cap;             /* a power of 2, or 0 */
+} ctx_fifo;
 
 /* An irqfd on its way through the fast path. */
 typedef struct {
@@ -109,20 +110,19 @@ struct top_half_object {
     PyObject *on_error;         /* callable, gets the exception of a fast path that raised */
     batch_entry *batch;
     Py_ssize_t batch_len, batch_cap;
-    PyObject *held; /* dict of ctx -> None, in order, or NULL: owed, but the manager is paused or its queue full */
-    EventFdCtxObject **ready; /* strong, a ring: signalled irqfds whose handler is to run; oldest at ready_head */
-    Py_ssize_t ready_len, ready_cap, ready_head;
-    Py_ssize_t room;       /* how many there may be */
-    PyObject *on_ready;    /* callable or NULL: there are new ones */
-    PyObject *on_progress; /* callable or NULL: one of them is done; called while watched */
-    PyObject
-        *context; /* strong: the contextvars.Context in which all of the manager's is called, or NULL: as it comes */
+    ctx_fifo held;            /* owed, but the manager is paused or its queue full */
+    Py_ssize_t held_count;    /* of these, such as are held yet */
+    ctx_fifo lane;            /* signalled irqfds whose handler is to run */
+    Py_ssize_t room;          /* how many there may be in it */
+    PyObject *on_ready;       /* callable or NULL: there are new ones */
+    PyObject *on_progress;    /* callable or NULL: one of them is done; called while watched */
+    PyObject *context;        /* strong: in which all of the manager's is called; NULL or None: as it comes */
+    PyObject *entered;        /* strong: the context that it is in, by top_half_enter() */
     FlightRingObject *flight; /* strong, or NULL */
     bool watched;
     TopHalfObject *touched_next; /* chain of one pass, strong */
     bool touched;
     bool has_new; /* on_ready is to be called at the end of the pass */
-    bool entered; /* its context, by top_half_enter() */
     bool paused;
     bool full;
 };
@@ -133,6 +133,22 @@ top_half_interrupt(const EventFdCtxObject *ctx)
 {
     return ctx->route != NULL && !ctx->top_half->paused ? PyCell_GET(ctx->route) : NULL;
 }
+
+/* The awaitable in which a worker runs the handlers of its manager's lane; see lane.c. */
+struct ready_run_object {
+    PyObject_HEAD
+    TopHalfObject *top_half; /* strong */
+    PyObject *task;          /* strong: whose await this is */
+    EventFdCtxObject *ctx;   /* strong, while its handler runs */
+    PyObject *irqfd;         /* strong, likewise */
+    PyObject *handler;       /* strong: the iterator of the handler's coroutine */
+    PyObject *context;       /* strong, likewise: a copy of the manager's, this run's own; NULL: as it comes */
+    uint64_t count;          /* what the handler was given */
+    int64_t ends;            /* of the slice; 0: not begun */
+    int64_t looked;          /* at the clock, last */
+    unsigned int stride;     /* handlers between two looks */
+    unsigned int unlooked;   /* that may still begin before the next */
+};
 
 typedef struct {
     EventFdCtxObject *ctx; /* borrowed: the ctx leaves the drain before it dies */
@@ -195,17 +211,33 @@ bool eventfd_ctx_consume(EventFdCtxObject *ctx, bool exact, uint64_t *count);
 void eventfd_ctx_put_back(EventFdCtxObject *ctx, uint64_t n);
 PyObject *eventfd_ctx_signal(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
 
+/* calls.c */
+int native_call(PyObject *callable, PyObject *argument);
+int native_call_method(PyObject *object, PyObject *name, PyObject *argument);
+bool native_enter(PyObject *context);
+void native_exit(PyObject *context, bool entered);
+void native_dealloc(PyObject *op);
+
+/* fifo.c */
+static inline uint32_t
+fifo_len(const ctx_fifo *fifo)
+{
+    return fifo->tail - fifo->head;
+}
+int fifo_put(ctx_fifo *fifo, EventFdCtxObject *ctx);
+EventFdCtxObject *fifo_take(ctx_fifo *fifo, uint32_t place);
+EventFdCtxObject *fifo_next(ctx_fifo *fifo);
+int fifo_traverse(const ctx_fifo *fifo, visitproc visit, void *arg);
+void fifo_free(ctx_fifo *fifo);
+
 /* top_half.c */
 extern PyType_Spec top_half_spec;
-int top_half_hold(TopHalfObject *top_half, EventFdCtxObject *ctx);
+void top_half_hold(TopHalfObject *top_half, EventFdCtxObject *ctx);
 void top_half_unhold(EventFdCtxObject *ctx);
 bool top_half_enter(TopHalfObject *top_half);
 void top_half_exit(TopHalfObject *top_half, bool entered);
 bool top_half_inject(native_state *state, EventFdCtxObject *ctx);
 int top_half_batch(TopHalfObject *top_half, EventFdCtxObject *ctx);
-int top_half_enqueue(TopHalfObject *top_half, EventFdCtxObject *ctx);
-EventFdCtxObject *top_half_next_ready(TopHalfObject *top_half);
-void top_half_tell_new(TopHalfObject *top_half);
 int top_half_try(TopHalfObject *top_half, PyObject *interrupt);
 int irqfd_call(PyObject *irqfd, PyObject *method, uint64_t count);
 void irqfd_hand(EventFdCtxObject *ctx, PyObject *irqfd, PyObject *method, uint64_t count);
@@ -226,16 +258,20 @@ uint64_t flight_now(void);
 void flight_put(FlightRingObject *ring, uint64_t time_ns, enum flight_kind kind, const EventFdCtxObject *ctx,
                 uint64_t count);
 
-/* ready_run.c */
+/* lane.c */
 extern PyType_Spec ready_run_spec;
+void lane_put(TopHalfObject *top_half, EventFdCtxObject *ctx);
+EventFdCtxObject *lane_next(TopHalfObject *top_half);
+void lane_tell_new(TopHalfObject *top_half);
 PyObject *ready_run_new(native_state *state, TopHalfObject *top_half, PyObject *task);
-PyObject *ready_run_task(const ReadyRunObject *run);
-uint64_t ready_run_count(const ReadyRunObject *run);
 
 /* stepped.c */
 extern PyType_Spec stepped_spec;
 PyObject *native_iterator_of(PyObject *awaited);
 PyObject *native_answer(PySendResult sent, PyObject *value);
+PyObject *native_send(PyObject *op, PyObject *arg);
+PyObject *native_next(PyObject *op);
+PyObject *native_self(PyObject *op);
 PyObject *native_of_awaited(PyObject *awaited, const char *what);
 /* Debuggers, and whoever draws a task's call graph, follow the chain of awaits from one coroutine to the next. An awaitable of ours has
    no frame to show, so it shows that of what it awaits, in the place of that: neither does the chain end there, nor has it a hole. */

@@ -291,18 +291,29 @@ drain_add(PyObject *op, PyObject *arg)
     Py_RETURN_NONE;
 }
 
-static PyObject *
-drain_remove(PyObject *op, PyObject *arg)
+/* The argument as an eventfd of this drain; NULL with TypeError. */
+static EventFdCtxObject *
+own_ctx(PyObject *op, PyObject *arg, const char *method)
 {
     native_state *state = native_state_of_object(op);
     if (state == NULL) {
         return NULL;
     }
     if (!PyObject_TypeCheck(arg, state->eventfd_ctx_type) || (PyObject *)((EventFdCtxObject *)arg)->drain != op) {
-        PyErr_SetString(PyExc_TypeError, "remove() takes an EventFdCtx of this drain");
+        PyErr_Format(PyExc_TypeError, "%s() takes an EventFdCtx of this drain", method);
         return NULL;
     }
-    drain_forget((EventFdCtxObject *)arg);
+    return (EventFdCtxObject *)arg;
+}
+
+static PyObject *
+drain_remove(PyObject *op, PyObject *arg)
+{
+    EventFdCtxObject *ctx = own_ctx(op, arg, "remove");
+    if (ctx == NULL) {
+        return NULL;
+    }
+    drain_forget(ctx);
     Py_RETURN_NONE;
 }
 
@@ -473,7 +484,7 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
         top_half->touched = false;
         bool entered = top_half_enter(top_half);
         if (top_half->has_new) {
-            top_half_tell_new(top_half);
+            lane_tell_new(top_half);
         }
         if (top_half->batch_len > 0) {
             top_half_flush(state, top_half);
@@ -516,16 +527,12 @@ static PyObject *
 drain_settle(PyObject *op, PyObject *arg)
 {
     DrainObject *self = (DrainObject *)op;
-    native_state *state = native_state_of_object(op);
-    if (state == NULL) {
-        return NULL;
-    }
-    if (!PyObject_TypeCheck(arg, state->eventfd_ctx_type) || (PyObject *)((EventFdCtxObject *)arg)->drain != op) {
-        PyErr_SetString(PyExc_TypeError, "settle() takes an EventFdCtx of this drain");
-        return NULL;
-    }
+    EventFdCtxObject *ctx = own_ctx(op, arg, "settle");
     uint64_t owed = 0;
-    if (!self->dead && unread_settle(self, (EventFdCtxObject *)arg, &owed) < 0) {
+    if (ctx == NULL) {
+        return NULL;
+    }
+    if (!self->dead && unread_settle(self, ctx, &owed) < 0) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     return PyLong_FromUnsignedLongLong(owed);

@@ -293,14 +293,14 @@ static PyObject *
 ctx_get_running(PyObject *op, void *Py_UNUSED(closure))
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
-    return self->run != NULL ? ready_run_task(self->run) : Py_NewRef(Py_None);
+    return Py_NewRef(self->run != NULL ? self->run->task : Py_None);
 }
 
 static PyObject *
 ctx_get_told(PyObject *op, void *Py_UNUSED(closure))
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
-    return PyLong_FromUnsignedLongLong(self->run != NULL ? ready_run_count(self->run) : 0);
+    return PyLong_FromUnsignedLongLong(self->run != NULL ? self->run->count : 0);
 }
 
 static PyObject *

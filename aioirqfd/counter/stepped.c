@@ -21,12 +21,7 @@ static entry
 enter(const SteppedObject *self)
 {
     entry made = {false, false};
-    if (self->context != NULL) {
-        made.in_context = PyContext_Enter(self->context) == 0;
-        if (!made.in_context) {
-            PyErr_WriteUnraisable(self->context);
-        }
-    }
+    made.in_context = native_enter(self->context);
     if (self->drain != NULL) {
         made.nested = self->drain->dispatching;
         self->drain->dispatching = true;
@@ -40,9 +35,7 @@ leave(const SteppedObject *self, entry made)
     if (self->drain != NULL) {
         self->drain->dispatching = made.nested;
     }
-    if (made.in_context && PyContext_Exit(self->context) < 0) {
-        PyErr_WriteUnraisable(self->context);
-    }
+    native_exit(self->context, made.in_context);
 }
 
 /* The iterator of what was awaited, a new reference; NULL with an exception. */
@@ -134,18 +127,24 @@ native_answer(PySendResult sent, PyObject *value)
     return sent == PYGEN_NEXT ? value : NULL;
 }
 
-static PyObject *
-stepped_send(PyObject *op, PyObject *arg)
+PyObject *
+native_send(PyObject *op, PyObject *arg)
 {
     PyObject *value;
-    PySendResult sent = stepped_send_slot(op, arg, &value);
+    PySendResult sent = Py_TYPE(op)->tp_as_async->am_send(op, arg, &value);
     return native_answer(sent, value);
 }
 
-static PyObject *
-stepped_next(PyObject *op)
+PyObject *
+native_next(PyObject *op)
 {
-    return stepped_send(op, Py_None);
+    return native_send(op, Py_None);
+}
+
+PyObject *
+native_self(PyObject *op)
+{
+    return Py_NewRef(op);
 }
 
 /* Call a method of the iterator's as one more step. */
@@ -197,12 +196,6 @@ stepped_close(PyObject *op, PyObject *Py_UNUSED(ignored))
     return value;
 }
 
-static PyObject *
-stepped_self(PyObject *op)
-{
-    return Py_NewRef(op);
-}
-
 static int
 stepped_traverse(PyObject *op, visitproc visit, void *arg)
 {
@@ -226,18 +219,8 @@ stepped_clear(PyObject *op)
     return 0;
 }
 
-static void
-stepped_dealloc(PyObject *op)
-{
-    PyTypeObject *type = Py_TYPE(op);
-    PyObject_GC_UnTrack(op);
-    (void)stepped_clear(op);
-    type->tp_free(op);
-    Py_DECREF(type);
-}
-
 static PyMethodDef stepped_methods[] = {
-    {"send", stepped_send, METH_O, PyDoc_STR("send($self, value, /)\n--\n\nAs of a coroutine.")},
+    {"send", native_send, METH_O, PyDoc_STR("send($self, value, /)\n--\n\nAs of a coroutine.")},
     {"throw", _PyCFunction_CAST(stepped_throw), METH_FASTCALL,
      PyDoc_STR("throw($self, *error)\n--\n\nAs of a coroutine.")},
     {"close", stepped_close, METH_NOARGS, PyDoc_STR("close($self, /)\n--\n\nAs of a coroutine.")},
@@ -280,12 +263,12 @@ static PyType_Slot stepped_slots[] = {
     {Py_tp_new, (void *)stepped_new},
     {Py_tp_traverse, (void *)stepped_traverse},
     {Py_tp_clear, (void *)stepped_clear},
-    {Py_tp_dealloc, (void *)stepped_dealloc},
+    {Py_tp_dealloc, (void *)native_dealloc},
     {Py_tp_methods, stepped_methods},
     {Py_tp_getset, stepped_getset},
-    {Py_tp_iter, (void *)stepped_self},
-    {Py_tp_iternext, (void *)stepped_next},
-    {Py_am_await, (void *)stepped_self},
+    {Py_tp_iter, (void *)native_self},
+    {Py_tp_iternext, (void *)native_next},
+    {Py_am_await, (void *)native_self},
     {Py_am_send, (void *)stepped_send_slot},
     {0, NULL},
 };

@@ -15,14 +15,10 @@
 bool
 top_half_enter(TopHalfObject *top_half)
 {
-    if (top_half->context == NULL || top_half->entered) {
+    if (top_half->entered != NULL || !native_enter(top_half->context)) {
         return false;
     }
-    if (PyContext_Enter(top_half->context) < 0) {
-        PyErr_WriteUnraisable(top_half->context);
-        return false;
-    }
-    top_half->entered = true;
+    top_half->entered = Py_NewRef(top_half->context);
     return true;
 }
 
@@ -31,43 +27,53 @@ void
 top_half_exit(TopHalfObject *top_half, bool entered)
 {
     if (entered) {
-        top_half->entered = false;
-        if (PyContext_Exit(top_half->context) < 0) {
-            PyErr_WriteUnraisable(top_half->context);
-        }
+        PyObject *context = top_half->entered;
+        top_half->entered = NULL;
+        native_exit(context, true);
+        Py_DECREF(context);
     }
 }
 
 /* Keep the irqfd, still owed, until the manager resumes or its queue has room. */
-int
+void
 top_half_hold(TopHalfObject *top_half, EventFdCtxObject *ctx)
 {
     if (ctx->held) {
-        return 0;
+        return;
     }
-    if (top_half->held == NULL && (top_half->held = PyDict_New()) == NULL) {
-        return -1;
-    }
-    if (PyDict_SetItem(top_half->held, (PyObject *)ctx, Py_None) < 0) {
-        return -1;
+    ctx->held_at = top_half->held.tail;
+    if (fifo_put(&top_half->held, ctx) < 0) {
+        PyErr_WriteUnraisable((PyObject *)ctx);
+        return;
     }
     ctx->held = true;
+    top_half->held_count++;
     if (HAS_FLIGHT(top_half)) {
         flight_put(top_half->flight, flight_now(), FLIGHT_HELD, ctx, 0);
     }
-    return 0;
 }
 
-/* It is being unbound: the next manager has to hold it anew. */
+/* It is being unbound: the next manager has to hold it anew. The caller's reference keeps it alive. */
 void
 top_half_unhold(EventFdCtxObject *ctx)
 {
     if (ctx->held) {
         ctx->held = false;
-        if (PyDict_DelItem(ctx->top_half->held, (PyObject *)ctx) < 0) {
-            PyErr_WriteUnraisable((PyObject *)ctx);
-        }
+        ctx->top_half->held_count--;
+        Py_DECREF(fifo_take(&ctx->top_half->held, ctx->held_at));
     }
+}
+
+/* The oldest that is held, and is so no more: the fifo's reference; NULL when there is none. */
+static EventFdCtxObject *
+next_held(TopHalfObject *top_half)
+{
+    EventFdCtxObject *ctx = fifo_next(&top_half->held);
+    if (ctx != NULL) {
+        ctx->held = false;
+        top_half->held_count--;
+    }
+    return ctx;
 }
 
 /* Line the irqfd up for the next flush. It stays owed until then. */
@@ -88,82 +94,14 @@ top_half_batch(TopHalfObject *top_half, EventFdCtxObject *ctx)
     return 0;
 }
 
-/* Line the irqfd up for its handler, which a worker of the queue runs. It owes nothing any more; its count is in `taken`. */
-int
-top_half_enqueue(TopHalfObject *top_half, EventFdCtxObject *ctx)
-{
-    if (ctx->queued || ctx->run != NULL) {
-        return 0; /* the run to come, or another one after the one under way, has the count */
-    }
-    if (top_half->ready_len == top_half->ready_cap) {
-        Py_ssize_t cap = top_half->ready_cap ? 2 * top_half->ready_cap : 64;
-        EventFdCtxObject **grown = PyMem_Malloc((size_t)cap * sizeof(*grown));
-        if (grown == NULL) {
-            PyErr_NoMemory();
-            return -1;
-        }
-        for (Py_ssize_t i = 0; i < top_half->ready_len; i++) {
-            grown[i] = top_half->ready[(top_half->ready_head + i) % top_half->ready_cap];
-        }
-        PyMem_Free(top_half->ready);
-        top_half->ready = grown;
-        top_half->ready_cap = cap;
-        top_half->ready_head = 0;
-    }
-    Py_ssize_t tail = (top_half->ready_head + top_half->ready_len) % top_half->ready_cap;
-    top_half->ready[tail] = (EventFdCtxObject *)Py_NewRef(ctx);
-    top_half->ready_len++;
-    top_half->has_new = true;
-    ctx->queued = true;
-    return 0;
-}
-
-/* The oldest irqfd whose handler is to run, a new reference; NULL without an exception when there is none. */
-EventFdCtxObject *
-top_half_next_ready(TopHalfObject *top_half)
-{
-    while (top_half->ready_len > 0) {
-        EventFdCtxObject *ctx = top_half->ready[top_half->ready_head];
-        top_half->ready_head = (top_half->ready_head + 1) % top_half->ready_cap;
-        top_half->ready_len--;
-        if (ctx->queued && ctx->top_half == top_half) {
-            ctx->queued = false;
-            return ctx;
-        }
-        Py_DECREF(ctx); /* taken back in the meantime; perhaps it waits in another manager's, on another loop, by now */
-    }
-    return NULL;
-}
-
-void
-top_half_tell_new(TopHalfObject *top_half)
-{
-    top_half->has_new = false;
-    if (top_half->on_ready != NULL) {
-        PyObject *callable = Py_NewRef(top_half->on_ready);
-        PyObject *done = PyObject_CallNoArgs(callable);
-        if (done == NULL) {
-            PyErr_WriteUnraisable(callable);
-        }
-        Py_XDECREF(done);
-        Py_DECREF(callable);
-    }
-}
-
 static void
 report(TopHalfObject *top_half)
 {
     PyObject *type, *error, *traceback;
     PyErr_Fetch(&type, &error, &traceback);
     PyErr_NormalizeException(&type, &error, &traceback);
-    if (error != NULL && top_half->on_error != NULL) {
-        PyObject *handler = Py_NewRef(top_half->on_error);
-        PyObject *done = PyObject_CallOneArg(handler, error);
-        if (done == NULL) {
-            PyErr_WriteUnraisable(handler);
-        }
-        Py_XDECREF(done);
-        Py_DECREF(handler);
+    if (error != NULL) {
+        (void)native_call(top_half->on_error, error);
     }
     Py_XDECREF(type);
     Py_XDECREF(error);
@@ -175,13 +113,12 @@ int
 irqfd_call(PyObject *irqfd, PyObject *method, uint64_t count)
 {
     PyObject *number = PyLong_FromUnsignedLongLong(count > 0 ? count : 1);
-    PyObject *done = number != NULL ? PyObject_CallMethodOneArg(irqfd, method, number) : NULL;
-    if (done == NULL) {
+    if (number == NULL) {
         PyErr_WriteUnraisable(irqfd);
+        return -1;
     }
-    int called = done != NULL ? 0 : -1;
-    Py_XDECREF(done);
-    Py_XDECREF(number);
+    int called = native_call_method(irqfd, method, number);
+    Py_DECREF(number);
     return called;
 }
 
@@ -207,8 +144,8 @@ defer(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx, PyObj
     }
     if ((top_half->full || top_half->paused) && ctx->top_half == top_half) {
         eventfd_ctx_put_back(ctx, count);
-        if (mailbox_owe(&ctx->node) && top_half_hold(top_half, ctx) < 0) {
-            PyErr_WriteUnraisable((PyObject *)ctx);
+        if (mailbox_owe(&ctx->node)) {
+            top_half_hold(top_half, ctx);
         }
         return;
     }
@@ -389,24 +326,15 @@ top_half_wakeup(native_state *state, EventFdCtxObject *ctx)
     if (top_half == NULL) {
         if (mailbox_settle(&ctx->node)) {
             ctx->event = false;
-            PyObject *done = PyObject_CallMethodNoArgs((PyObject *)ctx, state->str_on_ready);
-            if (done == NULL) {
-                PyErr_WriteUnraisable((PyObject *)ctx);
-            }
-            Py_XDECREF(done);
-        }
-        return;
-    }
-    if (top_half->paused || top_half->full) {
-        if (mailbox_is_owed(&ctx->node) && top_half_hold(top_half, ctx) < 0) {
-            PyErr_WriteUnraisable((PyObject *)ctx);
+            (void)native_call_method((PyObject *)ctx, state->str__on_ready, NULL);
         }
         return;
     }
     bool lane = ctx->handler != NULL && top_half_interrupt(ctx) != NULL;
-    if (lane && !ctx->queued && ctx->run == NULL && top_half->ready_len >= top_half->room) {
-        if (mailbox_is_owed(&ctx->node) && top_half_hold(top_half, ctx) < 0) {
-            PyErr_WriteUnraisable((PyObject *)ctx);
+    bool no_room = lane && !ctx->queued && ctx->run == NULL && fifo_len(&top_half->lane) >= top_half->room;
+    if (top_half->paused || top_half->full || no_room) {
+        if (mailbox_is_owed(&ctx->node)) {
+            top_half_hold(top_half, ctx);
         }
         return;
     }
@@ -417,9 +345,7 @@ top_half_wakeup(native_state *state, EventFdCtxObject *ctx)
         }
         if (lane && count > 0 && count <= UINT64_MAX - ctx->taken) {
             ctx->taken += count;
-            if (top_half_enqueue(top_half, ctx) < 0) {
-                PyErr_WriteUnraisable((PyObject *)ctx);
-            }
+            lane_put(top_half, ctx);
             return;
         }
         PyObject *irqfd = Py_NewRef(ctx->irqfd);
@@ -439,7 +365,7 @@ top_half_one(native_state *state, EventFdCtxObject *ctx)
     if (!top_half_inject(state, ctx)) {
         top_half_wakeup(state, ctx);
         if (top_half != NULL && top_half->has_new) {
-            top_half_tell_new(top_half);
+            lane_tell_new(top_half);
         }
     }
     drain->dispatching = false;
@@ -454,12 +380,16 @@ top_half_one(native_state *state, EventFdCtxObject *ctx)
 static PyObject *
 top_half_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keywords[] = {"try_inject", "try_inject_batch", "on_error", "on_ready", "on_progress", NULL};
+    static char *keywords[] = {"try_inject", "try_inject_batch", "on_error", "on_ready", "on_progress", "flight", NULL};
+    native_state *state = (native_state *)PyType_GetModuleState(type);
     PyObject *try_inject = Py_None, *try_inject_batch = Py_None, *on_error = Py_None;
-    PyObject *on_ready = Py_None, *on_progress = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OOOOO:TopHalf", keywords, &try_inject, &try_inject_batch,
-                                     &on_error, &on_ready, &on_progress)) {
+    PyObject *on_ready = Py_None, *on_progress = Py_None, *flight = Py_None;
+    if (state == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "|OOOOOO:TopHalf", keywords, &try_inject,
+                                                      &try_inject_batch, &on_error, &on_ready, &on_progress, &flight)) {
         return NULL;
+    }
+    if (flight != Py_None && !Py_IS_TYPE(flight, state->flight_ring_type)) {
+        return PyErr_Format(PyExc_TypeError, "flight is a FlightRing or None, not %R", flight);
     }
     TopHalfObject *self = (TopHalfObject *)type->tp_alloc(type, 0);
     if (self == NULL) {
@@ -467,9 +397,10 @@ top_half_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->try_inject = try_inject != Py_None ? Py_NewRef(try_inject) : NULL;
     self->try_inject_batch = try_inject_batch != Py_None ? Py_NewRef(try_inject_batch) : NULL;
-    self->on_error = on_error != Py_None ? Py_NewRef(on_error) : NULL;
-    self->on_ready = on_ready != Py_None ? Py_NewRef(on_ready) : NULL;
-    self->on_progress = on_progress != Py_None ? Py_NewRef(on_progress) : NULL;
+    self->on_error = Py_NewRef(on_error);
+    self->on_ready = Py_NewRef(on_ready);
+    self->on_progress = Py_NewRef(on_progress);
+    self->flight = flight != Py_None ? (FlightRingObject *)Py_NewRef(flight) : NULL;
     self->room = PY_SSIZE_T_MAX;
     return (PyObject *)self;
 }
@@ -486,11 +417,11 @@ top_half_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(self->on_ready);
     Py_VISIT(self->on_progress);
     Py_VISIT(self->context);
-    for (Py_ssize_t i = 0; i < self->ready_len; i++) {
-        Py_VISIT(self->ready[(self->ready_head + i) % self->ready_cap]);
-    }
+    Py_VISIT(self->entered);
     Py_VISIT(self->touched_next);
-    Py_VISIT(self->held);
+    if (fifo_traverse(&self->held, visit, arg) != 0 || fifo_traverse(&self->lane, visit, arg) != 0) {
+        return -1;
+    }
     for (Py_ssize_t i = 0; i < self->batch_len; i++) {
         Py_VISIT(self->batch[i].ctx);
         Py_VISIT(self->batch[i].irqfd);
@@ -498,21 +429,11 @@ top_half_traverse(PyObject *op, visitproc visit, void *arg)
     return 0;
 }
 
-/* A dict that leaves top_half->held: its irqfds are not held any more. */
-static void
-none_held(PyObject *held)
-{
-    PyObject *ctx;
-    Py_ssize_t at = 0;
-    while (held != NULL && PyDict_Next(held, &at, &ctx, NULL)) {
-        ((EventFdCtxObject *)ctx)->held = false;
-    }
-}
-
 static int
 top_half_clear(PyObject *op)
 {
     TopHalfObject *self = (TopHalfObject *)op;
+    EventFdCtxObject *ctx;
     Py_CLEAR(self->try_inject);
     Py_CLEAR(self->try_inject_batch);
     Py_CLEAR(self->on_error);
@@ -520,13 +441,11 @@ top_half_clear(PyObject *op)
     Py_CLEAR(self->on_ready);
     Py_CLEAR(self->on_progress);
     Py_CLEAR(self->context);
-    EventFdCtxObject *ready;
-    while ((ready = top_half_next_ready(self)) != NULL) {
-        Py_DECREF(ready);
-    }
+    Py_CLEAR(self->entered);
     Py_CLEAR(self->touched_next);
-    none_held(self->held);
-    Py_CLEAR(self->held);
+    while ((ctx = lane_next(self)) != NULL || (ctx = next_held(self)) != NULL) {
+        Py_DECREF(ctx);
+    }
     while (self->batch_len > 0) {
         batch_entry entry = self->batch[--self->batch_len];
         Py_XDECREF(entry.irqfd);
@@ -539,31 +458,18 @@ static void
 top_half_dealloc(PyObject *op)
 {
     TopHalfObject *self = (TopHalfObject *)op;
-    PyTypeObject *type = Py_TYPE(op);
     PyObject_GC_UnTrack(op);
     (void)top_half_clear(op);
     PyMem_Free(self->batch);
-    PyMem_Free(self->ready);
+    PyMem_Free(self->lane.items);
+    PyMem_Free(self->held.items);
+    PyTypeObject *type = Py_TYPE(op);
     type->tp_free(op);
     Py_DECREF(type);
 }
 
-static bool
-still_owes(const TopHalfObject *top_half, EventFdCtxObject *ctx)
-{
-    return ctx->top_half == top_half && ctx->drain != NULL && mailbox_is_owed(&ctx->node);
-}
-
-static void
-hold_again(TopHalfObject *top_half, PyObject *ctx)
-{
-    if (still_owes(top_half, (EventFdCtxObject *)ctx) && top_half_hold(top_half, (EventFdCtxObject *)ctx) < 0) {
-        PyErr_WriteUnraisable((PyObject *)top_half);
-    }
-}
-
 /* Dispatch what was held, oldest first, until the queue is full again; after a while, or from within a dispatch, let the loop do
-   it through the mailbox. */
+   it through the mailbox. What is held meanwhile comes behind what is left. */
 static PyObject *
 top_half_release(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
@@ -572,51 +478,20 @@ top_half_release(PyObject *op, PyObject *Py_UNUSED(ignored))
     if (state == NULL) {
         return NULL;
     }
-    PyObject *held = self->held;
-    if (held == NULL) {
-        return PyLong_FromLong(0);
-    }
-    PyObject *oldest_first = PyDict_Keys(held);
-    if (oldest_first == NULL) {
-        return NULL;
-    }
-    self->held = NULL;
-    none_held(held);
-    Py_DECREF(held);
-    Py_ssize_t n = PyList_GET_SIZE(oldest_first);
-    Py_ssize_t i = 0;
-    for (; i < n && !self->full && !self->paused; i++) {
-        EventFdCtxObject *ctx = (EventFdCtxObject *)PyList_GET_ITEM(oldest_first, i);
-        if (still_owes(self, ctx)) {
-            if (i < RELEASE_AT_ONCE && !ctx->drain->dispatching && drain_is_here(ctx->drain)) {
+    Py_ssize_t released = 0;
+    EventFdCtxObject *ctx;
+    for (Py_ssize_t n = self->held_count;
+         released < n && !self->full && !self->paused && (ctx = next_held(self)) != NULL; released++) {
+        if (ctx->top_half == self && ctx->drain != NULL && mailbox_is_owed(&ctx->node)) {
+            if (released < RELEASE_AT_ONCE && !ctx->drain->dispatching && drain_is_here(ctx->drain)) {
                 top_half_one(state, ctx);
             } else {
                 drain_post(ctx->drain, ctx);
             }
         }
+        Py_DECREF(ctx);
     }
-    /* The rest keeps its place, before whatever was held just now. */
-    PyObject *newer = self->held;
-    self->held = NULL;
-    none_held(newer);
-    for (Py_ssize_t j = i; j < n; j++) {
-        hold_again(self, PyList_GET_ITEM(oldest_first, j));
-    }
-    PyObject *ctx;
-    Py_ssize_t at = 0;
-    while (newer != NULL && PyDict_Next(newer, &at, &ctx, NULL)) {
-        hold_again(self, ctx);
-    }
-    Py_XDECREF(newer);
-    Py_DECREF(oldest_first);
-    return PyLong_FromSsize_t(i);
-}
-
-static PyObject *
-top_half_held(PyObject *op, void *Py_UNUSED(closure))
-{
-    PyObject *held = ((TopHalfObject *)op)->held;
-    return PyLong_FromSsize_t(held != NULL ? PyDict_GET_SIZE(held) : 0);
+    return PyLong_FromSsize_t(released);
 }
 
 static PyObject *
@@ -629,7 +504,7 @@ top_half_run_ready(PyObject *op, PyObject *task)
 static PyObject *
 top_half_ready(PyObject *op, void *Py_UNUSED(closure))
 {
-    return PyLong_FromSsize_t(((TopHalfObject *)op)->ready_len);
+    return PyLong_FromUnsignedLong(fifo_len(&((TopHalfObject *)op)->lane));
 }
 
 static PyObject *
@@ -669,6 +544,11 @@ static PyMethodDef top_half_methods[] = {
 };
 
 static PyMemberDef top_half_members[] = {
+    {"held", T_PYSSIZET, offsetof(TopHalfObject, held_count), READONLY, PyDoc_STR("How many irqfds wait here.")},
+    {"context", T_OBJECT, offsetof(TopHalfObject, context), 0,
+     PyDoc_STR("The contextvars.Context in which all of the manager's is called, or None: as it comes.")},
+    {"flight", T_OBJECT, offsetof(TopHalfObject, flight), READONLY,
+     PyDoc_STR("The FlightRing that remembers, or None.")},
     {"paused", T_BOOL, offsetof(TopHalfObject, paused), 0, PyDoc_STR("Hold everything.")},
     {"full", T_BOOL, offsetof(TopHalfObject, full), 0,
      PyDoc_STR("The work queue has no room: hold what the sink does not take at once.")},
@@ -677,66 +557,16 @@ static PyMemberDef top_half_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-static PyObject *
-top_half_get_flight(PyObject *op, void *Py_UNUSED(closure))
-{
-    FlightRingObject *flight = ((TopHalfObject *)op)->flight;
-    return flight != NULL ? Py_NewRef(flight) : Py_NewRef(Py_None);
-}
-
-static int
-top_half_set_flight(PyObject *op, PyObject *value, void *Py_UNUSED(closure))
-{
-    TopHalfObject *self = (TopHalfObject *)op;
-    native_state *state = native_state_of_object(op);
-    if (state == NULL) {
-        return -1;
-    }
-    if (value != NULL && value != Py_None && !Py_IS_TYPE(value, state->flight_ring_type)) {
-        PyErr_SetString(PyExc_TypeError, "flight is a FlightRing or None");
-        return -1;
-    }
-    FlightRingObject *ring = value != NULL && value != Py_None ? (FlightRingObject *)Py_NewRef(value) : NULL;
-    Py_XSETREF(self->flight, ring);
-    return 0;
-}
-
-static PyObject *
-top_half_get_context(PyObject *op, void *Py_UNUSED(closure))
-{
-    PyObject *context = ((TopHalfObject *)op)->context;
-    return Py_NewRef(context != NULL ? context : Py_None);
-}
-
-static int
-top_half_set_context(PyObject *op, PyObject *value, void *Py_UNUSED(closure))
-{
-    TopHalfObject *self = (TopHalfObject *)op;
-    if (value != NULL && value != Py_None && !PyContext_CheckExact(value)) {
-        PyErr_SetString(PyExc_TypeError, "context is a contextvars.Context or None");
-        return -1;
-    }
-    if (self->entered) {
-        PyErr_SetString(PyExc_RuntimeError, "the context is in use just now");
-        return -1;
-    }
-    Py_XSETREF(self->context, value != NULL && value != Py_None ? Py_NewRef(value) : NULL);
-    return 0;
-}
-
 static PyGetSetDef top_half_getset[] = {
-    {"context", top_half_get_context, top_half_set_context,
-     PyDoc_STR("The contextvars.Context in which all of the manager's is called, or None: as it comes."), NULL},
-    {"flight", top_half_get_flight, top_half_set_flight, PyDoc_STR("The FlightRing that remembers, or None."), NULL},
     {"ready", top_half_ready, NULL, PyDoc_STR("How many irqfds wait for their handler."), NULL},
-    {"held", top_half_held, NULL, PyDoc_STR("How many irqfds wait here."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot top_half_slots[] = {
     {Py_tp_doc,
      (void *)PyDoc_STR(
-         "TopHalf(try_inject=None, try_inject_batch=None, on_error=None, on_ready=None, on_progress=None)\n--\n\n"
+         "TopHalf(try_inject=None, try_inject_batch=None, on_error=None, on_ready=None, on_progress=None, flight=None)\n"
+         "--\n\n"
          "What one manager does with a ready irqfd at once.")},
     {Py_tp_new, (void *)top_half_new},
     {Py_tp_traverse, (void *)top_half_traverse},

@@ -99,16 +99,16 @@ class Irqfds:
         self.backpressure: Final = Backpressure(queue, self.delivery.emit, self.life)
         self.lines: Final = Lines(self.delivery, self.routes, self.backpressure)
         self.offloading: Final = Offloading(self.delivery, self.routes, self.lines, self._watch)
+        # A tracer with a ring (the flight recorder) has the counter module write into it.
+        ring = getattr(tracer, "ring", None)
         self._top_half = TopHalf(
             tiers.try_inject,
             tiers.try_inject_batch,
             self.delivery.fast_path_failed,
             self.backpressure.ready,
             self.backpressure.progress,
+            ring if isinstance(ring, FlightRing) else None,
         )
-        # A tracer with a ring (the flight recorder) has the counter module write into it.
-        ring = getattr(tracer, "ring", None)
-        self._top_half.flight = ring if isinstance(ring, FlightRing) else None
         self._gsis: GsiAllocator | None = None
         self.bound: Final[dict[int, Binding]] = {}
         self.leaving: Final[set[Binding]] = set()

@@ -55,6 +55,7 @@ class TopHalf:
         on_error: Callable[[Exception], object] | None = None,
         on_ready: Callable[[], object] | None = None,
         on_progress: Callable[[], object] | None = None,
+        flight: FlightRing | None = None,
     ) -> None:
         self._try_inject = try_inject
         self._try_inject_batch = try_inject_batch
@@ -65,7 +66,7 @@ class TopHalf:
         self._ready: deque[EventFdCtx] = deque()
         self.room = sys.maxsize
         self.watched = False
-        self.flight: FlightRing | None = None
+        self.flight = flight
         self.context: Context | None = None
         self._entered = False
         self.paused = False

@@ -16,27 +16,49 @@
 #define MOST_UNLOOKED 8
 #define QUICK_NS      (SLICE_NS / 16)
 
-struct ready_run_object {
-    PyObject_HEAD
-    TopHalfObject *top_half; /* strong */
-    PyObject *task;          /* strong: whose await this is */
-    EventFdCtxObject *ctx;   /* strong, while its handler runs */
-    PyObject *irqfd;         /* strong, likewise */
-    PyObject *handler;       /* strong: the iterator of the handler's coroutine */
-    PyObject *context;       /* strong, likewise: a copy of the manager's, this run's own; NULL: as it comes */
-    uint64_t count;          /* what the handler was given */
-    int64_t ends;            /* of the slice; 0: not begun */
-    int64_t looked;          /* at the clock, last */
-    unsigned int stride;     /* handlers between two looks */
-    unsigned int unlooked;   /* that may still begin before the next */
-};
-
 static int64_t
 monotonic_ns(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Line the irqfd up for its handler, which a worker of the queue runs. It owes nothing any more; its count is in `taken`. */
+void
+lane_put(TopHalfObject *top_half, EventFdCtxObject *ctx)
+{
+    if (ctx->queued || ctx->run != NULL) {
+        return; /* the run to come, or another one after the one under way, has the count */
+    }
+    if (fifo_put(&top_half->lane, ctx) < 0) {
+        PyErr_WriteUnraisable((PyObject *)ctx);
+        return;
+    }
+    top_half->has_new = true;
+    ctx->queued = true;
+}
+
+/* The oldest irqfd whose handler is to run: the lane's reference, NULL when there is none. */
+EventFdCtxObject *
+lane_next(TopHalfObject *top_half)
+{
+    EventFdCtxObject *ctx;
+    while ((ctx = fifo_next(&top_half->lane)) != NULL) {
+        if (ctx->queued && ctx->top_half == top_half) {
+            ctx->queued = false;
+            break;
+        }
+        Py_DECREF(ctx); /* taken back in the meantime; perhaps it waits in another manager's, on another loop, by now */
+    }
+    return ctx;
+}
+
+void
+lane_tell_new(TopHalfObject *top_half)
+{
+    top_half->has_new = false;
+    (void)native_call(top_half->on_ready, NULL);
 }
 
 PyObject *
@@ -51,64 +73,23 @@ ready_run_new(native_state *state, TopHalfObject *top_half, PyObject *task)
     return (PyObject *)self;
 }
 
-/* The task, a new reference. */
-PyObject *
-ready_run_task(const ReadyRunObject *run)
-{
-    return Py_NewRef(run->task);
-}
-
 /* Whoever waits for an injection, or for what became of it, has to look again. */
 static void
 tell_progress(TopHalfObject *top_half)
 {
-    if (top_half->watched && top_half->on_progress != NULL) {
-        PyObject *callable = Py_NewRef(top_half->on_progress);
-        PyObject *done = PyObject_CallNoArgs(callable);
-        if (done == NULL) {
-            PyErr_WriteUnraisable(callable);
-        }
-        Py_XDECREF(done);
-        Py_DECREF(callable);
+    if (top_half->watched) {
+        (void)native_call(top_half->on_progress, NULL);
     }
 }
 
-/* What the handler was given. */
-uint64_t
-ready_run_count(const ReadyRunObject *run)
-{
-    return run->count;
-}
-
-/* Each step of a handler is taken in its run's own context: what one sets, the next does not see. */
-static bool
-step_into(const ReadyRunObject *self)
-{
-    if (self->context == NULL) {
-        return false;
-    }
-    if (PyContext_Enter(self->context) < 0) {
-        PyErr_WriteUnraisable(self->context);
-        return false;
-    }
-    return true;
-}
-
-static void
-step_out(PyObject *context, bool entered)
-{
-    if (entered && PyContext_Exit(context) < 0) {
-        PyErr_WriteUnraisable(context);
-    }
-}
-
+/* A step of the handler is taken in its run's own context: what one sets, the next does not see. */
 static PySendResult
 step(ReadyRunObject *self, PyObject *arg, PyObject **value)
 {
     PyObject *context = Py_XNewRef(self->context);
-    bool entered = step_into(self);
+    bool entered = native_enter(context);
     PySendResult sent = PyIter_Send(self->handler, arg, value);
-    step_out(context, entered);
+    native_exit(context, entered);
     Py_XDECREF(context);
     return sent;
 }
@@ -129,17 +110,12 @@ leave(native_state *state, ReadyRunObject *self)
     bool entered = top_half_enter(top_half);
     if (bound) {
         ctx->run = NULL;
-        /* Signalled while it ran: it keeps its place in the queue's bound. */
-        if (ctx->taken > 0 && top_half_enqueue(top_half, ctx) < 0) {
-            PyErr_WriteUnraisable((PyObject *)ctx);
+        if (ctx->taken > 0) {
+            lane_put(top_half, ctx); /* signalled while it ran: it keeps its place in the queue's bound */
         }
     }
     if (irqfd != NULL && !(bound && top_half_interrupt(ctx) != NULL)) {
-        PyObject *done = PyObject_CallMethodNoArgs(irqfd, state->str_left);
-        if (done == NULL) {
-            PyErr_WriteUnraisable(irqfd);
-        }
-        Py_XDECREF(done);
+        (void)native_call_method(irqfd, state->str_left, NULL);
     }
     Py_XDECREF(irqfd);
     Py_XDECREF(ctx);
@@ -252,7 +228,7 @@ begin(native_state *state, ReadyRunObject *self)
         return 0;
     }
     EventFdCtxObject *ctx;
-    while ((ctx = top_half_next_ready(top_half)) != NULL) {
+    while ((ctx = lane_next(top_half)) != NULL) {
         uint64_t count = ctx->taken;
         ctx->taken = 0;
         if (ctx->handler != NULL && top_half_interrupt(ctx) != NULL) {
@@ -263,12 +239,15 @@ begin(native_state *state, ReadyRunObject *self)
             PyObject *number = PyLong_FromUnsignedLongLong(count);
             PyObject *handler = Py_NewRef(ctx->handler), *who = Py_NewRef(ctx->who);
             PyObject *args[] = {who, number};
-            self->context = top_half->context != NULL ? PyContext_Copy(top_half->context) : NULL;
-            bool entered = step_into(self);
-            if (number != NULL && (self->context != NULL || top_half->context == NULL)) {
+            bool copied = top_half->context != NULL && top_half->context != Py_None;
+            self->context = copied ? PyContext_Copy(top_half->context) : NULL;
+            PyObject *context = Py_XNewRef(self->context);
+            if (number != NULL && (context != NULL || !copied)) {
+                bool entered = native_enter(context);
                 self->handler = awaited(PyObject_Vectorcall(handler, args, 2, NULL));
+                native_exit(context, entered);
             }
-            step_out(self->context, entered);
+            Py_XDECREF(context);
             Py_DECREF(handler);
             Py_DECREF(who);
             Py_XDECREF(number);
@@ -343,20 +322,6 @@ ready_run_send_slot(PyObject *op, PyObject *arg, PyObject **result)
 }
 
 static PyObject *
-ready_run_send(PyObject *op, PyObject *arg)
-{
-    PyObject *value;
-    PySendResult sent = ready_run_send_slot(op, arg, &value);
-    return native_answer(sent, value);
-}
-
-static PyObject *
-ready_run_next(PyObject *op)
-{
-    return ready_run_send(op, Py_None);
-}
-
-static PyObject *
 ready_run_throw(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
     ReadyRunObject *self = (ReadyRunObject *)op;
@@ -377,14 +342,14 @@ ready_run_throw(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
             PyErr_SetObject(args[0], nargs > 1 ? args[1] : NULL);
         }
         if (self->handler != NULL && fail(state, self) == 0) {
-            return ready_run_send(op, Py_None);
+            return native_next(op);
         }
         return NULL;
     }
     PyObject *context = Py_XNewRef(self->context);
-    bool entered = step_into(self);
+    bool entered = native_enter(context);
     PyObject *value = PyObject_Vectorcall(method, args, (size_t)nargs, NULL);
-    step_out(context, entered);
+    native_exit(context, entered);
     Py_XDECREF(context);
     Py_DECREF(method);
     PySendResult sent = PYGEN_NEXT;
@@ -410,14 +375,10 @@ ready_run_close(PyObject *op, PyObject *Py_UNUSED(ignored))
     }
     if (self->handler != NULL) {
         PyObject *context = Py_XNewRef(self->context);
-        bool entered = step_into(self);
-        PyObject *done = PyObject_CallMethodNoArgs(self->handler, state->str_close);
-        step_out(context, entered);
+        bool entered = native_enter(context);
+        (void)native_call_method(self->handler, state->str_close, NULL);
+        native_exit(context, entered);
         Py_XDECREF(context);
-        Py_XDECREF(done);
-        if (done == NULL) {
-            PyErr_WriteUnraisable(self->handler);
-        }
         if (self->irqfd != NULL) {
             /* Not injected: it is the irqfd's again, and its owner's to give back. */
             irqfd_call(self->irqfd, state->str_defer, self->count);
@@ -425,12 +386,6 @@ ready_run_close(PyObject *op, PyObject *Py_UNUSED(ignored))
         leave(state, self);
     }
     Py_RETURN_NONE;
-}
-
-static PyObject *
-ready_run_self(PyObject *op)
-{
-    return Py_NewRef(op);
 }
 
 static int
@@ -463,16 +418,6 @@ ready_run_clear(PyObject *op)
     return 0;
 }
 
-static void
-ready_run_dealloc(PyObject *op)
-{
-    PyTypeObject *type = Py_TYPE(op);
-    PyObject_GC_UnTrack(op);
-    (void)ready_run_clear(op);
-    type->tp_free(op);
-    Py_DECREF(type);
-}
-
 static PyObject *
 ready_run_of_handler(PyObject *op, void *what)
 {
@@ -482,7 +427,7 @@ ready_run_of_handler(PyObject *op, void *what)
 static PyGetSetDef ready_run_getset[] = {NATIVE_OF_AWAITED(ready_run_of_handler)};
 
 static PyMethodDef ready_run_methods[] = {
-    {"send", ready_run_send, METH_O, PyDoc_STR("As of a coroutine.")},
+    {"send", native_send, METH_O, PyDoc_STR("As of a coroutine.")},
     {"throw", _PyCFunction_CAST(ready_run_throw), METH_FASTCALL, PyDoc_STR("As of a coroutine.")},
     {"close", ready_run_close, METH_NOARGS, PyDoc_STR("As of a coroutine.")},
     {NULL, NULL, 0, NULL},
@@ -492,12 +437,12 @@ static PyType_Slot ready_run_slots[] = {
     {Py_tp_doc, (void *)PyDoc_STR("What TopHalf.run_ready() returns.")},
     {Py_tp_traverse, (void *)ready_run_traverse},
     {Py_tp_clear, (void *)ready_run_clear},
-    {Py_tp_dealloc, (void *)ready_run_dealloc},
+    {Py_tp_dealloc, (void *)native_dealloc},
     {Py_tp_methods, ready_run_methods},
     {Py_tp_getset, ready_run_getset},
-    {Py_tp_iter, (void *)ready_run_self},
-    {Py_tp_iternext, (void *)ready_run_next},
-    {Py_am_await, (void *)ready_run_self},
+    {Py_tp_iter, (void *)native_self},
+    {Py_tp_iternext, (void *)native_next},
+    {Py_am_await, (void *)native_self},
     {Py_am_send, (void *)ready_run_send_slot},
     {0, NULL},
 };

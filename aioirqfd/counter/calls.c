@@ -1,0 +1,72 @@
+/* Calling out: to the sink, to IrqFd, to a handler, from where nobody can be given an exception.
+
+   What is called may come back in any way: signal, mask, deassign, close, re-route, also from a destructor or from the hook that an
+   unraisable exception is told to. So whoever calls holds references of its own to all that it looks at afterwards, has given up its
+   ownership before (the debt, the place in a list), and asks again what it knew. */
+#include "_native.h"
+
+/* 0; -1: it raised, which is reported. Without an argument if that is NULL; nothing happens without a callable. */
+int
+native_call(PyObject *callable, PyObject *argument)
+{
+    if (callable == NULL || callable == Py_None) {
+        return 0;
+    }
+    Py_INCREF(callable);
+    PyObject *done = argument != NULL ? PyObject_CallOneArg(callable, argument) : PyObject_CallNoArgs(callable);
+    int called = done != NULL ? 0 : -1;
+    if (done == NULL) {
+        PyErr_WriteUnraisable(callable);
+    }
+    Py_XDECREF(done);
+    Py_DECREF(callable);
+    return called;
+}
+
+/* The same of a method. */
+int
+native_call_method(PyObject *object, PyObject *name, PyObject *argument)
+{
+    PyObject *done =
+        argument != NULL ? PyObject_CallMethodOneArg(object, name, argument) : PyObject_CallMethodNoArgs(object, name);
+    if (done == NULL) {
+        PyErr_WriteUnraisable(object);
+        return -1;
+    }
+    Py_DECREF(done);
+    return 0;
+}
+
+/* Whether the context was entered; NULL or None: as it comes. */
+bool
+native_enter(PyObject *context)
+{
+    if (context == NULL || context == Py_None) {
+        return false;
+    }
+    if (PyContext_Enter(context) < 0) {
+        PyErr_WriteUnraisable(context);
+        return false;
+    }
+    return true;
+}
+
+/* The other half; an exception that is set stays. */
+void
+native_exit(PyObject *context, bool entered)
+{
+    if (entered && PyContext_Exit(context) < 0) {
+        PyErr_WriteUnraisable(context);
+    }
+}
+
+/* Of a type that is collected and has no more to give up than what its tp_clear does. */
+void
+native_dealloc(PyObject *op)
+{
+    PyTypeObject *type = Py_TYPE(op);
+    PyObject_GC_UnTrack(op);
+    (void)type->tp_clear(op);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
