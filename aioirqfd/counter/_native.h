@@ -6,6 +6,7 @@
 #include <Python.h>
 
 #include "_core.h"
+#include "_fifo.h"
 
 /* Its types, and the names that it looks up. */
 #define NATIVE_TYPES(X) X(counter) X(eventfd_ctx) X(top_half) X(drain) X(ready_run) X(stepped) X(flight_ring)
@@ -38,7 +39,6 @@ native_state_of_object(PyObject *self)
 
 typedef struct drain_object DrainObject;
 typedef struct top_half_object TopHalfObject;
-typedef struct eventfd_ctx_object EventFdCtxObject;
 typedef struct ready_run_object ReadyRunObject;
 typedef struct flight_ring_object FlightRingObject;
 
@@ -87,13 +87,6 @@ struct eventfd_ctx_object {
     bool unreadable;    /* a read has failed, and was reported */
     unsigned char seen; /* enum seen */
 };
-
-/* Irqfds in the order in which they came: a ring, which a place counts through modulo 2**32. */
-typedef struct {
-    EventFdCtxObject **items; /* strong; NULL where one was taken out */
-    uint32_t head, tail;      /* the places of the oldest, and behind the newest */
-    uint32_t cap;             /* a power of 2, or 0 */
-} ctx_fifo;
 
 /* An irqfd on its way through the fast path. */
 typedef struct {
@@ -184,7 +177,7 @@ struct drain_object {
     int max_events;
     struct epoll_event *events; /* max_events */
     EventFdCtxObject **ready;   /* 2 * max_events */
-    PyObject *unread;           /* list of ctx whose count was left unread */
+    ctx_fifo unread;            /* whose count was left unread */
 };
 
 /* counter.c */
@@ -211,24 +204,33 @@ bool eventfd_ctx_consume(EventFdCtxObject *ctx, bool exact, uint64_t *count);
 void eventfd_ctx_put_back(EventFdCtxObject *ctx, uint64_t n);
 PyObject *eventfd_ctx_signal(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
 
+/* Whether the context was entered; NULL or None: as it comes. */
+static inline bool
+native_enter(PyObject *context)
+{
+    if (context == NULL || context == Py_None) {
+        return false;
+    }
+    if (PyContext_Enter(context) < 0) {
+        PyErr_WriteUnraisable(context);
+        return false;
+    }
+    return true;
+}
+
+/* The other half; an exception that is set stays. */
+static inline void
+native_exit(PyObject *context, bool entered)
+{
+    if (entered && PyContext_Exit(context) < 0) {
+        PyErr_WriteUnraisable(context);
+    }
+}
+
 /* calls.c */
 int native_call(PyObject *callable, PyObject *argument);
 int native_call_method(PyObject *object, PyObject *name, PyObject *argument);
-bool native_enter(PyObject *context);
-void native_exit(PyObject *context, bool entered);
 void native_dealloc(PyObject *op);
-
-/* fifo.c */
-static inline uint32_t
-fifo_len(const ctx_fifo *fifo)
-{
-    return fifo->tail - fifo->head;
-}
-int fifo_put(ctx_fifo *fifo, EventFdCtxObject *ctx);
-EventFdCtxObject *fifo_take(ctx_fifo *fifo, uint32_t place);
-EventFdCtxObject *fifo_next(ctx_fifo *fifo);
-int fifo_traverse(const ctx_fifo *fifo, visitproc visit, void *arg);
-void fifo_free(ctx_fifo *fifo);
 
 /* top_half.c */
 extern PyType_Spec top_half_spec;
@@ -295,7 +297,7 @@ bool drain_is_here(DrainObject *drain);
 /* unread.c */
 /* So many are read in one go; some microseconds each. */
 #define UNREAD_AT_ONCE 256
-int unread_mark(DrainObject *drain, EventFdCtxObject *ctx);
+void unread_mark(DrainObject *drain, EventFdCtxObject *ctx);
 void unread_settle_later(const DrainObject *drain);
 int unread_settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed);
 Py_ssize_t unread_settle_some(DrainObject *self, Py_ssize_t limit);

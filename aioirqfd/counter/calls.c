@@ -37,29 +37,6 @@ native_call_method(PyObject *object, PyObject *name, PyObject *argument)
     return 0;
 }
 
-/* Whether the context was entered; NULL or None: as it comes. */
-bool
-native_enter(PyObject *context)
-{
-    if (context == NULL || context == Py_None) {
-        return false;
-    }
-    if (PyContext_Enter(context) < 0) {
-        PyErr_WriteUnraisable(context);
-        return false;
-    }
-    return true;
-}
-
-/* The other half; an exception that is set stays. */
-void
-native_exit(PyObject *context, bool entered)
-{
-    if (entered && PyContext_Exit(context) < 0) {
-        PyErr_WriteUnraisable(context);
-    }
-}
-
 /* Of a type that is collected and has no more to give up than what its tp_clear does. */
 void
 native_dealloc(PyObject *op)

@@ -6,7 +6,17 @@
    had to take it back. Here an acquire fence follows epoll_wait.
 
    An epoll event carries slot and generation, never a pointer: a slot whose eventfd is gone answers to nobody, also when the fd
-   number was taken over in the same batch, or when a dup of a closed fd keeps reporting (E22). */
+   number was taken over in the same batch, or when a dup of a closed fd keeps reporting (E22).
+
+   What must hold: an eventfd that owes a dispatch is in one place, the mailbox (or the backlog that was taken from it), the pass
+   that is under way, or its manager's fifo of held ones. Whoever sets `owed` puts it there.
+
+   Tempting, and wrong:
+   - to settle the debt when an event is noted, and not when its turn comes: a sink that was called in between may have masked or
+     unbound it, and nobody would know that something is owed.
+   - to wake the loop at every post. A mailbox that was not empty has woken it, and 200,000 signals of a thread are one write.
+   - to believe that whoever runs on the loop's thread is inside the loop: see drain_nudge().
+   - to dispatch from the epoll first. What was held for want of room comes by the mailbox, and would be overtaken for ever. */
 #include "_native.h"
 
 #include <errno.h>
@@ -569,6 +579,8 @@ shut(DrainObject *self)
         }
     }
     self->dead = true;
+    release_mail(self);
+    (void)unread_settle_some(self, PY_SSIZE_T_MAX);
 }
 
 static PyObject *
@@ -576,18 +588,6 @@ drain_close(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     DrainObject *self = (DrainObject *)op;
     shut(self);
-    release_mail(self);
-    if (self->unread != NULL) {
-        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(self->unread); i++) {
-            EventFdCtxObject *ctx = (EventFdCtxObject *)PyList_GET_ITEM(self->unread, i);
-            if (ctx->drain == self) {
-                ctx->in_unread = false;
-            }
-        }
-        if (PyList_SetSlice(self->unread, 0, PyList_GET_SIZE(self->unread), NULL) < 0) {
-            return NULL;
-        }
-    }
     Py_RETURN_NONE;
 }
 
@@ -654,10 +654,9 @@ drain_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->running_loop = running_loop != Py_None ? Py_NewRef(running_loop) : NULL;
     self->current_task = current_task != Py_None ? Py_NewRef(current_task) : NULL;
     self->thread = PyThread_get_thread_ident();
-    self->unread = PyList_New(0);
     self->events = PyMem_Calloc((size_t)max_events, sizeof(*self->events));
     self->ready = PyMem_Calloc(2 * (size_t)max_events, sizeof(*self->ready));
-    if (self->unread == NULL || self->events == NULL || self->ready == NULL) {
+    if (self->events == NULL || self->ready == NULL) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
@@ -681,7 +680,6 @@ drain_traverse(PyObject *op, visitproc visit, void *arg)
 {
     DrainObject *self = (DrainObject *)op;
     Py_VISIT(Py_TYPE(op));
-    Py_VISIT(self->unread);
     Py_VISIT(self->loop);
     Py_VISIT(self->running_loop);
     Py_VISIT(self->current_task);
@@ -692,15 +690,14 @@ drain_traverse(PyObject *op, visitproc visit, void *arg)
     for (mailbox_node_t *node = atomic_load(&self->mailbox.head); node != NULL; node = node->next) {
         Py_VISIT(ctx_of(node));
     }
-    return 0;
+    return fifo_traverse(&self->unread, visit, arg);
 }
 
 static int
 drain_clear(PyObject *op)
 {
     DrainObject *self = (DrainObject *)op;
-    release_mail(self);
-    Py_CLEAR(self->unread);
+    shut(self);
     Py_CLEAR(self->loop);
     Py_CLEAR(self->running_loop);
     Py_CLEAR(self->current_task);
@@ -714,7 +711,7 @@ drain_dealloc(PyObject *op)
     PyTypeObject *type = Py_TYPE(op);
     PyObject_GC_UnTrack(op);
     (void)drain_clear(op);
-    shut(self);
+    PyMem_Free(self->unread.items);
     PyMem_Free(self->events);
     PyMem_Free(self->ready);
     PyMem_Free(self->slots);
@@ -726,8 +723,7 @@ drain_dealloc(PyObject *op)
 static PyObject *
 drain_get_unread(PyObject *op, void *Py_UNUSED(closure))
 {
-    PyObject *unread = ((DrainObject *)op)->unread;
-    return PyLong_FromSsize_t(unread != NULL ? PyList_GET_SIZE(unread) : 0);
+    return PyLong_FromSsize_t(fifo_len(&((DrainObject *)op)->unread));
 }
 
 static PyMethodDef drain_methods[] = {

@@ -1,5 +1,14 @@
 /* EventFdCtx: the in-process half of an eventfd. While somebody here listens, signals are counted in this process and
-   dispatched without a system call; otherwise they are written to the fd, for whoever else holds it. */
+   dispatched without a system call; otherwise they are written to the fd, for whoever else holds it.
+
+   What must hold: what was signalled is in one of the two counters until a dispatch takes it, and is taken once. What of the
+   kernel's counter was injected and not read is marked by `seen`, so that nobody injects it again (unread.c).
+
+   Tempting, and wrong:
+   - to read the kernel's counter at every event. It costs as much as all the rest, and tells nothing that an irqfd wants to know.
+   - to leave it unread when it may be full: with no room for 1 the next writer is refused, or waits (E08, E17). So where counts
+     stay unread, events tell of room too.
+   - to look whether somebody listens and then to count without the GIL: the loop may stop listening in between. */
 #include "_native.h"
 
 #include <structmember.h>
@@ -55,57 +64,70 @@ eventfd_ctx_read(EventFdCtxObject *ctx, uint64_t most, uint64_t *value)
     return 1;
 }
 
+/* What becomes of the kernel's counter in a dispatch. */
+enum deed {
+    LEAVE_LEFTOVER, /* it was there at assign time, is injected once, and stays until the next write (P01, P03) */
+    LEAVE_UNREAD,   /* nobody asks how much it is: it is read some time later (unread.c) */
+    READ,
+};
+
+static enum deed
+deed_of(const EventFdCtxObject *ctx, bool exact)
+{
+    if (ctx->want_count) {
+        return READ;
+    }
+    return ctx->fresh ? LEAVE_LEFTOVER : exact || ctx->full || ctx->semaphore ? READ : LEAVE_UNREAD;
+}
+
 /* Take what this dispatch stands for. False: nothing is there (somebody else read it), so there is nothing to inject.
-   Where nobody asks for the count, the kernel's counter stays unread for the time being; not so with `exact`.
-   count: what was taken; 0 where it was left unread. */
+   count: what was taken; 0 where it was left. With `exact` nothing is left unread. */
 bool
 eventfd_ctx_consume(EventFdCtxObject *ctx, bool exact, uint64_t *count)
 {
     bool by_ones = eventfd_ctx_by_ones(ctx);
     uint64_t total = by_ones ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
+    uint64_t value = 0;
     bool known = total > 0;
+    /* What was there at assign time goes with the next signal, wherever that comes from, and is owed no injection of its own (P04). */
+    bool along = !ctx->event && ctx->seen == SEEN_LEFTOVER && total > 0;
+    *count = total;
     ctx->signals += total;
-    bool takes_along =
-        ctx->seen == SEEN_LEFTOVER && total > 0; /* what was there at assign time goes with the next signal (P04) */
-    if (ctx->event || takes_along) {
-        bool fresh = ctx->fresh;
-        bool full = ctx->full || takes_along;
-        bool injected = !ctx->event; /* then what the kernel holds is what was there at assign time */
-        ctx->event = ctx->fresh = ctx->full = false;
-        if (fresh && !ctx->want_count) {
-            ctx->seen = SEEN_LEFTOVER;
-            known = true;
-        } else if (!exact && !full && !ctx->want_count && !ctx->semaphore) {
-            known = true;
-            ctx->seen = SEEN_UNREAD;
-            if (unread_mark(ctx->drain, ctx) < 0) {
-                PyErr_WriteUnraisable((PyObject *)ctx);
-            }
-        } else {
-            uint64_t value = 0;
-            ctx->seen = SEEN_NOTHING;
-            /* Of a semaphore one in all, wherever it is. */
-            if (!(by_ones && total > 0) && eventfd_ctx_read(ctx, SEMAPHORE_AT_ONCE, &value) != 0) {
-                known = true;
-                ctx->signals += value;
-                if (injected) {
-                    /* Taken along, and owed no injection of its own. */
-                } else if (value > UINT64_MAX - total) {
-                    /* Two counters near the top: hand on one now and the other by a dispatch of its own. */
-                    uint64_t kept = counter_add(&ctx->count, value);
-                    ctx->signals -= kept;
-                    total += value - kept;
-                    if (mailbox_owe(&ctx->node)) {
-                        drain_post(ctx->drain, ctx);
-                    }
-                } else {
-                    total += value;
-                }
+    if (!ctx->event && !along) {
+        return known;
+    }
+    enum deed deed = deed_of(ctx, exact || (ctx->seen == SEEN_LEFTOVER && total > 0));
+    ctx->event = ctx->fresh = ctx->full = false;
+    switch (deed) {
+    case LEAVE_LEFTOVER:
+        ctx->seen = SEEN_LEFTOVER;
+        return true;
+    case LEAVE_UNREAD:
+        ctx->seen = SEEN_UNREAD;
+        unread_mark(ctx->drain, ctx);
+        return true;
+    case READ:
+        break;
+    }
+    ctx->seen = SEEN_NOTHING;
+    /* Of a semaphore one in all, wherever it is. */
+    if ((by_ones && total > 0) || eventfd_ctx_read(ctx, SEMAPHORE_AT_ONCE, &value) == 0) {
+        return known;
+    }
+    ctx->signals += value;
+    if (!along) {
+        if (value > UINT64_MAX - total) {
+            /* Two counters near the top: hand on one now and the other by a dispatch of its own. */
+            uint64_t kept = counter_add(&ctx->count, value);
+            ctx->signals -= kept;
+            value -= kept;
+            if (mailbox_owe(&ctx->node)) {
+                drain_post(ctx->drain, ctx);
             }
         }
+        *count = total + value;
     }
-    *count = total;
-    return known;
+    return true;
 }
 
 /* Undo a consume whose injection could not even be queued: the next dispatch finds n again. */
@@ -315,18 +337,6 @@ ctx_arm(PyObject *op, PyObject *route)
 }
 
 static PyObject *
-ctx_is_owed(PyObject *op, void *Py_UNUSED(closure))
-{
-    return PyBool_FromLong(mailbox_is_owed(&((EventFdCtxObject *)op)->node));
-}
-
-static PyObject *
-ctx_get_count(PyObject *op, void *Py_UNUSED(closure))
-{
-    return PyLong_FromUnsignedLongLong(counter_peek(&((EventFdCtxObject *)op)->count));
-}
-
-static PyObject *
 ctx_get_registered(PyObject *op, void *Py_UNUSED(closure))
 {
     return PyBool_FromLong(((EventFdCtxObject *)op)->drain != NULL);
@@ -455,6 +465,11 @@ static PyMemberDef ctx_members[] = {
     {"_listening", T_BOOL, offsetof(EventFdCtxObject, listening), 0,
      PyDoc_STR("Somebody in this process hears signals.")},
     {"_gsi", T_UINT, offsetof(EventFdCtxObject, gsi), 0, PyDoc_STR("The gsi it is bound to; for the flight ring.")},
+    /* Both change with the GIL held, so that a plain look at them is one. */
+    {"_owed", T_BOOL, offsetof(EventFdCtxObject, node.owed), READONLY,
+     PyDoc_STR("A signal was seen and is not dispatched yet.")},
+    {"_count", T_ULONGLONG, offsetof(EventFdCtxObject, count.value), READONLY,
+     PyDoc_STR("Counted in this process and not taken yet.")},
     {"_held", T_BOOL, offsetof(EventFdCtxObject, held), READONLY, PyDoc_STR("Waits in its top half.")},
     {"_signals", T_ULONGLONG, offsetof(EventFdCtxObject, signals), 0,
      PyDoc_STR("Counted out of the counters, modulo 2**64.")},
@@ -466,8 +481,6 @@ static PyMemberDef ctx_members[] = {
 };
 
 static PyGetSetDef ctx_getset[] = {
-    {"_owed", ctx_is_owed, NULL, PyDoc_STR("A signal was seen and is not dispatched yet."), NULL},
-    {"_count", ctx_get_count, NULL, PyDoc_STR("Counted in this process and not taken yet."), NULL},
     {"_queued", ctx_get_queued, NULL, PyDoc_STR("A count waits for the handler."), NULL},
     {"_running", ctx_get_running, NULL, PyDoc_STR("The task that runs the handler just now, or None."), NULL},
     {"_told", ctx_get_told, NULL, PyDoc_STR("The count that the handler which runs just now was given."), NULL},

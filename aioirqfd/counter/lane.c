@@ -3,7 +3,16 @@
    Python frame of ours. One that waits suspends the whole run, as it would suspend the worker.
 
    What is out of the ordinary is IrqFd's: an irqfd that was masked, re-routed or unbound since (defer), a sink that refuses (rest),
-   a handler that raises (handler_failed). */
+   a handler that raises (handler_failed).
+
+   What must hold: an irqfd is in the lane at most once, and not while its handler runs. Its count is in `taken` until a handler is
+   given it, and then in the run's `count` until it is injected, deferred or handed to IrqFd; on no way is it in neither. While its
+   handler runs the eventfd may be unbound and bound to another irqfd: ctx->run says whether it is still ours.
+
+   Tempting, and wrong:
+   - to line up an irqfd again that is signalled while its handler runs: another worker would run it against itself. leave() does it.
+   - to run the handlers in the context of the worker, or in one copy for all: what one sets, the next would see.
+   - to go on until the lane is empty. Handlers that never wait would keep the loop from everybody else: hence the slice. */
 #include "_native.h"
 
 #include <structmember.h>

@@ -1,8 +1,15 @@
 /* TopHalf: what a manager does with a ready irqfd at once, on the loop's thread: hand its cached Interrupt to the sink, many in
    one call, and leave the rest to Binding.wakeup and Binding.defer. Never raises, never waits.
 
-   Everything here that calls out (sink, IrqFd) may come back in any way: signal, deassign, close. So references are held and
-   ownership is given up before each call, and an irqfd's debt (node.owed) is settled only when its turn has come. */
+   What must hold: an irqfd's debt (node.owed) is settled only when its turn has come, and before its count is taken. A signal then is
+   in this injection, or makes a debt of its own. Everything here that calls out may come back in any way (calls.c), so references
+   are held and ownership is given up before each call, and what was known of an irqfd is asked again after it.
+
+   Tempting, and wrong:
+   - to fill the list for the sink while the ready ones are looked through, which would save a loop. The sink of the first manager
+     may mask, unbind or re-route those of the second; they are looked at again when their list is made, at once before the call.
+   - to take the interrupt after the count. To read the count may report an error to a hook of the program's, which may re-route.
+   - to note an error of the sink as "taken". It was not, and the interrupt goes to the work queue. */
 #include "_native.h"
 
 #include <structmember.h>
@@ -245,16 +252,6 @@ top_half_flush(native_state *state, TopHalfObject *top_half)
     Py_ssize_t lined_up = top_half->batch_len;
     Py_ssize_t cap = top_half->batch_cap;
     Py_ssize_t n = 0;
-    if (lined_up == 1 && batch[0].ctx->top_half == top_half) {
-        EventFdCtxObject *ctx = batch[0].ctx;
-        PyObject *interrupt = top_half_interrupt(ctx);
-        if (interrupt != NULL && top_half->try_inject != NULL) {
-            top_half->batch_len = 0;
-            inject_one(state, top_half, ctx, interrupt);
-            Py_DECREF(ctx);
-            return;
-        }
-    }
     top_half->batch = NULL;
     top_half->batch_len = top_half->batch_cap = 0;
 

@@ -14,20 +14,20 @@ unread_settle_later(const DrainObject *drain)
     (void)timerfd_settime(drain->timerfd, 0, &once, NULL);
 }
 
-int
+void
 unread_mark(DrainObject *drain, EventFdCtxObject *ctx)
 {
-    if (ctx->in_unread || drain == NULL || drain->unread == NULL) {
-        return 0;
+    if (ctx->in_unread || drain == NULL) {
+        return;
     }
-    if (PyList_Append(drain->unread, (PyObject *)ctx) < 0) {
-        return -1;
+    if (fifo_put(&drain->unread, ctx) < 0) {
+        PyErr_WriteUnraisable((PyObject *)ctx);
+        return;
     }
     ctx->in_unread = true;
-    if (PyList_GET_SIZE(drain->unread) == 1) {
+    if (fifo_len(&drain->unread) == 1) {
         unread_settle_later(drain);
     }
-    return 0;
 }
 
 /* Empty the eventfd and return what of it was not injected yet (0: nothing is owed). Exact although the kernel's counter may hold
@@ -81,34 +81,25 @@ unread_settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
 Py_ssize_t
 unread_settle_some(DrainObject *self, Py_ssize_t limit)
 {
-    Py_ssize_t n = PyList_GET_SIZE(self->unread);
-    Py_ssize_t from = n > limit ? n - Py_MAX(limit, 0) : 0;
-    PyObject *some = PyList_GetSlice(self->unread, from, n);
-    if (some == NULL || PyList_SetSlice(self->unread, from, n, NULL) < 0) {
-        PyErr_WriteUnraisable((PyObject *)self);
-        Py_XDECREF(some);
-        return n;
-    }
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(some); i++) {
-        EventFdCtxObject *ctx = (EventFdCtxObject *)PyList_GET_ITEM(some, i);
+    EventFdCtxObject *ctx;
+    for (limit = Py_MIN(limit, fifo_len(&self->unread)); limit > 0 && (ctx = fifo_next(&self->unread)) != NULL;
+         limit--) {
         uint64_t owed = 0;
-        if (ctx->drain != self) {
-            continue; /* gone; perhaps it is in another drain's list */
-        }
-        ctx->in_unread = false;
-        if (self->dead || ctx->seen != SEEN_UNREAD || mailbox_is_owed(&ctx->node)) {
-            continue; /* read in the meantime, or about to be dispatched */
-        }
-        if (unread_settle(self, ctx, &owed) == 0 && owed > 0) {
-            eventfd_ctx_put_back(ctx, owed);
-            if (mailbox_owe(&ctx->node)) {
-                drain_post(self, ctx);
+        if (ctx->drain == self) { /* or it is gone; perhaps it is in another drain's */
+            ctx->in_unread = false;
+            /* Unless it was read in the meantime, or is about to be dispatched. */
+            if (!self->dead && ctx->seen == SEEN_UNREAD && !mailbox_is_owed(&ctx->node) &&
+                unread_settle(self, ctx, &owed) == 0 && owed > 0) {
+                eventfd_ctx_put_back(ctx, owed);
+                if (mailbox_owe(&ctx->node)) {
+                    drain_post(self, ctx);
+                }
             }
         }
+        Py_DECREF(ctx);
     }
-    Py_DECREF(some);
-    if (from > 0 && !self->dead) {
+    if (fifo_len(&self->unread) > 0 && !self->dead) {
         unread_settle_later(self);
     }
-    return from;
+    return fifo_len(&self->unread);
 }

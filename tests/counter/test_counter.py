@@ -111,7 +111,8 @@ def outcome(call):
 
 def ring_capacity(module, value):
     # Memory for the larger ones is not to be had.
-    return module.FlightRing(value % 5000 if isinstance(value, int) and 5000 < value <= 2**28 else value).capacity
+    number = value.value if isinstance(value, Index) else value
+    return module.FlightRing(number % 5000 if isinstance(number, int) and 5000 < number <= 2**28 else value).capacity
 
 
 def ctx_signal(module, value):
