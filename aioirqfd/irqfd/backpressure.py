@@ -69,19 +69,17 @@ class Backpressure:
             self._waiting[work] = None  # once, however often it comes
         except ClosedError:
             return  # somebody else has cancelled its workers: what is owed goes back into its eventfd in the end
-        self._check_full()
 
     def ready(self) -> None:
         """Handlers are to be run. Called by the counter module, once a pass."""
         self.queue.wake()
-        self._check_full()
 
-    def _check_full(self) -> None:
+    def full(self) -> None:
+        """The queue is at its bound: what the sink does not take at once is held in its eventfd from here on."""
         top_half = self._top_half
-        if top_half is not None and self.queue.full and not top_half.full:
+        if top_half is not None and not top_half.full:
             top_half.full = True
             self._full_since = time.monotonic()
-            self.queue.watch_room()
             self._emit("queue_full", maxsize=self.queue.maxsize)
 
     def room(self) -> None:
@@ -94,8 +92,7 @@ class Backpressure:
                 self._waiting[work] = None
                 self._waiting.move_to_end(work, last=False)
         if self.queue.full:
-            self.queue.watch_room()
-            return
+            return  # the next time, then
         top_half = self._top_half
         assert top_half is not None
         top_half.full = False

@@ -87,6 +87,9 @@ class Lane(Protocol):
 class Owner(Protocol):
     """Whose queue it is: what it has to hear, beside the program's own ``on_room`` and ``on_end``."""
 
+    def full(self) -> None:
+        """There is no room, until :meth:`room` is called."""
+
     def room(self) -> None:
         """Half of the room is free again."""
 
@@ -207,7 +210,7 @@ class WorkQueue:
             return False
         self.check_open()
         if self.full and work.running is None:
-            self._was_full = True
+            self._note_full()
             self._refused += 1
             raise QueueFullError(f"{self.maxsize} items are queued")
         return self._put(work)
@@ -220,8 +223,7 @@ class WorkQueue:
         work.pending = True
         self._scheduled += 1
         self._resize(1)
-        # Whoever finds it full from here on waits for room: the lane by itself, without asking.
-        self._was_full = self._was_full or self.full
+        self._note_full()
         if work.running is None:
             self._ready.append(work)
             self._wake_worker()
@@ -239,11 +241,15 @@ class WorkQueue:
 
     def wake(self) -> None:
         """There is something new in the lane."""
+        self._note_full()
         self._wake_worker()
 
-    def watch_room(self) -> None:
-        """Ask for one call of ``on_room``."""
-        self._was_full = True
+    def _note_full(self) -> None:
+        # Whoever finds it full from here on waits for room: the lane by itself, without asking.
+        if not self._was_full and self.full:
+            self._was_full = True
+            if self._owner is not None:
+                self._owner.full()
 
     def check_open(self) -> None:
         """Raise ClosedError unless there are workers to run what is queued."""
@@ -417,6 +423,7 @@ class WorkQueue:
             work.pending = False
             work._wake()
         self._resize(-self._size)
+        self._was_full = False
         self._lane = self._owner = None
         self._wake_drainers()
         if cancelled is not None:

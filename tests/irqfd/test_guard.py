@@ -102,7 +102,6 @@ async def test_an_on_room_that_raises_is_not_the_items_failure():
     async with WorkQueue(maxsize=1) as queue:
         queue.on_room = on_room
         queue.schedule(Work(item))
-        queue.watch_room()
         await queue.drain()
         assert (ran, errors) == ([1], [FULL_DISK])
 

@@ -119,12 +119,11 @@ async def test_an_item_put_back_by_its_own_run_is_never_refused():
         assert (item.begun, other.begun) == (2, 1)
 
 
-async def test_on_room_asked_for_without_a_refusal():
+async def test_on_room_without_a_refusal():
     async with WorkQueue(maxsize=1) as queue:
         calls = []
         queue.on_room = lambda: calls.append(1)
         queue.schedule(Item(gated=False).work)
-        queue.watch_room()
         await queue.drain()
         assert calls == [1]
 
