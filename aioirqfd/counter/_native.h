@@ -29,7 +29,14 @@ native_state_of(PyObject *module)
     return (native_state *)PyModule_GetState(module);
 }
 
-/* For methods of subclassable types, where the type at hand may be a Python subclass. */
+/* By an object of a type that has no subclasses. */
+static inline native_state *
+native_state_of_final(void *self)
+{
+    return (native_state *)PyType_GetModuleState(Py_TYPE((PyObject *)self));
+}
+
+/* By any: an eventfd's may be a Python subclass, which takes a walk along its bases. */
 static inline native_state *
 native_state_of_object(PyObject *self)
 {

@@ -252,7 +252,7 @@ static PyObject *
 drain_add(PyObject *op, PyObject *arg)
 {
     DrainObject *self = (DrainObject *)op;
-    native_state *state = native_state_of_object(op);
+    native_state *state = native_state_of_final(op);
     if (state == NULL) {
         return NULL;
     }
@@ -305,7 +305,7 @@ drain_add(PyObject *op, PyObject *arg)
 static EventFdCtxObject *
 own_ctx(PyObject *op, PyObject *arg, const char *method)
 {
-    native_state *state = native_state_of_object(op);
+    native_state *state = native_state_of_final(op);
     if (state == NULL) {
         return NULL;
     }
@@ -412,7 +412,7 @@ static PyObject *
 drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     DrainObject *self = (DrainObject *)op;
-    native_state *state = (native_state *)PyType_GetModuleState(Py_TYPE(op));
+    native_state *state = native_state_of_final(op);
     if (state == NULL) {
         return NULL;
     }

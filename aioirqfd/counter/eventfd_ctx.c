@@ -179,7 +179,7 @@ eventfd_ctx_signal(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     added = counter_add(&self->count, n);
     if (mailbox_owe(&self->node)) {
         if (!drain->dispatching && drain_is_here(drain)) {
-            native_state *state = native_state_of_object(op);
+            native_state *state = native_state_of_final(drain);
             if (state == NULL) {
                 return NULL;
             }

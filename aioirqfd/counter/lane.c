@@ -301,7 +301,7 @@ static PySendResult
 ready_run_send_slot(PyObject *op, PyObject *arg, PyObject **result)
 {
     ReadyRunObject *self = (ReadyRunObject *)op;
-    native_state *state = native_state_of_object(op);
+    native_state *state = native_state_of_final(op);
     PyObject *value = NULL;
     PySendResult sent;
     *result = NULL;
@@ -334,7 +334,7 @@ static PyObject *
 ready_run_throw(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
     ReadyRunObject *self = (ReadyRunObject *)op;
-    native_state *state = native_state_of_object(op);
+    native_state *state = native_state_of_final(op);
     if (state == NULL) {
         return NULL;
     }
@@ -378,7 +378,7 @@ static PyObject *
 ready_run_close(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     ReadyRunObject *self = (ReadyRunObject *)op;
-    native_state *state = native_state_of_object(op);
+    native_state *state = native_state_of_final(op);
     if (state == NULL) {
         return NULL;
     }

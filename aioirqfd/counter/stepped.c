@@ -165,7 +165,7 @@ stepped_call(SteppedObject *self, PyObject *name, PyObject *const *args, Py_ssiz
 static PyObject *
 stepped_throw(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
-    native_state *state = native_state_of_object(op);
+    native_state *state = native_state_of_final(op);
     if (state == NULL) {
         return NULL;
     }
@@ -184,7 +184,7 @@ stepped_throw(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 static PyObject *
 stepped_close(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
-    native_state *state = native_state_of_object(op);
+    native_state *state = native_state_of_final(op);
     if (state == NULL) {
         return NULL;
     }

@@ -471,7 +471,7 @@ static PyObject *
 top_half_release(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     TopHalfObject *self = (TopHalfObject *)op;
-    native_state *state = native_state_of_object(op);
+    native_state *state = native_state_of_final(op);
     if (state == NULL) {
         return NULL;
     }
@@ -494,7 +494,7 @@ top_half_release(PyObject *op, PyObject *Py_UNUSED(ignored))
 static PyObject *
 top_half_run_ready(PyObject *op, PyObject *task)
 {
-    native_state *state = native_state_of_object(op);
+    native_state *state = native_state_of_final(op);
     return state != NULL ? ready_run_new(state, (TopHalfObject *)op, task) : NULL;
 }
 
@@ -508,7 +508,7 @@ static PyObject *
 top_half_within(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
     TopHalfObject *self = (TopHalfObject *)op;
-    native_state *state = native_state_of_object(op);
+    native_state *state = native_state_of_final(op);
     if (state == NULL) {
         return NULL;
     }
