@@ -68,7 +68,7 @@ async def test_only_who_goes_elsewhere_is_asked_and_once(asked, signal, change):
             assert sorted(sink.interrupts, key=lambda interrupt: interrupt.gsi) == [
                 pulse(gsi, now[gsi]) for gsi in GSIS if now[gsi] is not None
             ]
-            # Where there is no route, it is IrqFd that drops each.
+            # Where there is no route, it is the binding that drops each.
             assert sorted(asked) == [gsi for gsi in expected if not again or now[gsi] is None]
             sink.interrupts.clear()
             asked.clear()
