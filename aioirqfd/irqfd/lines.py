@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
-from aioirqfd.irqfd.resampler import NO_MOVES, Resampler
-from aioirqfd.irqfd.routing import NO_ROUTES
+from aioirqfd.irqfd.line_level import LOW, LineLevel
+from aioirqfd.irqfd.resampler import Resampler
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from aioirqfd.irqfd.backpressure import Backpressure
     from aioirqfd.irqfd.delivery import Delivery
     from aioirqfd.irqfd.interrupt import Route
-    from aioirqfd.irqfd.resampler import Member, Moves
+    from aioirqfd.irqfd.resampler import Member
     from aioirqfd.irqfd.routing import Routes
 
 
@@ -65,14 +65,13 @@ class Lines:
 
     def asserted(self) -> dict[int, tuple[Route, ...]]:
         """The lines that are up, and where."""
-        return {gsi: resampler.raised for gsi, resampler in self._resamplers.items() if resampler.asserted}
+        return {gsi: one.level.raised for gsi, one in self._resamplers.items() if one.level.raised}
 
-    def moving(self) -> dict[int, Moves]:
+    def moving(self) -> dict[int, LineLevel]:
         """The lines that are not where they are to be, and what is yet to be done with each."""
-        moves = ((gsi, resampler.moves) for gsi, resampler in self._resamplers.items() if resampler.members)
-        return {gsi: each for gsi, each in moves if any(each)}
+        return {gsi: one.level for gsi, one in self._resamplers.items() if one.members and one.level.moving}
 
-    def put(self, asserted: Mapping[int, Sequence[Route]], moving: Mapping[int, Moves]) -> None:
+    def put(self, levels: Mapping[int, LineLevel]) -> None:
         """Make them stand as a snapshot says."""
         for gsi, resampler in self._resamplers.items():
-            resampler.put(asserted.get(gsi, NO_ROUTES), moving.get(gsi, NO_MOVES))
+            resampler.put(levels.get(gsi, LOW))

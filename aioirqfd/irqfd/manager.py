@@ -408,7 +408,7 @@ class IrqManager:
             offloaded=len(irqfds.offloading.irqfds),
             held=irqfds.held,
             broken=sum(irqfd.error is not None for irqfd in irqfds.bound.values()),
-            asserted=sum(resampler.asserted for resampler in irqfds.lines.all()),
+            asserted=len(irqfds.lines.asserted()),
             dropped=irqfds.delivery.dropped,
             queue=self.queue.statistics(),
         )

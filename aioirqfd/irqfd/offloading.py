@@ -138,7 +138,7 @@ class Offloading:
         if reclaim is not None and not irqfd.eventfd.closed:
             try:
                 if reclaim(irqfd.eventfd, interrupt):
-                    self._lines[irqfd.gsi].adopt(interrupt)
+                    self._lines[irqfd.gsi].adopt(interrupt.route)
             finally:
                 self._watch(irqfd)
 

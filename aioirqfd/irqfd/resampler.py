@@ -17,10 +17,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, Final, Protocol, final
 
 from aioirqfd.irqfd.guard import is_failure
-from aioirqfd.irqfd.interrupt import Action, Interrupt, Route
+from aioirqfd.irqfd.interrupt import Action, Interrupt
+from aioirqfd.irqfd.line_level import LOW, LineLevel
 from aioirqfd.irqfd.routing import is_level
 from aioirqfd.irqfd.workqueue import Work
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.backpressure import Backpressure
     from aioirqfd.irqfd.delivery import Delivery
+    from aioirqfd.irqfd.interrupt import Route
     from aioirqfd.irqfd.routing import Routes
 
 
@@ -51,42 +53,22 @@ class Member(Protocol):
         ...
 
 
-class Moves(NamedTuple):
-    """What is yet to be done with a line.
-
-    Attributes:
-        falling: Where it is, or may be, up, and is to be lowered.
-        tell: It was acknowledged: everybody is told as soon as it is low.
-        again: It is to be raised wherever its gsi goes.
-    """
-
-    falling: tuple[Route, ...]
-    tell: bool
-    again: bool
-
-
-NO_MOVES: Final = Moves((), tell=False, again=False)
-
-
 @final
 class Resampler:
     """The line level of one gsi, and who is told when it is acknowledged."""
 
     __slots__ = (
-        "_again",
         "_backpressure",
         "_busy",
         "_delivery",
         "_failures",
-        "_falling",
         "_heirs",
         "_loop",
         "_low",
-        "_notify_after",
-        "_raised",
         "_routes",
         "_serial",
         "gsi",
+        "level",
         "members",
         "work",
     )
@@ -102,6 +84,8 @@ class Resampler:
         self.gsi: Final = gsi
         self.members: Final[list[Member]] = []
         """The gsi's resample irqfds, oldest first."""
+        self.level: LineLevel = LOW
+        """Where the line is up, and what is yet to be done with it; moved under the lock."""
         self.work: Final = Work(self._move)
         """Lowers and raises the line where the sink takes its time."""
         self._delivery: Final = delivery
@@ -110,53 +94,30 @@ class Resampler:
         self._low: Final = low
         self._loop = asyncio.get_running_loop()
         self._heirs: dict[EventFd, EventFd] = {}  # a resamplefd that its owner closed: our own reference to the eventfd
-        self._raised: tuple[Interrupt, ...] = ()
-        # Acknowledged, moved away, or refused by the sink, which may have raised it all the same; and not lowered yet.
-        self._falling: tuple[Interrupt, ...] = ()
-        self._again = False  # it was up when its gsi was re-routed, and is to be raised wherever that goes
         self._busy = threading.RLock()
         self._serial = asyncio.Lock()
-        self._notify_after = False
         self._failures = 0  # of the sink to move the line, one after the other
-
-    @property
-    def asserted(self) -> bool:
-        """Whether the line is up."""
-        return bool(self._raised)
-
-    @property
-    def raised(self) -> tuple[Route, ...]:
-        """Where the line is up."""
-        return tuple(interrupt.route for interrupt in self._raised)
-
-    @property
-    def moves(self) -> Moves:
-        """What is yet to be done with the line."""
-        falling = tuple(interrupt.route for interrupt in self._falling)
-        return Moves(falling, tell=self._notify_after, again=self._again)
 
     @property
     def empty(self) -> bool:
         """Whether no irqfd is left, and the line is low."""
-        return not (self.members or self._raised or self._falling)
+        return not (self.members or self.level.raised or self.level.falling)
 
-    def put(self, routes: Sequence[Route], moves: Moves) -> None:
+    def put(self, level: LineLevel) -> None:
         """Stand as a snapshot says: the sink, which is restored by itself, is told of lines that are up and were not.
 
         What is yet to be done with the line is done by :meth:`settle`.
         """
         with self._busy:
-            wanted = [Interrupt(self.gsi, route, Action.ASSERT) for route in routes]
-            falling = [Interrupt(self.gsi, route, Action.ASSERT) for route in moves.falling]
             # What was up here, or may have been, is none of the snapshot's.
-            own = dict.fromkeys((*self._falling, *self._raised))
-            self._falling = tuple(one for one in own if one not in wanted)
-            self._raised = tuple(one for one in self._raised if one in wanted)
-            slow = self._serial.locked() or not self._lower_now()
-            self._falling = tuple(dict.fromkeys((*self._falling, *falling)))
-            missing = [one.route for one in wanted if one not in self._raised]
-            self._again = moves.again or (bool(missing) and (slow or not self._raise_now(missing)))
-            self._notify_after = moves.tell
+            raised, falling, _, _ = self.level.within(level.raised)
+            self.level = LineLevel(raised, tuple(one for one in falling if one not in level.raised))
+            slow = not self._lower_now()
+            missing = [route for route in level.raised if route not in raised]
+            falling = tuple(dict.fromkeys((*self.level.falling, *level.falling)))
+            self.level = LineLevel(self.level.raised, falling, level.tell, level.again or bool(missing))
+            if missing and not slow and self._raise_now(missing):
+                self.level = self.level._replace(again=level.again)
 
     def join(self, irqfd: Member) -> None:
         """An irqfd is assigned; a resamplefd that several share is told once for each (row R10)."""
@@ -167,7 +128,7 @@ class Resampler:
         """An irqfd was deassigned. The last one to go lowers the line, and nobody is told (rows R13, R14)."""
         resamplefd = _resamplefd(irqfd)
         self.members.remove(irqfd)
-        if self._notify_after and not irqfd.captured:
+        if self.level.tell and not irqfd.captured:
             # The end of interrupt came before, and only the sink has kept it from hearing.
             self._signal(resamplefd)
         if all(other.resamplefd is not resamplefd for other in self.members):
@@ -176,8 +137,7 @@ class Resampler:
             if heir is not None:
                 heir.close()
         if not self.members:
-            self._again = False
-            self._lower(notify=False)
+            self._lower(tell=False, again=False)
         elif all(other.offloaded for other in self.members):
             self.hand_over()
 
@@ -200,13 +160,14 @@ class Resampler:
         for route in routes:
             interrupt = Interrupt(self.gsi, route, Action.ASSERT)
             # Noted first: the sink may take the interrupt and have it acknowledged before it returns.
-            news = self._note(interrupt)
+            news = route not in self.level.raised
+            self.level = self.level.rising(route)
             taken = False
             try:
                 taken = self._delivery.try_inject(interrupt)
             finally:
                 if news and not taken:
-                    self._doubt(interrupt)
+                    self.level = self.level.doubtful(route)
             if not taken:
                 return False
         return True
@@ -218,42 +179,29 @@ class Resampler:
                 await self._assert(route)
 
     async def _assert(self, route: Route) -> None:
-        interrupt = Interrupt(self.gsi, route, Action.ASSERT)
         # Noted first here too: an ack that comes meanwhile lowers it as soon as it is up.
         with self._busy:
-            news = self._note(interrupt)
+            news = route not in self.level.raised
+            self.level = self.level.rising(route)
         try:
-            await self._delivery.inject(interrupt)
+            await self._delivery.inject(Interrupt(self.gsi, route, Action.ASSERT))
         except BaseException:
             if news:
                 with self._busy:
-                    self._doubt(interrupt)
+                    self.level = self.level.doubtful(route)
             raise
-
-    def _note(self, interrupt: Interrupt) -> bool:
-        self._falling = _without(self._falling, interrupt)
-        news = interrupt not in self._raised
-        if news:
-            self._raised = (*self._raised, interrupt)
-        return news
-
-    def _doubt(self, interrupt: Interrupt) -> None:
-        # It may be up: an IOAPIC keeps a line as it was set, though there was no room for the message. Lowering a line that is
-        # low changes nothing, but one that nobody lowered would interrupt for ever.
-        self._raised = _without(self._raised, interrupt)
-        self._falling = (*_without(self._falling, interrupt), interrupt)
 
     # -- offloading --------------------------------------------------------------------------------------------------
 
-    def adopt(self, interrupt: Interrupt) -> None:
+    def adopt(self, route: Route) -> None:
         """A sink that watched the eventfd by itself gives it back with the line up: lowering it is the loop's business now."""
         with self._busy:
-            self._note(interrupt)
+            self.level = self.level.rising(route)
 
     def hand_over(self) -> None:
         """A sink watches all the eventfds by itself now, and lowers the line."""
-        if self._raised:
-            self._lower(notify=False)
+        if self.level.raised:
+            self._lower(tell=False)
 
     # -- routing -----------------------------------------------------------------------------------------------------
 
@@ -264,16 +212,7 @@ class Resampler:
         message is the new route, it is told: there is no line any more whose end of interrupt it could wait for.
         """
         with self._busy:
-            up = self._again or bool(self._raised)
-            gone = [one for one in self._raised if one.route not in routes]
-            self._raised = tuple(one for one in self._raised if one.route in routes)
-            self._falling = tuple(dict.fromkeys((*self._falling, *gone)))
-            missing = len(self._raised) < len(routes)
-            if routes and not is_level(routes):
-                self._notify_after = self._notify_after or up
-                self._again = False
-            else:
-                self._again = up and (missing or not routes)
+            self.level = self.level.rerouted(routes, level=is_level(routes))
         self.settle(paused=False)
 
     def settle(self, *, paused: bool) -> None:
@@ -282,26 +221,21 @@ class Resampler:
         Args:
             paused: The manager is paused, so that what the sink has failed to do waits for its ``resume()``.
         """
-        if paused or not (self._falling or self._again or self._notify_after):
+        if paused or not self.level.moving:
             return
         with self._busy:
             missing = self._missing()
-            slow = self._serial.locked() or not self._lower_now()
-            slow = slow or (bool(missing) and not self._raise_now(missing))
+            slow = not self._lower_now() or (bool(missing) and not self._raise_now(missing))
         if slow:
             self._schedule()
-        if not self._falling:
+        if not self.level.falling:
             self._tell_once()
 
-    def _missing(self) -> list[Route]:
-        """Where the line is to be raised again, and may be just now. There it is not lowered first."""
-        if not self._again or self._routes.blocks(self.gsi):
-            return []
-        routes = self._routes.of(self.gsi)
-        raised = self.raised
-        missing = [route for route in routes if route not in raised]
-        self._again = bool(missing) or not routes
-        self._falling = tuple(one for one in self._falling if one.route not in missing)
+    def _missing(self) -> tuple[Route, ...]:
+        """Where the line is to be raised again, and may be just now."""
+        if not self.level.again or self._routes.blocks(self.gsi):
+            return ()
+        self.level, missing = self.level.missing(self._routes.of(self.gsi))
         return missing
 
     def _raise_now(self, missing: Sequence[Route]) -> bool:
@@ -311,24 +245,19 @@ class Resampler:
         except BaseException as error:
             self._delivery.fast_path_failed(error)
             return False
-        self._again = False
+        self.level = self.level._replace(again=False)
         return True
 
     # -- lowering ----------------------------------------------------------------------------------------------------
 
     def ack(self) -> None:
         """End of interrupt: lower the line once, then tell everybody. Any thread."""
-        self._lower(notify=True)
+        self._lower(tell=True, again=False)
 
-    def _lower(self, *, notify: bool) -> None:
+    def _lower(self, *, tell: bool, again: bool = True) -> None:
         with self._busy:
-            if notify:
-                # Everybody is told, and signals again who still has a reason.
-                self._notify_after = True
-                self._again = False
-            self._falling = tuple(dict.fromkeys((*self._falling, *self._raised)))
-            self._raised = ()
-            slow = self._serial.locked() or not self._lower_now()
+            self.level = self.level.ending(tell=tell, again=again)
+            slow = not self._lower_now()
         if slow:
             self._schedule()
         else:
@@ -341,15 +270,17 @@ class Resampler:
             self._loop.call_soon_threadsafe(self._backpressure.schedule, self.work)
 
     def _lower_now(self) -> bool:
-        while self._falling:
-            interrupt = self._falling[0]
+        if self._serial.locked():
+            return False
+        while self.level.falling:
+            route = self.level.falling[0]
             try:
-                if not self._delivery.try_inject(Interrupt(self.gsi, interrupt.route, Action.DEASSERT)):
+                if not self._delivery.try_inject(Interrupt(self.gsi, route, Action.DEASSERT)):
                     return False
             except BaseException as error:
                 self._delivery.end_loop(error)
                 return False  # the slow way meets the error again, and reports it
-            self._falling = _without(self._falling, interrupt)
+            self.level = self.level.lowered(route)
         return True
 
     # -- bottom half -------------------------------------------------------------------------------------------------
@@ -361,24 +292,24 @@ class Resampler:
             # A pin that cannot be lowered does not keep the line from being raised elsewhere.
             lowered = await self._lower_slowly()
             done = await self._raise_slowly() and lowered
-        if not self._falling:
+        if not self.level.falling:
             self._tell_once()  # one that was acknowledged meanwhile is told when it is low
         if done:
             self._failures = 0
             self._low(self)
 
     async def _lower_slowly(self) -> bool:
-        while self._falling:
-            interrupt = self._falling[0]
+        while self.level.falling:
+            route = self.level.falling[0]
             try:
-                await self._delivery.inject(Interrupt(self.gsi, interrupt.route, Action.DEASSERT))
+                await self._delivery.inject(Interrupt(self.gsi, route, Action.DEASSERT))
             except BaseException as error:
                 if not is_failure(error):
                     raise
                 self._failed("lowering_failed", error)
                 return False
             with self._busy:
-                self._falling = _without(self._falling, interrupt)
+                self.level = self.level.lowered(route)
         return True
 
     async def _raise_slowly(self) -> bool:
@@ -411,8 +342,8 @@ class Resampler:
 
     def _tell_once(self) -> None:
         with self._busy:
-            notify, self._notify_after = self._notify_after, False
-        if notify:
+            tell, self.level = self.level.tell, self.level.told()
+        if tell:
             # Where the sink watches by itself, it has told: it hears of the end of interrupt first.
             self.tell(offloaded=False)
 
@@ -436,7 +367,3 @@ class Resampler:
 def _resamplefd(irqfd: Member) -> EventFd:
     assert irqfd.resamplefd is not None
     return irqfd.resamplefd
-
-
-def _without(interrupts: tuple[Interrupt, ...], interrupt: Interrupt) -> tuple[Interrupt, ...]:
-    return tuple(other for other in interrupts if other != interrupt)

@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from aioirqfd.counter import MAX
 from aioirqfd.errors import RoutingError, SnapshotError
 from aioirqfd.irqfd.interrupt import IOAPIC_PINS, IrqchipPin, Msi
+from aioirqfd.irqfd.line_level import LOW, LineLevel
 from aioirqfd.irqfd.plain import check_integers
-from aioirqfd.irqfd.resampler import Moves
 from aioirqfd.irqfd.routing import MAX_GSI, RoutingTable
 from aioirqfd.irqfd.state import State
 
@@ -89,8 +89,7 @@ class Plan(NamedTuple):
 
     routing: RoutingTable
     irqfds: list[tuple[Binding, Mapping[str, object]]]
-    asserted: dict[int, list[Route]]
-    moving: dict[int, Moves]
+    levels: dict[int, LineLevel]
 
     def put(self, lines: Lines) -> None:
         """Do it."""
@@ -101,7 +100,7 @@ class Plan(NamedTuple):
                 count=_int(entry["count"]),
                 done=_done(entry),
             )
-        lines.put(self.asserted, self.moving)
+        lines.put(self.levels)
 
 
 def check(bound: Sequence[Binding], state: object) -> Plan:
@@ -117,12 +116,11 @@ def check(bound: Sequence[Binding], state: object) -> Plan:
         routing = routing.opened(_unrouted(state["default"], routing))
     pairs = _match(bound, state["irqfds"])
     level_gsis = {irqfd.gsi for irqfd, _ in pairs if irqfd.resamplefd is not None}
-    asserted = _asserted(state["asserted"], level_gsis, routing)
-    moving = _moving(state.get("moving", ()), level_gsis, asserted)
+    levels = _levels(state, level_gsis, routing)
     for irqfd, entry in pairs:
         if _done(entry)[2] and _done(entry)[2] >= len(routing.routes(irqfd.gsi)):
             raise SnapshotError(f"irqfds: gsi {irqfd.gsi} has no more routes than are done: {entry!r}")
-    return Plan(routing, pairs, asserted, moving)
+    return Plan(routing, pairs, levels)
 
 
 def _encode(route: Route) -> list[object]:
@@ -198,28 +196,27 @@ def _check_pins(what: str, gsi: int, routes: Sequence[Route], level_gsis: set[in
         raise SnapshotError(f"{what}: gsi {gsi} has a pin twice")
 
 
-def _asserted(value: object, level_gsis: set[int], routing: RoutingTable) -> dict[int, list[Route]]:
-    asserted = _routes_by_gsi(value, "asserted")
-    for gsi, routes in asserted.items():
+def _levels(state: Mapping[str, object], level_gsis: set[int], routing: RoutingTable) -> dict[int, LineLevel]:
+    levels: dict[int, LineLevel] = {}
+    for gsi, routes in _routes_by_gsi(state["asserted"], "asserted").items():
         _check_pins("asserted", gsi, routes, level_gsis)
         if not routes or not set(routes) <= set(routing.routes(gsi)):
             raise SnapshotError(f"asserted: gsi {gsi} is not routed to where its line is up")
-    return asserted
-
-
-def _moving(value: object, level_gsis: set[int], asserted: Mapping[int, Sequence[Route]]) -> dict[int, Moves]:
-    moving: dict[int, Moves] = {}
-    for each in _list(value, "moving"):
+        levels[gsi] = LineLevel(tuple(routes))
+    moving: set[int] = set()
+    for each in _list(state.get("moving", ()), "moving"):
         entry = _fields(each, {"gsi", "falling", "tell", "again"}, "an entry of moving")
         gsi, tell, again = _int(entry["gsi"]), entry["tell"], entry["again"]
         falling = _routes_by_gsi([[gsi, entry["falling"]]], "moving")[gsi]
         _check_pins("moving", gsi, falling, level_gsis)
-        if gsi in moving or set(falling) & set(asserted.get(gsi, ())):
+        raised = levels.get(gsi, LOW).raised
+        if gsi in moving or set(falling) & set(raised):
             raise SnapshotError(f"moving: gsi {gsi} twice, or both up and falling")
         if not isinstance(tell, bool) or not isinstance(again, bool):
             raise SnapshotError(f"moving: tell and again are true or false: {entry!r}")
-        moving[gsi] = Moves(tuple(falling), tell=tell, again=again)
-    return moving
+        moving.add(gsi)
+        levels[gsi] = LineLevel(raised, tuple(falling), tell, again)
+    return levels
 
 
 def _match(bound: Sequence[Binding], value: object) -> list[tuple[Binding, Mapping[str, object]]]:
