@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import operator
 import threading
-from typing import TYPE_CHECKING, Final, NamedTuple, final
+from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.errors import SnapshotError
 from aioirqfd.integers import plain
 from aioirqfd.irqchip import fields
 from aioirqfd.irqchip.endings import Endings
 from aioirqfd.irqchip.ioapic_entry import IoApicEntry
+from aioirqfd.irqchip.ioapic_pin import IoApicPin
 from aioirqfd.irqchip.pins import InputPins
 from aioirqfd.irqfd.guard import call_each
 from aioirqfd.irqfd.interrupt import IOAPIC_PINS, Action, Interrupt, Msi
@@ -21,8 +22,9 @@ from aioirqfd.irqfd.sink import SinkTiers
 from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from aioirqfd.irqchip.ioapic_pin import Request
     from aioirqfd.irqfd.routing import RoutingTable
     from aioirqfd.irqfd.sink import FastSink
 
@@ -38,19 +40,7 @@ _HIGHEST_PIN_SHIFT: Final = 16
 _WITH_EOI_REGISTER: Final = 0x20
 _VERSIONS: Final = (0x11, _WITH_EOI_REGISTER)
 _SIZES: Final = (1, 2, 4, 8)
-_ALL_PINS: Final = (1 << IOAPIC_PINS) - 1
 _SNAPSHOT_VERSION: Final = 1
-
-
-class _Request(NamedTuple):
-    """A pin's request on its way out."""
-
-    pin: int
-    gsi: int
-    message: Msi
-    level: bool
-    serial: int
-    kept: bool
 
 
 @final
@@ -104,18 +94,14 @@ class IoApic:
 
     __slots__ = (
         "_endings",
-        "_entries",
-        "_held",
         "_id",
-        "_irr",
         "_lock",
         "_on_blocked",
         "_out",
         "_pins",
         "_resample",
-        "_resampled",
         "_select",
-        "_serials",
+        "_table",
         "_version",
     )
 
@@ -136,21 +122,14 @@ class IoApic:
             raise ValueError(f"the IOAPIC's version is 0x11 or 0x20, not {version!r}")
         self._lock = threading.Lock()
         self._pins = InputPins("ioapic", IOAPIC_PINS)
-        self._entries = [IoApicEntry() for _ in range(IOAPIC_PINS)]
+        self._table = tuple(IoApicPin(pin) for pin in range(IOAPIC_PINS))
         self._out = out
         self._on_blocked = on_blocked
         self._resample = resample
         self._version = version
         self._id = 0
         self._select = 0
-        # Requests: of a level pin, high and not dropped by a resample; of an edge pin, risen and not sent.
-        self._irr = 0
-        # How many acknowledgements and changes of each pin are under way; its request waits for their end.
-        self._held = [0] * IOAPIC_PINS
-        # Which of a pin's messages is the latest: a refusal of an older one must not undo what came after it.
-        self._serials = [0] * IOAPIC_PINS
-        # The pins whose end of interrupt somebody waits for, level or edge; and what ``out`` knows of each pin's.
-        self._resampled = 0
+        # What ``out`` knows of each pin's ends of interrupt. Its lock is taken before the IOAPIC's, which it asks in turn.
         self._endings = Endings(tiers.set_eoi_message, self._ended_by)
 
     def __repr__(self) -> str:
@@ -173,7 +152,7 @@ class IoApic:
         if interrupt.action is Action.DEASSERT:
             self.try_inject(interrupt)
             return
-        pin = self._pins.require(interrupt)
+        pin = self._table[self._pins.require(interrupt)]
         self._note_ending(pin, interrupt)
         while True:
             with self._lock:
@@ -196,7 +175,7 @@ class IoApic:
         Raises:
             RoutingError: The route is no pin of the IOAPIC.
         """
-        pin = self._pins.require(interrupt)
+        pin = self._table[self._pins.require(interrupt)]
         self._note_ending(pin, interrupt)
         with self._lock:
             if self._too_early(pin, interrupt):
@@ -238,7 +217,7 @@ class IoApic:
     def waiting(self) -> frozenset[int]:
         """The pins whose message ``out`` has refused, and which :meth:`flush` would send."""
         with self._lock:
-            return frozenset(pin for pin in range(IOAPIC_PINS) if self._due(pin))
+            return frozenset(pin.number for pin in self._table if pin.due)
 
     async def flush(self) -> None:
         """Send what waits for ``out``, lowest pin first, waiting for it.
@@ -248,8 +227,8 @@ class IoApic:
 
         Cancellation: as for an exception.
         """
-        for pin in range(IOAPIC_PINS):
-            self._endings.retell(pin)
+        for pin in self._table:
+            self._endings.retell(pin.number)
             with self._lock:
                 request = self._take(pin)
             if request is not None:
@@ -271,15 +250,14 @@ class IoApic:
         Raises:
             RoutingError: EINVAL, no such pin.
         """
-        pin = self._pins.check(pin)
+        driven = self._table[self._pins.check(pin)]
         with self._lock:
-            entry = self._entries[pin]
-            was_high = bool(self._pins.levels >> pin & 1)
-            ignored = entry.masked or entry.remote_irr
-            merged = was_high and not entry.level
-            high = self._pins.drive(pin, level)
-            self._set_pin(pin, was_high=was_high, high=high)
-            request = self._take(pin)
+            was_high = bool(self._pins.levels >> driven.number & 1)
+            ignored = not driven.open
+            merged = was_high and not driven.entry.level
+            high = self._pins.drive(driven.number, level)
+            driven.moved(was_high=was_high, high=high)
+            request = self._take(driven)
         sent = request is not None and self._send(request)
         if not high or sent:
             return 1
@@ -339,12 +317,12 @@ class IoApic:
             vector: 0..255.
         """
         with self._lock:
-            ended = sum(1 << pin for pin, entry in enumerate(self._entries) if entry.vector == vector)
-            for pin in _each(ended):
-                self._entries[pin].remote_irr = False
-                self._held[pin] += 1
+            ended = [pin for pin in self._table if pin.entry.vector == vector]
+            for pin in ended:
+                pin.entry.remote_irr = False
+                pin.changing += 1
         try:
-            self._pins.acknowledge(ended)
+            self._pins.acknowledge(sum(1 << pin.number for pin in ended))
         finally:
             self._release(ended)
 
@@ -360,8 +338,8 @@ class IoApic:
                 "select": self._select,
                 "raised": self._pins.raised,
                 "asserted": self._pins.asserted,
-                "irr": self._irr,
-                "entries": [entry.bits for entry in self._entries],
+                "irr": sum(pin.request << pin.number for pin in self._table),
+                "entries": [pin.entry.bits for pin in self._table],
             }
 
     def restore(self, state: Mapping[str, object]) -> None:
@@ -382,26 +360,24 @@ class IoApic:
         asserted = fields.number(found, "asserted", 1 << IOAPIC_PINS)
         irr = fields.number(found, "irr", 1 << IOAPIC_PINS)
         entries = [IoApicEntry(bits) for bits in fields.numbers(found, "entries", IOAPIC_PINS, 2**64)]
-        for pin, entry in enumerate(entries):
+        for number, entry in enumerate(entries):
             if not entry.valid:
-                raise SnapshotError(f"entry {pin} cannot be {entry.bits:#x}")
-            if entry.level and (irr & ~(raised | asserted)) >> pin & 1:
-                raise SnapshotError(f"level pin {pin} is low and has a request")
+                raise SnapshotError(f"entry {number} cannot be {entry.bits:#x}")
+            if entry.level and (irr & ~(raised | asserted)) >> number & 1:
+                raise SnapshotError(f"level pin {number} is low and has a request")
         with self._lock:
             self._id = identity
             self._select = select
             self._pins.raised = raised
             self._pins.asserted = asserted
-            self._irr = irr
-            self._entries = entries
-            self._serials = [serial + 1 for serial in self._serials]
-            self._resampled |= asserted
-            for pin in range(IOAPIC_PINS):
-                self._held[pin] += 1
+            for pin, entry in zip(self._table, entries, strict=True):
+                pin.load(entry, request=bool(irr >> pin.number & 1))
+                pin.ends = pin.ends or bool(asserted >> pin.number & 1)
+                pin.changing += 1
         try:
             call_each(self._endings.tell, range(IOAPIC_PINS))
         finally:
-            self._release(_ALL_PINS)
+            self._release(self._table)
 
     # ------------------------------------------------------------------ registers
 
@@ -413,139 +389,92 @@ class IoApic:
                 return (IOAPIC_PINS - 1) << _HIGHEST_PIN_SHIFT | self._version
             case _:
                 pin, half = divmod(self._select - _TABLE, 2)
-                return self._entries[pin].read(half) if 0 <= pin < IOAPIC_PINS else 0
+                return self._table[pin].entry.read(half) if 0 <= pin < IOAPIC_PINS else 0
 
     def _write_register(self, value: int) -> None:
-        stale = 0
         with self._lock:
             if self._select == _ID:
                 self._id = value >> _ID_SHIFT & 0x0F
-            pin, half = divmod(self._select - _TABLE, 2)
-            if not 0 <= pin < IOAPIC_PINS:
+            number, half = divmod(self._select - _TABLE, 2)
+            if not 0 <= number < IOAPIC_PINS:
                 return
-            entry = self._entries[pin]
-            was_masked, was_level = entry.masked, entry.level
-            entry.write(half, value)
-            bit = 1 << pin
-            if entry.level and not was_level:
-                self._irr = self._irr & ~bit | self._pins.levels & bit
-            if self._resample is not None and was_masked and entry.level and self._due(pin):
-                stale = bit
-                self._irr &= ~bit
-            self._held[pin] += 1
+            pin = self._table[number]
+            was_masked = pin.entry.masked
+            pin.write(half, value, high=bool(self._pins.levels >> number & 1))
+            stale = self._resample is not None and was_masked and pin.entry.level and pin.due
+            pin.request = pin.request and not stale
+            pin.changing += 1
         try:
             try:
-                self._endings.tell(pin)
+                self._endings.tell(number)
             finally:
                 if stale:
                     self._ask_to_resample(pin)
         finally:
-            self._release(bit)
+            self._release((pin,))
 
-    def _ask_to_resample(self, pin: int) -> None:
+    def _ask_to_resample(self, pin: IoApicPin) -> None:
         # The request is dropped before the devices hear of it: what one of them asserts from then on is a new one.
-        gsi = self._pins.gsi(pin)
+        gsi = self._pins.gsi(pin.number)
         handled = False
         try:
             handled = self._resample is not None and gsi is not None and self._resample(gsi)
         finally:
             with self._lock:
                 holds = self._pins.raised if handled else self._pins.levels
-                self._irr |= holds & 1 << pin
+                pin.request = pin.request or bool(holds >> pin.number & 1)
 
     # ------------------------------------------------------------------ ends of interrupt
 
-    def _note_ending(self, pin: int, interrupt: Interrupt) -> None:
+    def _note_ending(self, pin: IoApicPin, interrupt: Interrupt) -> None:
         """The first ASSERT: from now on the end of this pin's interrupt is waited for, though it be an edge (row R20).
 
         Or ``out`` could not be told of it before, and is tried again.
         """
-        new = interrupt.action is Action.ASSERT and not self._resampled >> pin & 1
+        new = interrupt.action is Action.ASSERT and not pin.ends
         if new:
             with self._lock:
-                self._resampled |= 1 << pin
-        if new or (self._endings.untold >> pin & 1 and interrupt.action is not Action.DEASSERT):
-            self._endings.tell(pin)
+                pin.ends = True
+        if new or (self._endings.untold >> pin.number & 1 and interrupt.action is not Action.DEASSERT):
+            self._endings.tell(pin.number)
 
     def _ended_by(self, pin: int) -> Msi | None:
         with self._lock:
-            return self._entries[pin].ended_by(resampled=bool(self._resampled >> pin & 1))
+            return self._table[pin].ended_by()
 
     # ------------------------------------------------------------------ requests
 
-    def _apply(self, pin: int, interrupt: Interrupt) -> _Request | None:
-        pins = self._pins
-        bit = 1 << pin
-        was_high = bool(pins.levels & bit)
+    def _apply(self, pin: IoApicPin, interrupt: Interrupt) -> Request | None:
+        pins, number = self._pins, pin.number
+        was_high = bool(pins.levels >> number & 1)
         action = interrupt.action
         if action is not Action.PULSE:
-            self._set_pin(pin, was_high=was_high, high=pins.hold(pin, action is Action.ASSERT))
+            pin.moved(was_high=was_high, high=pins.hold(number, action is Action.ASSERT))
             return self._take(pin, gsi=interrupt.gsi)
-        kept = bool(self._irr & bit)
-        self._set_pin(pin, was_high=was_high, high=pins.drive(pin, 1))
+        kept = pin.request
+        pin.moved(was_high=was_high, high=pins.drive(number, 1))
         request = self._take(pin, gsi=interrupt.gsi, kept=kept)
-        self._set_pin(pin, was_high=True, high=pins.drive(pin, 0))
+        pin.moved(was_high=True, high=pins.drive(number, 0))
         return request
 
-    def _too_early(self, pin: int, interrupt: Interrupt) -> bool:
+    def _too_early(self, pin: IoApicPin, interrupt: Interrupt) -> bool:
         """Whether it is a pulse of a level pin whose end of interrupt is being told: nothing of it would be left afterwards."""
-        entry = self._entries[pin]
-        free = entry.level and not (entry.masked or entry.remote_irr)
-        return bool(free and self._held[pin] and interrupt.action is Action.PULSE)
+        return bool(pin.changing and interrupt.action is Action.PULSE and pin.entry.level and pin.open)
 
-    def _set_pin(self, pin: int, *, was_high: bool, high: bool) -> None:
-        bit = 1 << pin
-        if self._entries[pin].level:
-            self._irr = self._irr | bit if high else self._irr & ~bit
-        elif high and not was_high:
-            self._irr |= bit
-
-    def _due(self, pin: int) -> bool:
-        """Whether its request waits for nothing but ``out``."""
-        entry = self._entries[pin]
-        return bool(self._irr >> pin & 1) and not (entry.masked or entry.remote_irr or self._held[pin])
-
-    def _ready(self, pin: int) -> bool:
-        return not self._endings.untold >> pin & 1 and self._due(pin)
-
-    def _take(self, pin: int, *, gsi: int | None = None, kept: bool = True) -> _Request | None:
-        """Take a pin's request out of the registers, if it may go out now.
-
-        Args:
-            pin: Which one.
-            gsi: Whose interrupt it is, where that is known.
-            kept: It waits here if ``out`` refuses it; else it is the caller's again.
-        """
-        if not self._ready(pin):
+    def _take(self, pin: IoApicPin, *, gsi: int | None = None, kept: bool = True) -> Request | None:
+        """Take a pin's request out of the registers, if it may go out now; ``gsi``: whose interrupt it is, where that is known."""
+        if not pin.due or self._endings.untold >> pin.number & 1:
             return None
-        entry = self._entries[pin]
-        if entry.level:
-            entry.remote_irr = True
-        else:
-            self._irr &= ~(1 << pin)
         if gsi is None:
-            gsi = self._pins.gsi(pin)
-        self._serials[pin] += 1
-        return _Request(
-            pin=pin,
-            gsi=pin if gsi is None else gsi,
-            message=entry.message(),
-            level=entry.level,
-            serial=self._serials[pin],
-            kept=kept,
-        )
+            gsi = self._pins.gsi(pin.number)
+        return pin.take(pin.number if gsi is None else gsi, kept=kept)
 
-    def _give_back(self, request: _Request) -> bool:
-        pin = request.pin
+    def _give_back(self, request: Request) -> bool:
         with self._lock:
-            if not request.level:
-                if request.kept:
-                    self._irr |= 1 << pin
-            elif self._serials[pin] == request.serial:
-                self._entries[pin].remote_irr = False
-            return self._due(pin)
+            request.pin.give_back(request)
+            return request.pin.due
 
-    def _send(self, request: _Request) -> bool:
+    def _send(self, request: Request) -> bool:
         try:
             taken = self._out.try_inject(Interrupt(request.gsi, request.message))
         except Exception:
@@ -557,28 +486,24 @@ class IoApic:
             self._on_blocked()
         return bool(taken)
 
-    async def _send_waiting(self, request: _Request) -> None:
+    async def _send_waiting(self, request: Request) -> None:
         try:
             await self._out.inject(Interrupt(request.gsi, request.message))
         except BaseException:
             self._give_back(request)
             raise
 
-    def _service(self, pin: int) -> None:
+    def _service(self, pin: IoApicPin) -> None:
         with self._lock:
             request = self._take(pin)
         if request is not None:
             self._send(request)
 
-    def _release(self, pins: int) -> None:
+    def _release(self, pins: Iterable[IoApicPin]) -> None:
         with self._lock:
-            for pin in _each(pins):
-                self._held[pin] -= 1
-        call_each(self._service, _each(pins))
-
-
-def _each(pins: int) -> list[int]:
-    return [pin for pin in range(IOAPIC_PINS) if pins >> pin & 1]
+            for pin in pins:
+                pin.changing -= 1
+        call_each(self._service, pins)
 
 
 def _check_size(size: int) -> int:
