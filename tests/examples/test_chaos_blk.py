@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import struct
 import subprocess
 import sys
@@ -24,22 +23,8 @@ from examples.vhost_user_blk import Status, Type
 from tests.vhost_user.frontend import FEATURES, PROTOCOL_FEATURES, FrontEnd
 
 ROOT = Path(__file__).parents[2]
-SECTORS = 2048
 NEVER = 3_600_000
 """Milliseconds."""
-
-
-@pytest.fixture
-def path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return "socket"
-
-
-@pytest.fixture
-def disk(tmp_path):
-    image = tmp_path / "image"
-    image.write_bytes(random.Random(3).randbytes(SECTORS * 512))
-    return image
 
 
 @contextlib.asynccontextmanager

@@ -25,23 +25,10 @@ from aioirqfd.vhost_user.protocol import Direction
 from aioirqfd.vhost_user.ring import NEXT
 from examples.vhost_user_blk import MAX_SECTORS, Blk, Feature, Status, Type
 from examples.vhost_user_upper import PIECE, RECEIVE, TRANSMIT, Upper
+from tests.examples.disk import SECTORS
 from tests.vhost_user.frontend import FEATURES, PROTOCOL_FEATURES, FrontEnd
 
 ROOT = Path(__file__).parents[2]
-SECTORS = 2048
-
-
-@pytest.fixture
-def path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return "socket"
-
-
-@pytest.fixture
-def disk(tmp_path):
-    image = tmp_path / "image"
-    image.write_bytes(random.Random(3).randbytes(SECTORS * 512))
-    return image
 
 
 def request(kind, sector=0):

@@ -1,24 +1,15 @@
 /* The counter of _core.h under ThreadSanitizer, without Python: adding, taking all and taking one, from several threads, also at
    the top, where it saturates. `make tsan` builds and runs it. */
 #include "_core.h"
+#include "check.h"
 
 #include <inttypes.h>
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #define WRITERS 3
 #define READERS 2
 #define TURNS   50000
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
-            abort();                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 static counter_t counter;
 static atomic_int writing;

@@ -5,27 +5,18 @@
 #include "jitter.h"
 
 #include "_core.h"
+#include "check.h"
 
 #include <inttypes.h>
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #define SIGNALLERS 4
 #define NODES      3
 #define SIGNALS    30000
 #define ROUNDS     20000
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
-            abort();                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 /* The part of an EventFdCtx that several threads touch. */
 typedef struct {
