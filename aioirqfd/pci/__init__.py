@@ -1,0 +1,49 @@
+"""A PCI function in Python, without any transport: registers, configuration space, interrupts, DMA.
+
+Subclass :class:`PciDevice`, and give it to :func:`aioirqfd.vfio_user.run`, which serves it to QEMU, or, in a test, to a
+:class:`PciFunction`.
+
+From the ground up: ``errors``, ``bar``, ``capability``, ``register`` (declarations), ``config`` (the configuration space), ``dma`` (the guest's
+memory), ``interrupts`` (a trigger for each vector), ``device`` (the base class), ``function`` (a device that is being served).
+"""
+
+from __future__ import annotations
+
+from aioirqfd.pci.bar import Bar
+from aioirqfd.pci.capability import (
+    Capability,
+    Msi,
+    MsiX,
+    PciExpress,
+    PowerManagement,
+    SerialNumber,
+    VendorSpecific,
+)
+from aioirqfd.pci.config import ConfigSpace
+from aioirqfd.pci.device import PciDevice
+from aioirqfd.pci.dma import Dma
+from aioirqfd.pci.errors import DmaError, DmaMapError, PciError, RegionError
+from aioirqfd.pci.function import PciFunction
+from aioirqfd.pci.interrupts import Interrupts
+from aioirqfd.pci.register import Register
+
+__all__ = [
+    "Bar",
+    "Capability",
+    "ConfigSpace",
+    "Dma",
+    "DmaError",
+    "DmaMapError",
+    "Interrupts",
+    "Msi",
+    "MsiX",
+    "PciDevice",
+    "PciError",
+    "PciExpress",
+    "PciFunction",
+    "PowerManagement",
+    "RegionError",
+    "Register",
+    "SerialNumber",
+    "VendorSpecific",
+]

@@ -1,0 +1,191 @@
+"""The base class of a PCI device: what is served, and the only thing a device's author writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from aioirqfd.errors import ClosedError
+from aioirqfd.pci.register import Register, RegisterFile
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
+    from aioirqfd.eventfd import EventFd
+    from aioirqfd.ioeventfd import IoEventFd
+    from aioirqfd.pci.bar import Bar
+    from aioirqfd.pci.capability import Capability
+    from aioirqfd.pci.dma import Dma
+    from aioirqfd.pci.function import PciFunction
+
+
+class PciDevice:
+    """A PCI device with one function. Subclass it, say what it is, and declare its registers.
+
+    ::
+
+        class Dice(PciDevice):
+            vendor_id, device_id, class_code = 0x1234, 0xD1CE, 0x00FF00
+            bars = (Bar(4096),)
+            vectors = 1
+            value = Register(0, access="ro")
+
+            @value.on_read
+            def roll(self) -> int:
+                return random.randint(1, 6)
+
+    Attributes:
+        vendor_id: 16 bits.
+        device_id: 16 bits.
+        subsystem_vendor_id: 16 bits.
+        subsystem_id: 16 bits.
+        class_code: 24 bits: class, subclass, programming interface; 0x010802 is an NVMe controller.
+        revision: 8 bits.
+        bars: Its BARs, in order; None for one that is not there. A wide one takes the next place, too, which is None.
+        vectors: How many interrupt vectors it has. If no capability says how the guest gets them, they are MSI-X, with the
+            table in a BAR of their own: the first free one.
+        intx: Whether it has an interrupt pin.
+        capabilities: Others, and these two if they are to be somewhere else or something else.
+        rom: The contents of its expansion ROM.
+        undeclared: What a byte reads as that belongs to no register: 0xFF, or 0.
+
+    Threads: everything is called on the loop of whatever serves it, one access after the other. :meth:`interrupt` and
+    :attr:`pin` are for any thread.
+    """
+
+    vendor_id: int = 0x1234
+    device_id: int = 0xFFFF
+    subsystem_vendor_id: int = 0
+    subsystem_id: int = 0
+    class_code: int = 0xFF0000
+    revision: int = 0
+    bars: Sequence[Bar | None] = ()
+    vectors: int = 0
+    intx: bool = False
+    capabilities: Sequence[Capability] = ()
+    rom: bytes = b""
+    undeclared: int = 0xFF
+
+    registers: ClassVar[RegisterFile] = RegisterFile([])
+    function: PciFunction[Self] | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        found: dict[str, object] = {}
+        for base in reversed(cls.__mro__):
+            found.update(vars(base))
+        cls.registers = RegisterFile([one for one in found.values() if isinstance(one, Register)])
+
+    # -- what a device does ------------------------------------------------------------------------------------------
+
+    async def read(self, bar: int, offset: int, size: int) -> bytes:
+        """The guest reads: the registers that it touches, by the rule of :mod:`aioirqfd.pci.register`.
+
+        Override it for what no register can say, and leave the rest to ``await super().read(...)``.
+
+        Args:
+            bar: Which BAR.
+            offset: Bytes from its beginning; the access does not go beyond its end.
+            size: Bytes: 1, 2, 4 or 8 by a guest's CPU; a VMM may read more at once.
+
+        Returns:
+            Little-endian, ``size`` bytes.
+        """
+        return await self.registers.read(self, bar, offset, size)
+
+    async def write(self, bar: int, offset: int, data: bytes) -> None:
+        """The guest writes. As :meth:`read`."""
+        await self.registers.write(self, bar, offset, data)
+
+    def reset(self) -> Awaitable[None] | None:
+        """The function is reset. May be a coroutine function; the guest waits for it. Does nothing here.
+
+        The registers have their reset values already, what was pending of the interrupts is gone, the pin is down.
+        """
+        return None
+
+    async def background(self) -> None:
+        """What the device does beside accesses. Does nothing here.
+
+        A task of its own, from when the device begins to be served until it no longer is. It may end; what it raises is
+        reported.
+
+        Cancellation:
+            The device is served no more, and whoever served it waits for this to end.
+        """
+
+    def close(self) -> None:
+        """Let go of what the device has opened; called by :func:`aioirqfd.vfio_user.main` at the end. Does nothing here."""
+
+    # -- what a device asks for --------------------------------------------------------------------------------------
+
+    def _served(self) -> PciFunction[Self]:
+        if self.function is None:
+            raise ClosedError(
+                f"{type(self).__qualname__} is not served: give it to a Server, to run() or to a PciFunction"
+            )
+        return self.function
+
+    def interrupt(self, vector: int = 0) -> None:
+        """Interrupt the guest, by MSI-X or MSI. Any thread.
+
+        No interrupt is lost: where the vector is masked, or has nobody to tell just now, it is pending, and delivered as soon
+        as it can be. Several that are pending are one.
+
+        Raises:
+            ValueError: There is no such vector.
+            ClosedError: The device is not served.
+        """
+        self._served().interrupts.signal(vector)
+
+    @property
+    def pin(self) -> bool:
+        """Whether the device wants its interrupt pin (INTx) up. Set it to what it wants. Any thread.
+
+        It is a level: while it is up and the guest has ended an interrupt, there is another one.
+
+        Raises:
+            ClosedError: The device is not served.
+        """
+        return self._served().interrupts.pin
+
+    @pin.setter
+    def pin(self, wanted: bool) -> None:
+        self._served().interrupts.pin = wanted
+
+    @property
+    def dma(self) -> Dma:
+        """The guest's memory.
+
+        Raises:
+            ClosedError: The device is not served.
+        """
+        return self._served().dma
+
+    def shared(self, bar: int) -> memoryview:
+        """The memory behind a BAR with shared parts: as long as the BAR, and the guest's only in those parts.
+
+        Raises:
+            ClosedError: The device is not served.
+            KeyError: The BAR has no shared parts.
+        """
+        return self._served().shared[bar].view
+
+    def doorbell(
+        self, eventfd: EventFd, *, bar: int, offset: int, length: int = 0, datamatch: int | None = None, values: int = 0
+    ) -> IoEventFd:
+        """Have a write of the guest signal an eventfd instead of being carried out, without this process where the VMM can do that.
+
+        The rules are those of :meth:`aioirqfd.IoBus.ioeventfd`, with the offset in the BAR as the address. Of a doorbell that
+        the VMM rings by itself no values are kept.
+
+        Raises:
+            ClosedError: The device is not served.
+        """
+        return self._served().doorbell(
+            eventfd, bar=bar, offset=offset, length=length, datamatch=datamatch, values=values
+        )
+
+    def trace_once(self, event: str, **fields: object) -> None:
+        """Have something traced the first time that it happens, with these very fields."""
+        if self.function is not None:
+            self.function.trace_once(event, type(self).__qualname__, fields)

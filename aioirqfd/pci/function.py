@@ -1,0 +1,406 @@
+"""A device as it is served, by whatever transport: its configuration space, its regions, its interrupts, its DMA, its reset."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar, final
+
+from aioirqfd.ioeventfd import IoBus
+from aioirqfd.pci.bar import BARS, PAGE, Bar, check_bars
+from aioirqfd.pci.capability import Msi, MsiX, PciExpress
+from aioirqfd.pci.config import COMMAND, INTX_DISABLE, INTX_STATUS, STATUS, ConfigSpace
+from aioirqfd.pci.device import PciDevice
+from aioirqfd.pci.dma import MAX_MAPS, Dma
+from aioirqfd.pci.errors import RegionError
+from aioirqfd.pci.interrupts import Interrupts
+from aioirqfd.tracer import NULL_TRACER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from aioirqfd.eventfd import EventFd
+    from aioirqfd.ioeventfd import IoEventFd
+    from aioirqfd.pci.capability import Capability
+    from aioirqfd.tracer import Tracer
+
+_Device = TypeVar("_Device", bound=PciDevice)
+ROM_REGION: Final = 6
+CONFIG_REGION: Final = 7
+_SIZES: Final = frozenset({1, 2, 4, 8})
+_MAX_ONCE: Final = 256
+"""Places that are traced once each. A guest can make them up, so there is an end to it."""
+
+
+@final
+class SharedMemory:
+    """The memory behind the shared parts of a BAR.
+
+    Attributes:
+        fd: The file, as long as the BAR.
+        view: The same, mapped.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.fd: Final = os.memfd_create("aioirqfd-bar", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.fd, size)
+            self._map = mmap.mmap(self.fd, size)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self.view = memoryview(self._map)
+
+    def close(self) -> None:
+        """Close the file. The memory stays while somebody has a view of it."""
+        os.close(self.fd)
+        self.view = memoryview(b"")
+        with contextlib.suppress(BufferError):
+            self._map.close()
+
+
+@final
+class PciFunction(Generic[_Device]):
+    """A device that is being served. For transports, and for tests of a device without one.
+
+    ::
+
+        async with PciFunction(Edu()) as function:
+            await function.write(0, 0x08, (5).to_bytes(4, "little"))
+            assert await function.read(0, 0x08, 4) == (120).to_bytes(4, "little")
+
+    Regions are numbered as in VFIO: BARs 0..5, the ROM 6, the configuration space 7.
+
+    Args:
+        device: The device; served once at a time.
+        tracer: Hears what happens: ``function_reset``, and once for each place ``undeclared_read``, ``undeclared_write``,
+            ``read_only_write``.
+        max_maps: How many DMA mappings there may be.
+        failed: Hears what the device's ``background()`` raised.
+
+    Attributes:
+        config: Its configuration space.
+        bars: Its BARs, with the one that was made for MSI-X.
+        interrupts: Its interrupts.
+        dma: The guest's memory.
+        shared: The memory behind BARs with shared parts.
+
+    Raises:
+        ValueError: What the device says of itself cannot be.
+
+    Threads: the loop's.
+    """
+
+    def __init__(
+        self,
+        device: _Device,
+        *,
+        tracer: Tracer = NULL_TRACER,
+        max_maps: int = MAX_MAPS,
+        failed: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.device: Final = device
+        self._tracer = tracer
+        self._failed = failed
+        self._once: set[object] = set()
+        self.bars, capabilities = _with_msix(device)
+        check_bars(self.bars)
+        _check_registers(device, self.bars)
+        self._rom = device.rom.ljust(_power_of_two(len(device.rom)), b"\xff") if device.rom else b""
+        self.config: Final = ConfigSpace(
+            vendor=device.vendor_id,
+            device=device.device_id,
+            subsystem=(device.subsystem_vendor_id, device.subsystem_id),
+            class_code=device.class_code,
+            revision=device.revision,
+            bars=self.bars,
+            rom=len(self._rom),
+            pin=device.intx,
+            capabilities=capabilities,
+        )
+        self.msi: Final = next((one for one in capabilities if isinstance(one, Msi)), None)
+        self.msix: Final = self.config.msix
+        self._table = bytearray()
+        if self.msix is not None:
+            end = max(self.msix.table + self.msix.table_size, self.msix.pba_offset + self.msix.pba_size)
+            if self.msix.bar not in self.bars or self.bars[self.msix.bar].size < end:
+                raise ValueError(f"{self.msix} does not fit BAR {self.msix.bar}")
+            self._clear_table()
+        count = max([device.vectors, *(one.vectors for one in (self.msi, self.msix) if one is not None)])
+        self.interrupts: Final = Interrupts(count, tracer=tracer)
+        self.dma: Final = Dma(max_maps=max_maps)
+        self.shared: dict[int, SharedMemory] = {}
+        self._buses: dict[int, IoBus] = {}
+        self.doorbells: dict[int, list[IoEventFd]] = {}
+        self._stack = contextlib.AsyncExitStack()
+        self.config.watch(COMMAND, 2, self._command_written)
+        express = self.config.find(PciExpress)
+        self._flr = express + PciExpress.CONTROL if express else -1
+        # By BAR, the parts that are not the device's, in order: kind, where it begins and ends.
+        self._special = {bar: self._parts(bar) for bar in self.bars}
+
+    def __repr__(self) -> str:
+        return f"<PciFunction of {type(self.device).__qualname__}>"
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        device = self.device
+        if device.function is not None:
+            raise ValueError(f"{device!r} is served already, by {device.function!r}")
+        async with contextlib.AsyncExitStack() as stack:
+            for index, bar in self.bars.items():
+                if bar.shared:
+                    self.shared[index] = memory = SharedMemory(bar.size)
+                    stack.callback(memory.close)
+            await stack.enter_async_context(self.interrupts)
+            stack.push_async_callback(self.dma.unmap_all)
+            device.function = self
+            stack.callback(self._let_go)
+            if type(device).background is not PciDevice.background:
+                task = asyncio.create_task(device.background(), name=f"aioirqfd {type(device).__qualname__}.background")
+                task.add_done_callback(self._background_ended)
+                stack.push_async_callback(_cancel, task)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def _let_go(self) -> None:
+        self.device.function = None
+        for doorbell in [one for there in self.doorbells.values() for one in there]:
+            doorbell.close()
+        self.doorbells.clear()
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if self._failed is None:
+                raise error
+            self._failed(error)
+
+    # -- regions -----------------------------------------------------------------------------------------------------
+
+    def size(self, region: int) -> int:
+        """Bytes of a region; 0: it is not there."""
+        if region in self.bars:
+            return self.bars[region].size
+        return {ROM_REGION: len(self._rom), CONFIG_REGION: self.config.size}.get(region, 0)
+
+    def _check(self, region: int, offset: int, size: int) -> None:
+        if offset < 0 or size < 0 or offset + size > self.size(region):
+            raise RegionError(f"{size} bytes at {offset:#x} of region {region}, which has {self.size(region)}")
+
+    async def read(self, region: int, offset: int, size: int) -> bytes:
+        """Read from a region.
+
+        Raises:
+            RegionError: It is beyond the end.
+            Exception: What the device's own code raises.
+        """
+        self._check(region, offset, size)
+        if region == CONFIG_REGION:
+            return self._read_config(offset, size)
+        if region == ROM_REGION:
+            return self._rom[offset : offset + size]
+        special = self._special[region]
+        if not special:
+            return _exactly(await self.device.read(region, offset, size), size)
+        parts: list[bytes] = []
+        for kind, start, length in _split(special, offset, size):
+            if kind is _TABLE:
+                at = start - self._msix_table
+                parts.append(bytes(self._table[at : at + length]))
+            elif kind is _PBA:
+                at = start - self._msix_pba
+                parts.append(self.interrupts.pending_bits()[at : at + length])
+            elif kind is _SHARED:
+                parts.append(bytes(self.shared[region].view[start : start + length]))
+            else:
+                parts.append(_exactly(await self.device.read(region, start, length), length))
+        return b"".join(parts)
+
+    async def write(self, region: int, offset: int, data: bytes) -> None:
+        """Write to a region.
+
+        Raises:
+            RegionError: It is beyond the end. Nothing was written.
+            Exception: What the device's own code raises.
+        """
+        self._check(region, offset, len(data))
+        if region == CONFIG_REGION:
+            await self._write_config(offset, data)
+            return
+        if region == ROM_REGION:
+            return
+        bus = self._buses.get(region)
+        size = len(data)
+        if bus is not None and size in _SIZES and bus.write(offset, int.from_bytes(data, "little"), size):
+            return
+        special = self._special[region]
+        if not special:
+            await self.device.write(region, offset, data)
+            return
+        for kind, start, length in _split(special, offset, len(data)):
+            piece = data[start - offset : start - offset + length]
+            if kind is _TABLE:
+                at = start - self._msix_table
+                self._table[at : at + length] = piece
+            elif kind is _SHARED:
+                self.shared[region].view[start : start + length] = piece
+            elif kind is None:
+                await self.device.write(region, start, piece)
+
+    def _parts(self, region: int) -> list[tuple[str, int, int]]:
+        parts = [(_SHARED, at, at + size) for at, size in self.bars[region].shared]
+        msix = self.msix
+        if msix is not None and msix.bar == region:
+            parts.append((_TABLE, msix.table, msix.table + msix.table_size))
+            parts.append((_PBA, msix.pba_offset, msix.pba_offset + msix.pba_size))
+        return sorted(parts, key=lambda part: part[1])
+
+    @property
+    def _msix_table(self) -> int:
+        assert self.msix is not None
+        return self.msix.table
+
+    @property
+    def _msix_pba(self) -> int:
+        assert self.msix is not None
+        return self.msix.pba_offset
+
+    def _clear_table(self) -> None:
+        # Every vector masked. VMMs keep the table themselves; this one is for those that read it back.
+        assert self.msix is not None
+        self._table = bytearray((bytes(12) + b"\1\0\0\0") * self.msix.vectors)
+
+    def doorbell(
+        self,
+        eventfd: EventFd,
+        *,
+        bar: int,
+        offset: int,
+        length: int = 0,
+        datamatch: int | None = None,
+        values: int = 0,
+    ) -> IoEventFd:
+        """As :meth:`PciDevice.doorbell`."""
+        if bar not in self.bars:
+            raise RegionError(f"{self!r} has no BAR {bar}")
+        self._check(bar, offset, length)
+        bus = self._buses.setdefault(bar, IoBus())
+        doorbell = bus.ioeventfd(eventfd, address=offset, length=length, datamatch=datamatch, values=values)
+        there = self.doorbells.setdefault(bar, [])
+        there[:] = [one for one in there if not one.dead]
+        there.append(doorbell)
+        return doorbell
+
+    # -- the configuration space, and reset --------------------------------------------------------------------------
+
+    def _read_config(self, offset: int, size: int) -> bytes:
+        status = self.config.word(STATUS) & ~INTX_STATUS
+        self.config.put(STATUS, status | (INTX_STATUS if self.interrupts.pin else 0))
+        return self.config.read(offset, size)
+
+    async def _write_config(self, offset: int, data: bytes) -> None:
+        self.config.write(offset, data)
+        at = self._flr + 1 - offset  # the register's upper byte: its top bit asks for a reset
+        if self._flr >= 0 and 0 <= at < len(data) and data[at] & 0x80:
+            await self.reset()
+
+    def _command_written(self) -> None:
+        self.interrupts.disable_pin(disabled=bool(self.config.word(COMMAND) & INTX_DISABLE))
+
+    async def reset(self) -> None:
+        """Reset the function: registers, interrupts that are pending, the pin, the configuration space; then the device's own.
+
+        Whom the interrupts go to, and what memory is mapped, stays: that is the VMM's.
+
+        Raises:
+            Exception: What the device's ``reset()`` raises.
+        """
+        self._tracer.emit("function_reset", device=type(self.device).__qualname__)
+        device = self.device
+        device.registers.reset(device)
+        self.config.reset()
+        self._command_written()
+        if self.msix is not None:
+            self._clear_table()
+        await self.interrupts.discard()
+        result = device.reset()
+        if result is not None:
+            await result
+
+    def trace_once(self, event: str, device: str, fields: dict[str, object]) -> None:
+        """Have something traced if it has not been."""
+        key = (event, *fields.values())
+        if key not in self._once and len(self._once) < _MAX_ONCE:
+            self._once.add(key)
+            self._tracer.emit(event, device=device, **fields)
+
+
+_TABLE: Final = "table"
+_PBA: Final = "pba"
+_SHARED: Final = "shared"
+
+
+def _split(special: list[tuple[str, int, int]], offset: int, size: int) -> list[tuple[str | None, int, int]]:
+    """An access in parts: whose each is, where it begins, how long it is."""
+    found: list[tuple[str | None, int, int]] = []
+    end = offset + size
+    for kind, start, stop in special:
+        if stop <= offset or start >= end:
+            continue
+        if start > offset:
+            found.append((None, offset, start - offset))
+            offset = start
+        length = min(stop, end) - offset
+        found.append((kind, offset, length))
+        offset += length
+    if offset < end:
+        found.append((None, offset, end - offset))
+    return found
+
+
+def _exactly(data: bytes, size: int) -> bytes:
+    if len(data) != size:
+        raise ValueError(f"read() of {size} bytes returned {len(data)}: return as many as were asked for")
+    return bytes(data)
+
+
+def _with_msix(device: PciDevice) -> tuple[dict[int, Bar], list[Capability]]:
+    """The device's BARs and capabilities, with MSI-X where it has vectors and does not say how."""
+    bars = {index: bar for index, bar in enumerate(device.bars) if bar is not None}
+    capabilities = list(device.capabilities)
+    if device.vectors and not any(isinstance(one, Msi | MsiX) for one in capabilities):
+        taken = set(bars) | {index + 1 for index, bar in bars.items() if bar.wide}
+        free = next((index for index in range(BARS) if index not in taken), None)
+        if free is None:
+            raise ValueError(f"{device!r} has no BAR left for MSI-X: give it a capability MsiX(..., bar=...)")
+        one = MsiX(device.vectors, bar=free, pba=-(-16 * device.vectors // PAGE) * PAGE)
+        bars[free] = Bar(_power_of_two(one.pba_offset + one.pba_size))
+        capabilities.append(one)
+    return bars, capabilities
+
+
+def _check_registers(device: PciDevice, bars: dict[int, Bar]) -> None:
+    for bar, end in device.registers.ends().items():
+        if bar not in bars or end > bars[bar].size:
+            raise ValueError(f"{device!r} has registers up to {end:#x} in BAR {bar}, which is not there or smaller")
+    for name, limit in (("vendor_id", 16), ("device_id", 16), ("class_code", 24), ("revision", 8), ("undeclared", 8)):
+        if not 0 <= getattr(device, name) < 1 << limit:
+            raise ValueError(f"{name} has {limit} bits, not {getattr(device, name):#x}")
+
+
+def _power_of_two(size: int) -> int:
+    return max(1 << (size - 1).bit_length(), PAGE)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})

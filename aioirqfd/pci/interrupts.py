@@ -1,0 +1,297 @@
+"""The interrupts of a function: a trigger for each vector and one for the pin, and behind each an eventfd that somebody looks at.
+
+Each vector is an irqfd of one manager. It is masked while there is no eventfd for it, or while it is masked by whoever gave that:
+then what is signalled stays pending, and goes to the eventfd that comes. So while a driver comes up and its VMM takes eventfds
+away and gives them back, nothing is lost; and *pending* is at any time what the pending-bit array has to say.
+
+The pin is a level. A device says whether it wants it up; the eventfd is signalled when it rises, and then not again before the
+guest's end of interrupt (:meth:`Interrupts.end_of_interrupt`), at which it rises again if the device still wants it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import threading
+from typing import TYPE_CHECKING, Final, Self, final
+
+from aioirqfd.errors import ClosedError, WouldBlock
+from aioirqfd.eventfd import EventFd
+from aioirqfd.irqfd.interrupt import Action, IrqchipPin, Msi
+from aioirqfd.irqfd.manager import IrqManager
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from aioirqfd.irqfd.interrupt import Interrupt, Route
+    from aioirqfd.irqfd.irqfd import IrqFd
+    from aioirqfd.tracer import Tracer
+
+PIN: Final = -1
+"""In place of a vector: the interrupt pin."""
+
+
+@final
+class _Vector:
+    """What is there for one vector.
+
+    Attributes:
+        trigger: What the device signals; made at the first need.
+        irqfd: Binds it; made when there is somebody to tell, or at the first signal on the loop.
+        target: Whom it tells.
+        masked: Whether the one who gave the target has masked it.
+    """
+
+    __slots__ = ("irqfd", "masked", "target", "trigger")
+
+    def __init__(self) -> None:
+        self.trigger: EventFd | None = None
+        self.irqfd: IrqFd | None = None
+        self.target: EventFd | None = None
+        self.masked = False
+
+
+@final
+class _Sink:
+    """Where the irqfds inject."""
+
+    def __init__(self, deliver: Callable[[Interrupt], bool]) -> None:
+        self.try_inject = deliver
+
+    async def inject(self, interrupt: Interrupt) -> None:
+        if not self.try_inject(interrupt):
+            raise ClosedError("there is no eventfd for this vector")
+
+
+@final
+class Interrupts:
+    """All interrupts of one function.
+
+    Args:
+        vectors: How many, 0..2048.
+        tracer: Hears what happens.
+
+    Used as ``async with``. What is pending at the end is gone, as with the device.
+
+    Threads:
+        :meth:`signal` and :attr:`pin` from any; the rest the loop's.
+    """
+
+    def __init__(self, vectors: int, *, tracer: Tracer) -> None:
+        self._vectors = [_Vector() for _ in range(vectors)]
+        self._pin = _Vector()
+        self._gsi = vectors  # the pin's
+        self._wanted = False
+        self._up = False
+        self._disabled = False
+        self._lock = threading.Lock()
+        self._closed = True
+        self._resample: EventFd | None = None
+        routes: dict[int, Route] = {vector: Msi(address=0, data=vector) for vector in range(vectors)}
+        routes[self._gsi] = IrqchipPin("pic", 0)  # of no controller: it makes the gsi a level
+        self._manager = IrqManager(_Sink(self._deliver), routing=routes, tracer=tracer)
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    async def __aenter__(self) -> Self:
+        await self._manager.__aenter__()
+        self._closed = False
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._closed = True
+        try:
+            await self._manager.__aexit__(exc_type, exc, traceback)
+        finally:
+            for one in (*self._vectors, self._pin):
+                for eventfd in (one.trigger, one.target):
+                    if eventfd is not None:
+                        eventfd.close()
+                one.trigger = one.target = one.irqfd = None
+            if self._resample is not None:
+                self._resample.close()
+
+    # -- the device's side -------------------------------------------------------------------------------------------
+
+    def signal(self, vector: int) -> None:
+        """Interrupt by a vector: at once if it can be, else it is pending. Any thread.
+
+        Raises:
+            ValueError: There is no such vector.
+            ClosedError: The device is not served, or no more.
+        """
+        if not 0 <= vector < len(self._vectors):
+            raise ValueError(f"the device has vectors 0..{len(self._vectors) - 1}, not {vector}")
+        one = self._vectors[vector]
+        trigger = one.trigger
+        if trigger is None:
+            trigger = self._trigger(one)
+        trigger.signal()
+
+    @property
+    def pin(self) -> bool:
+        """Whether the device wants the interrupt pin up; set it. Any thread.
+
+        Raises:
+            ClosedError: On setting: the device is not served, or no more.
+        """
+        return self._wanted
+
+    @pin.setter
+    def pin(self, wanted: bool) -> None:
+        was, self._wanted = self._wanted, bool(wanted)
+        if self._wanted and not was:
+            (self._pin.trigger or self._trigger(self._pin)).signal()
+
+    def _trigger(self, one: _Vector) -> EventFd:
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the device is not served: there is nobody to interrupt")
+            if one.trigger is None:
+                one.trigger = EventFd()
+            return one.trigger
+
+    def _deliver(self, interrupt: Interrupt) -> bool:
+        """The sink: signal the target."""
+        if interrupt.gsi != self._gsi:
+            one = self._vectors[interrupt.gsi]
+        elif interrupt.action is Action.DEASSERT:
+            self._up = False
+            return True
+        elif self._up or not self._wanted:
+            # The guest has one of them to end yet; or the device has thought better of it while the pin was masked.
+            return True
+        else:
+            one = self._pin
+        if one.target is None:
+            return False  # it was taken away in this very moment; the work queue finds it masked
+        self._up = self._up or one is self._pin
+        one.target.signal()
+        return True
+
+    # -- the side of whoever serves the device -----------------------------------------------------------------------
+
+    def _of(self, vector: int) -> _Vector:
+        return self._pin if vector == PIN else self._vectors[vector]
+
+    def bind(self, vector: int, target: EventFd | None) -> None:
+        """From now on, a vector's interrupts go to this eventfd. What is pending goes there at once.
+
+        Args:
+            vector: Which one, or ``PIN``.
+            target: Owned from here on. None: there is nobody to tell, and interrupts are pending.
+        """
+        one = self._of(vector)
+        old, one.target = one.target, None
+        if one.irqfd is not None:
+            one.irqfd.mask()
+        if old is not None:
+            old.close()
+        if target is None:
+            return
+        one.target = target
+        self._assign(vector, one)
+        if vector == PIN and old is None:
+            # Whatever was told to an earlier eventfd was told to somebody who has gone.
+            self.end_of_interrupt()
+        self._update(one)
+
+    def _assign(self, vector: int, one: _Vector) -> None:
+        if one.irqfd is not None:
+            return
+        trigger = self._trigger(one)
+        if vector == PIN:
+            if self._resample is None:
+                self._resample = EventFd()
+            one.irqfd = self._manager.assign(trigger, gsi=self._gsi, resamplefd=self._resample, masked=True)
+        else:
+            one.irqfd = self._manager.assign(trigger, gsi=vector, masked=True)
+
+    def _update(self, one: _Vector) -> None:
+        if one.irqfd is None:
+            return
+        if one.target is None or one.masked or (one is self._pin and self._disabled):
+            one.irqfd.mask()
+        else:
+            one.irqfd.unmask()
+
+    def mask(self, vector: int) -> None:
+        """Keep a vector's interrupts pending; idempotent."""
+        one = self._of(vector)
+        one.masked = True
+        self._update(one)
+
+    def unmask(self, vector: int) -> None:
+        """Let them go again, and those that are pending; idempotent. Of the pin it is the end of interrupt, too."""
+        one = self._of(vector)
+        one.masked = False
+        self._update(one)
+        if one is self._pin:
+            self.end_of_interrupt()
+
+    def disable_pin(self, *, disabled: bool) -> None:
+        """The guest has said that the function is not to use its pin (the command register), or that it may."""
+        if self._disabled != disabled:
+            self._disabled = disabled
+            self._update(self._pin)
+
+    def end_of_interrupt(self) -> None:
+        """The guest has ended the pin's interrupt: the pin is low, and rises again if the device still wants it."""
+        if self._closed:
+            return
+        self._manager.ack(self._gsi)
+        if self._wanted:
+            self._trigger(self._pin).signal()
+
+    def bound(self, vector: int) -> bool:
+        """Whether a vector, or ``PIN``, has somebody to tell."""
+        return self._of(vector).target is not None
+
+    def masked(self, vector: int) -> bool:
+        """Whether a vector, or ``PIN``, was masked."""
+        return self._of(vector).masked
+
+    def pending(self, vector: int) -> bool:
+        """Whether an interrupt waits: the vector's bit of the pending-bit array."""
+        one = self._of(vector)
+        if one.irqfd is not None:
+            return one.irqfd.pending
+        if one.trigger is None:
+            return False
+        poll = select.poll()
+        poll.register(one.trigger.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def pending_bits(self) -> bytes:
+        """The pending-bit array: a bit for each vector, in words of 8 bytes."""
+        bits = sum(1 << vector for vector in range(len(self._vectors)) if self.pending(vector))
+        return bits.to_bytes(-(-len(self._vectors) // 64) * 8, "little")
+
+    async def flush(self) -> None:
+        """Wait until what was signalled before has been delivered, or is pending."""
+        await self._manager.flush()
+
+    async def discard(self) -> None:
+        """Throw away what is pending, and want the pin no more: the function is reset. Whom to tell stays as it is.
+
+        The one place where interrupts are thrown away, because who resets a device asks for that.
+        """
+        self._wanted = False
+        for vector in (*range(len(self._vectors)), PIN):
+            one = self._of(vector)
+            if one.trigger is None or not (vector == PIN or self.pending(vector)):
+                continue
+            irqfd, one.irqfd = one.irqfd, None
+            if irqfd is not None:
+                irqfd.mask()
+                await irqfd.aclose()
+            with contextlib.suppress(WouldBlock):
+                one.trigger.read_nowait()
+            if irqfd is not None:
+                self._assign(vector, one)
+                self._update(one)
