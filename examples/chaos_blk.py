@@ -47,9 +47,9 @@ from typing import TYPE_CHECKING, Final
 if not __package__:  # run as a path: python examples/chaos_blk.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from aioirqfd.serving.sockets import Listener, socket_path
+from aioirqfd.serving.terminal import Terminal
 from aioirqfd.vhost_user import Backend, Chain, program
-from aioirqfd.vhost_user.sockets import Listener, socket_path
-from aioirqfd.vhost_user.terminal import Terminal
 from examples.chaos_command import COMPLETIONS, INTERRUPTS, TYPES, Command, parse, parse_script
 from examples.chaos_interrupt import AGAIN, Interrupt
 from examples.vhost_user_blk import Blk, Status, Type, blk_parser

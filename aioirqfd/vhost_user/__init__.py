@@ -6,9 +6,9 @@ programs have, to :func:`main`.
 From the ground up: ``errors``, ``features``, ``messages`` and ``protocol`` (the codec), ``ring`` (figures), ``memory``
 (the guest's memory), ``inflight`` (requests that outlive a crash), ``chain`` and ``virtqueue`` (requests), ``driver``
 (the other side, for tests), ``blockfile`` (requests that need no handler). None of these does any I/O but mapping
-memory. Above them: ``reports`` (what goes wrong), ``device``, ``eager`` (coroutines begun on the spot), ``calls``
+memory. Above them: ``device``, ``eager`` (coroutines begun on the spot), ``calls``
 (interrupts), ``kick``, ``in_order`` (receive queues), ``vring`` (a queue's life), ``connection``, ``backchannel``,
-``session``, ``sockets``, ``frontends`` (where they come from), ``backend`` and ``program`` (the command line).
+``session``, ``backend`` and ``program`` (the command line). What all of this shares with other protocols is in :mod:`aioirqfd.serving`.
 """
 
 from __future__ import annotations

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Final, Self, final
 from aioirqfd.irqfd.guard import guarded
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.manager import IrqManager
+from aioirqfd.serving.peers import Accepted, Connected, Single
+from aioirqfd.serving.reports import Reports
+from aioirqfd.serving.sockets import Listener, connect, listens, socket_path
+from aioirqfd.serving.terminal import Terminal
 from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.vhost_user.blockfile import BlockFile
 from aioirqfd.vhost_user.calls import Calls
@@ -19,12 +23,8 @@ from aioirqfd.vhost_user.connection import Connection
 from aioirqfd.vhost_user.device import Device
 from aioirqfd.vhost_user.eager import Eager
 from aioirqfd.vhost_user.fast import Kicks
-from aioirqfd.vhost_user.frontends import Accepted, Connected, Single
 from aioirqfd.vhost_user.messages import MAX_CONFIG
-from aioirqfd.vhost_user.reports import Reports
 from aioirqfd.vhost_user.session import Session
-from aioirqfd.vhost_user.sockets import Listener, connect, listens, socket_path
-from aioirqfd.vhost_user.terminal import Terminal
 from aioirqfd.vhost_user.vring import Vring
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from aioirqfd.irqfd.interrupt import Interrupt
+    from aioirqfd.serving.peers import Peers
     from aioirqfd.tracer import Tracer
     from aioirqfd.vhost_user.chain import Chain
     from aioirqfd.vhost_user.fast import Transfer
-    from aioirqfd.vhost_user.frontends import FrontEnds
     from aioirqfd.vhost_user.statistics import VringStatistics
 
 ACCEPT_AGAIN: Final = 1.0
@@ -175,7 +175,7 @@ class Backend:
     ) -> None:
         await self._stack.aclose()
 
-    def _front_ends(self, stack: contextlib.AsyncExitStack, reports: Reports) -> FrontEnds:
+    def _front_ends(self, stack: contextlib.AsyncExitStack, reports: Reports) -> Peers:
         sock = self._sock
         if sock is None:
             assert self._path is not None
@@ -217,7 +217,7 @@ class Backend:
         if not task.cancelled():
             task.result()
 
-    async def _serve(self, front_ends: FrontEnds, calls: Calls, reports: Reports) -> None:
+    async def _serve(self, front_ends: Peers, calls: Calls, reports: Reports) -> None:
         while (sock := await front_ends.next()) is not None:
             self._sessions += 1
             reports.begin()

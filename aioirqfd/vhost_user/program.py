@@ -6,18 +6,16 @@ So those who start and look after such programs, as libvirt does, need not know 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import json
 import os
-import signal
 import socket
 import sys
 from typing import TYPE_CHECKING, Final, TypedDict
 
+from aioirqfd.serving.program import serve
+from aioirqfd.serving.sockets import listens
+from aioirqfd.serving.terminal import Terminal
 from aioirqfd.vhost_user.backend import Backend
-from aioirqfd.vhost_user.sockets import listens
-from aioirqfd.vhost_user.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -147,32 +145,7 @@ def run(
         where = f"serving on fd {sock.fileno()}"
     else:
         where = f"{'connecting to' if connect else 'listening at'} {os.fspath(path or '')!r}"
-    new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
-    with contextlib.suppress(ImportError):
-        import uvloop  # noqa: PLC0415  optional: a turn of its loop costs a third
-
-        new_loop = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        try:
-            runner.run(_run(backend, f"{name}: {where}"))
-        except OSError as error:
-            if path is None or error.filename != os.fsdecode(path):
-                raise
-            raise SystemExit(str(error)) from None
-
-
-async def _run(backend: Backend, ready: str) -> None:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    async with backend:
-        with contextlib.suppress(OSError):  # nobody reads it
-            print(ready, flush=True)
-        over = asyncio.create_task(backend.serve_forever())
-        over.add_done_callback(lambda _: stop.set())
-        await stop.wait()
-        over.cancel()
+    serve(backend, f"{name}: {where}", path)
 
 
 def main(

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
+from aioirqfd.serving.framing import Frames
 from aioirqfd.vhost_user.errors import VhostUserProtocolError
 from aioirqfd.vhost_user.messages import (
     MAX_CONFIG,
@@ -212,6 +212,12 @@ def _check_fds(request: int, form: _Form, payload: AnyPayload | None, count: int
         raise VhostUserProtocolError(f"{request!r} with {count} fds, not {' or '.join(map(str, allowed))}")
 
 
+class _Header(NamedTuple):
+    number: int
+    flags: int
+    form: _Form
+
+
 @final
 class MessageParser:
     """Turns chunks of a stream, cut anywhere, into messages.
@@ -222,16 +228,12 @@ class MessageParser:
     Threads: not safe; one reader.
     """
 
-    __slots__ = ("_buffer", "_direction", "_error", "_fds", "_forms", "_header", "_names", "_other", "_position")
+    __slots__ = ("_direction", "_forms", "_frames", "_names", "_other")
 
     def __init__(self, direction: Direction = Direction.REQUEST) -> None:
         self._direction = direction
         self._names, self._forms, self._other = _FORMS[direction]
-        self._buffer = bytearray()
-        self._position = 0  # of the buffer's first byte in the stream
-        self._fds: deque[tuple[int, int]] = deque()  # (position of the byte it came with, fd)
-        self._header: tuple[int, int, int, _Form] | None = None
-        self._error: VhostUserProtocolError | None = None
+        self._frames = Frames(HEADER.size, self._parse_header, max_fds=MAX_FDS, broken=VhostUserProtocolError)
 
     @property
     def wanted(self) -> int:
@@ -239,18 +241,14 @@ class MessageParser:
 
         At least 1 once :meth:`next_message` has returned None.
         """
-        need = HEADER.size if self._header is None else HEADER.size + self._header[2]
-        return max(need - len(self._buffer), 0)
+        return self._frames.wanted
 
     def feed(self, data: bytes | bytearray | memoryview, fds: Iterable[int] = ()) -> None:
         """Take a chunk, and the fds that came with it; they belong to the message that its first byte is part of.
 
         Never raises for what the bytes are; :meth:`next_message` does. The parser owns the fds from here on.
         """
-        position = self._position + len(self._buffer)
-        self._fds.extend((position, fd) for fd in fds)
-        if self._error is None:
-            self._buffer += data
+        self._frames.feed(data, fds)
 
     def next_message(self) -> Message | None:
         """Return the next whole message, or None if more bytes are needed.
@@ -259,14 +257,27 @@ class MessageParser:
             VhostUserProtocolError: The stream breaks the protocol. From now on every call raises it; close the
                 connection, and the fds that :meth:`close` returns.
         """
-        if self._error is not None:
-            raise self._error
-        try:
-            return self._next_message()
-        except VhostUserProtocolError as error:
-            self._error = error
-            self._buffer.clear()
-            raise
+        payload: AnyPayload | None = None
+
+        def accept(header: _Header, data: bytes, count: int) -> None:
+            nonlocal payload
+            form = header.form
+            payload = form.kind.unpack(data) if data and form.kind is not None else None
+            _check_fds(self._names.get(header.number, header.number), form, payload, count - min(count, form.surplus))
+
+        frame = self._frames.next(accept)
+        if frame is None:
+            return None
+        header, _, fds = frame
+        used = len(fds) - min(len(fds), header.form.surplus)
+        return Message(
+            self._names.get(header.number, header.number),
+            payload,
+            fds[:used],
+            need_reply=bool(header.flags & _NEED_REPLY),
+            reply=bool(header.flags & _REPLY),
+            surplus_fds=fds[used:],
+        )
 
     def eof(self) -> None:
         """Say that the stream has ended.
@@ -274,54 +285,15 @@ class MessageParser:
         Raises:
             VhostUserProtocolError: It ended within a message, or with fds that belong to none.
         """
-        if self._error is None and (self._buffer or self._fds):
-            self._error = VhostUserProtocolError("the stream ended within a message")
-            raise self._error
+        self._frames.eof()
 
     def close(self) -> tuple[int, ...]:
         """Give back the fds that no message took, for the caller to close. Idempotent; the parser takes no more."""
-        fds = tuple(fd for _, fd in self._fds)
-        self._fds.clear()
-        self._buffer.clear()
-        if self._error is None:
-            self._error = VhostUserProtocolError("the parser is closed")
-        return fds
+        return self._frames.close()
 
-    def _next_message(self) -> Message | None:
-        buffer = self._buffer
-        if self._header is None:
-            if len(buffer) < HEADER.size:
-                self._bound_fds(HEADER.size)
-                return None
-            self._header = self._parse_header()
-        number, flags, size, form = self._header
-        end = HEADER.size + size
-        self._bound_fds(end)
-        if len(buffer) < end:
-            return None
-        data = bytes(memoryview(buffer)[HEADER.size : end])
-        payload = form.kind.unpack(data) if data and form.kind is not None else None
-        request = self._names.get(number, number)
-        limit = self._position + end
-        count = sum(1 for position, _ in self._fds if position < limit)
-        surplus = min(count, form.surplus)
-        _check_fds(request, form, payload, count - surplus)
-        fds = tuple(self._fds.popleft()[1] for _ in range(count))
-        del buffer[:end]
-        self._position = limit
-        self._header = None
-        return Message(
-            request,
-            payload,
-            fds[: count - surplus],
-            need_reply=bool(flags & _NEED_REPLY),
-            reply=bool(flags & _REPLY),
-            surplus_fds=fds[count - surplus :],
-        )
-
-    def _parse_header(self) -> tuple[int, int, int, _Form]:
+    def _parse_header(self, buffer: bytearray) -> tuple[_Header, int]:
         """Check all that the header alone tells, before a byte of payload is waited for."""
-        number, flags, size = HEADER.unpack_from(self._buffer)
+        number, flags, size = HEADER.unpack_from(buffer)
         if flags & _VERSION_MASK != VERSION:
             raise VhostUserProtocolError(f"version {flags & _VERSION_MASK} of the protocol, not {VERSION}")
         if flags & ~_KNOWN_FLAGS:
@@ -331,13 +303,4 @@ class MessageParser:
         form = self._forms.get(number, self._other)
         if size not in form.sizes:
             raise VhostUserProtocolError(f"request {number} with a payload of {size} bytes")
-        return number, flags, size, form
-
-    def _bound_fds(self, end: int) -> None:
-        """Refuse too many fds at once, not when the message is whole: it may never be."""
-        if len(self._fds) <= MAX_FDS:
-            return
-        limit = self._position + end
-        count = sum(1 for position, _ in self._fds if position < limit)
-        if count > MAX_FDS:
-            raise VhostUserProtocolError(f"{count} fds with one message")
+        return _Header(number, flags, form), size

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.errors import ClosedError, EventFdInvalidError
 from aioirqfd.eventfd import EventFd
+from aioirqfd.serving.reports import described
 from aioirqfd.vhost_user.backchannel import BackChannel
 from aioirqfd.vhost_user.errors import GuestMemoryError, InflightError, RefusedError, RingError, VhostUserProtocolError
 from aioirqfd.vhost_user.features import ProtocolFeature, VirtioFeature
@@ -26,16 +27,15 @@ from aioirqfd.vhost_user.messages import (
     VringState,
 )
 from aioirqfd.vhost_user.protocol import acknowledgement
-from aioirqfd.vhost_user.reports import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from aioirqfd.serving.reports import Reports
     from aioirqfd.tracer import Tracer
     from aioirqfd.vhost_user.calls import Calls
     from aioirqfd.vhost_user.connection import Connection
     from aioirqfd.vhost_user.device import Device
-    from aioirqfd.vhost_user.reports import Reports
     from aioirqfd.vhost_user.vring import Vring
 
 RING_FEATURES: Final = (

@@ -6,6 +6,7 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Final, final
 
+from aioirqfd.serving.terminal import GONE
 from aioirqfd.vhost_user.chain import written_by
 from aioirqfd.vhost_user.device import Device
 from aioirqfd.vhost_user.errors import InflightError, RefusedError, RingError, VirtqueueError
@@ -13,12 +14,12 @@ from aioirqfd.vhost_user.in_order import InOrder
 from aioirqfd.vhost_user.kick import Kick
 from aioirqfd.vhost_user.ring import MAX_SIZE
 from aioirqfd.vhost_user.statistics import NONE, VringStatistics, with_run
-from aioirqfd.vhost_user.terminal import GONE
 from aioirqfd.vhost_user.virtqueue import BATCH, BATCH_BYTES, CALL, MORE, PAGE_SHIFT, RESTED, WORK, VirtQueue
 
 if TYPE_CHECKING:
     from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.manager import IrqManager
+    from aioirqfd.serving.reports import Reports
     from aioirqfd.tracer import Tracer
     from aioirqfd.vhost_user.calls import Calls
     from aioirqfd.vhost_user.chain import Chain
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from aioirqfd.vhost_user.inflight import InflightBuffer, InflightQueue
     from aioirqfd.vhost_user.memory import GuestMemory
     from aioirqfd.vhost_user.messages import VringAddr
-    from aioirqfd.vhost_user.reports import Reports
 
 TURN: Final = 2048
 """The most work that a queue does in one turn of the loop, which has others to serve: buffers walked and pages moved."""

@@ -11,9 +11,9 @@ import pytest
 
 from aioirqfd.eventfd.loops import add_reader, remove_reader
 from aioirqfd.kvm import Kvm
+from aioirqfd.serving.sockets import readable
 from aioirqfd.sinks.kvm_line import KvmLine
 from aioirqfd.vhost_user.connection import Connection
-from aioirqfd.vhost_user.sockets import readable
 from tests.conftest import open_fds
 from tests.eventfd.helpers import turns
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from aioirqfd.serving.sockets import Listener
 from aioirqfd.vhost_user import main
 from aioirqfd.vhost_user.messages import U64, Request, VringState
 from aioirqfd.vhost_user.program import RECONNECT, number, parse, place
-from aioirqfd.vhost_user.sockets import Listener
 from tests.vhost_user.devices import Upper
 from tests.vhost_user.frontend import FrontEnd, connected
 

@@ -11,10 +11,10 @@ import traceback
 
 import pytest
 
+from aioirqfd.serving.reports import Reports, described
 from aioirqfd.testing import RecordingTracer
 from aioirqfd.vhost_user import Backend, Chain, Device
 from aioirqfd.vhost_user.messages import Request, VringFd, VringState
-from aioirqfd.vhost_user.reports import Reports, described
 from tests.vhost_user.devices import Upper
 from tests.vhost_user.frontend import FrontEnd, connected
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from aioirqfd.serving.sockets import MAX_PATH, Listener, socket_path
 from aioirqfd.testing import RecordingTracer
 from aioirqfd.vhost_user import Backend
 from aioirqfd.vhost_user.messages import Request
-from aioirqfd.vhost_user.sockets import MAX_PATH, Listener, socket_path
 from tests.vhost_user.devices import Gated, Upper
 from tests.vhost_user.frontend import FrontEnd
 

@@ -6,7 +6,9 @@ import contextlib
 import sys
 from typing import Final, final
 
-_TROUBLE: Final = frozenset({"message_refused", "inflight_too_small", "vring_stopped", "frontend_disconnected"})
+_TROUBLE: Final = frozenset(
+    {"message_refused", "inflight_too_small", "vring_stopped", "frontend_disconnected", "client_disconnected"}
+)
 
 
 @final

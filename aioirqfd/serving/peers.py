@@ -1,20 +1,20 @@
-"""Where front-ends come from, one after the other: a listening socket, a path to connect to, or a connected socket."""
+"""Where those come from whom a device is served, one after the other: a listening socket, a path to connect to, or a connected socket."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Protocol, final
 
-from aioirqfd.vhost_user.sockets import connect, readable
+from aioirqfd.serving.sockets import connect, readable
 
 if TYPE_CHECKING:
     import socket
 
-    from aioirqfd.vhost_user.reports import Reports
+    from aioirqfd.serving.reports import Reports
 
 
-class FrontEnds(Protocol):
-    """Front-ends, one after the other."""
+class Peers(Protocol):
+    """Those who are served, one after the other."""
 
     async def next(self) -> socket.socket | None:
         """Wait for the next one; None if there will be no more. The socket is the caller's."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, final
 
 from aioirqfd.ratelimit import RateLimit
+from aioirqfd.serving.terminal import Terminal
 from aioirqfd.tracer import NULL_TRACER
-from aioirqfd.vhost_user.terminal import Terminal
 
 if TYPE_CHECKING:
     import asyncio
