@@ -42,7 +42,7 @@ nitpick_ignore_regex = [
     ("py:class", r"(_?asyncio|argparse|collections|ctypes|mmap|os|socket)\..*|FilteringBoundLogger"),
     (
         "py:class",
-        r"Context|OnIrq|Space|WakeupHandler|_Ts?|(aioirqfd\.irqfd\.resampler\.)?Member|aioirqfd\.eventfd\.poller\.User|CodeType|FrameType|aioirqfd\.counter\._python\..*|aioirqfd\.kvm\.(structures|descriptor)\..*",
+        r"Context|OnIrq|Space|WakeupHandler|([a-z_.]+\.)?_Ts?|(aioirqfd\.irqfd\.resampler\.)?Member|aioirqfd\.eventfd\.poller\.User|CodeType|FrameType|aioirqfd\.counter\._python\..*|aioirqfd\.kvm\.(structures|descriptor)\..*",
     ),
     ("py:class", r"aioirqfd\.vhost_user\.(features|messages)\..*|(aioirqfd\.vhost_user\.program\.)?Place"),
     ("py:meth", r"argparse\..*"),

@@ -72,7 +72,7 @@ class Dma:
 
     def __init__(self, *, max_maps: int = MAX_MAPS) -> None:
         self.remote: Remote | None = None
-        self._max = max_maps
+        self.limit: Final = max_maps
         self._lock = threading.Lock()
         # Replaced, never changed: other threads look without the lock.
         self._table: tuple[list[int], list[_Mapping]] = ([], [])
@@ -256,8 +256,8 @@ class Dma:
         for other in table[max(index - 1, 0) : index + 1]:
             if other.address < address + size and address < other.end:
                 raise DmaMapError(errno.EEXIST, f"{size} bytes at {address:#x} overlap {other!r}")
-        if len(table) >= self._max:
-            raise DmaMapError(errno.ENOSPC, f"there are {self._max} mappings already")
+        if len(table) >= self.limit:
+            raise DmaMapError(errno.ENOSPC, f"there are {self.limit} mappings already")
         view: memoryview | None = None
         if fd is not None:
             try:

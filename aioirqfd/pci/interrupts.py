@@ -81,15 +81,17 @@ class Interrupts:
     def __init__(self, vectors: int, *, tracer: Tracer) -> None:
         self._vectors = [_Vector() for _ in range(vectors)]
         self._pin = _Vector()
-        self._gsi = vectors  # the pin's
+        self._gsi = vectors  # the pin's; the next one is the end of interrupt's
         self._wanted = False
         self._up = False
         self._disabled = False
         self._lock = threading.Lock()
         self._closed = True
         self._resample: EventFd | None = None
+        self._end: tuple[EventFd, IrqFd] | None = None
         routes: dict[int, Route] = {vector: Msi(address=0, data=vector) for vector in range(vectors)}
         routes[self._gsi] = IrqchipPin("pic", 0)  # of no controller: it makes the gsi a level
+        routes[self._gsi + 1] = Msi(address=0, data=self._gsi + 1)
         self._manager = IrqManager(_Sink(self._deliver), routing=routes, tracer=tracer)
 
     def __len__(self) -> int:
@@ -115,6 +117,8 @@ class Interrupts:
                 one.trigger = one.target = one.irqfd = None
             if self._resample is not None:
                 self._resample.close()
+            if self._end is not None:
+                self._end[0].close()
 
     # -- the device's side -------------------------------------------------------------------------------------------
 
@@ -158,8 +162,11 @@ class Interrupts:
 
     def _deliver(self, interrupt: Interrupt) -> bool:
         """The sink: signal the target."""
-        if interrupt.gsi != self._gsi:
+        if interrupt.gsi < self._gsi:
             one = self._vectors[interrupt.gsi]
+        elif interrupt.gsi > self._gsi:
+            self.unmask(PIN)
+            return True
         elif interrupt.action is Action.DEASSERT:
             self._up = False
             return True
@@ -247,6 +254,24 @@ class Interrupts:
         self._manager.ack(self._gsi)
         if self._wanted:
             self._trigger(self._pin).signal()
+
+    def bind_end_of_interrupt(self, eventfd: EventFd | None) -> None:
+        """Let an eventfd say that the guest has ended the pin's interrupt, as KVM does (its resamplefd); None: it no longer does.
+
+        Args:
+            eventfd: Owned from here on.
+        """
+        old, self._end = self._end, None
+        if old is not None:
+            old[0].close()
+        if eventfd is not None:
+            self._end = eventfd, self._manager.assign(eventfd, gsi=self._gsi + 1)
+
+    def pulse_pin(self) -> None:
+        """Interrupt once by the pin, as if the device had wanted it for a moment. Nothing happens while it is masked or up."""
+        one = self._pin
+        if one.target is not None and not (one.masked or self._disabled or self._up):
+            one.target.signal()
 
     def bound(self, vector: int) -> bool:
         """Whether a vector, or ``PIN``, has somebody to tell."""

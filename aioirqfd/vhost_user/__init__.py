@@ -8,7 +8,7 @@ From the ground up: ``errors``, ``features``, ``messages`` and ``protocol`` (the
 (the other side, for tests), ``blockfile`` (requests that need no handler). None of these does any I/O but mapping
 memory. Above them: ``device``, ``eager`` (coroutines begun on the spot), ``calls``
 (interrupts), ``kick``, ``in_order`` (receive queues), ``vring`` (a queue's life), ``connection``, ``backchannel``,
-``session``, ``backend`` and ``program`` (the command line). What all of this shares with other protocols is in :mod:`aioirqfd.serving`.
+``session``, ``backend`` and ``program`` (the command line). What all of this shares with other protocols is in ``aioirqfd.serving``.
 """
 
 from __future__ import annotations
