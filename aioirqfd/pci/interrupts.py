@@ -41,15 +41,17 @@ class _Vector:
         irqfd: Binds it; made when there is somebody to tell, or at the first signal on the loop.
         target: Whom it tells.
         masked: Whether the one who gave the target has masked it.
+        sent: How often a target was signalled.
     """
 
-    __slots__ = ("irqfd", "masked", "target", "trigger")
+    __slots__ = ("irqfd", "masked", "sent", "target", "trigger")
 
     def __init__(self) -> None:
         self.trigger: EventFd | None = None
         self.irqfd: IrqFd | None = None
         self.target: EventFd | None = None
         self.masked = False
+        self.sent = 0
 
 
 @final
@@ -179,6 +181,7 @@ class Interrupts:
             return False  # it was taken away in this very moment; the work queue finds it masked
         self._up = self._up or one is self._pin
         one.target.signal()
+        one.sent += 1
         return True
 
     # -- the side of whoever serves the device -----------------------------------------------------------------------
@@ -280,6 +283,10 @@ class Interrupts:
     def masked(self, vector: int) -> bool:
         """Whether a vector, or ``PIN``, was masked."""
         return self._of(vector).masked
+
+    def sent(self, vector: int) -> int:
+        """How often whoever is to be told of a vector, or of ``PIN``, was told, since the device began to be served."""
+        return self._of(vector).sent
 
     def pending(self, vector: int) -> bool:
         """Whether an interrupt waits: the vector's bit of the pending-bit array."""

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 from functools import cache
 
+import pytest
+
 VARIABLE = "AIOIRQFD_QEMU"
 CHOSEN = os.environ.get(VARIABLE)
 PROGRAM = CHOSEN or "qemu-system-x86_64"
-PACKAGES = "qemu-system-x86 qemu-utils linux-image-cloud-amd64 busybox-static e2fsprogs socat"
+PACKAGES = "qemu-system-x86 qemu-utils linux-image-cloud-amd64 busybox-static e2fsprogs pciutils socat"
 """What Debian calls what these tests need."""
 
 
@@ -30,6 +32,13 @@ def version() -> tuple[int, ...]:
     found = re.match(r"QEMU emulator version ([\d.]+)", said)
     assert found is not None, said
     return tuple(map(int, found[1].split(".")))
+
+
+def need(least: tuple[int, ...], what: str) -> None:
+    """Skip the test where QEMU is too old for it, and say how to get a newer one."""
+    if version() < least:
+        numbers = ".".join(map(str, least))
+        pytest.skip(f"needs QEMU: {numbers} or later for {what}; tests/qemu/fetch.sh trixie-backports gets one")
 
 
 def reconnect() -> str:

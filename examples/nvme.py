@@ -1,0 +1,533 @@
+"""An NVMe disk for a guest, as a process of its own: ``python examples/nvme.py --socket-path nvme.sock disk.img``.
+
+What Linux' own driver needs of NVMe 1.4, section numbers of which are given: several queues, each with an interrupt vector of its
+own, PRP lists, flush, write zeroes, dataset management, abort, asynchronous events, reset and shutdown. The data is in a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import os
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from aioirqfd.pci import Bar, DmaError, PciDevice, PciExpress, PowerManagement, Register
+from aioirqfd.vfio_user import main
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+BLOCK: Final = 512
+PAGE: Final = 4096
+QUEUES: Final = 16
+"""I/O queues that a driver may have; it makes one for each CPU."""
+ENTRIES: Final = 1024
+MAX_PAGES: Final = 64
+"""Pages that one command may transfer: 256 KiB, which is 2**MDTS."""
+MAX_EVENTS: Final = 4
+DOORBELLS: Final = 0x1000
+ALL_NAMESPACES: Final = 0xFFFFFFFF
+COMMAND: Final = struct.Struct("<BBHI8xQQQ6I")  # opcode, flags, id, namespace, metadata, PRP 1 and 2, dwords 10 to 15
+COMPLETION: Final = struct.Struct("<IIHHHH")
+_PUNCH: Final = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+
+
+class Status(int):
+    """A status code (4.6.1.2): what kind it is, times 256, and the code. A number above 0 is an error, and not to be retried."""
+
+
+INVALID_OPCODE, INVALID_FIELD, TRANSFER_ERROR, INTERNAL_ERROR = Status(0x01), Status(0x02), Status(0x04), Status(0x06)
+ABORTED, INVALID_NAMESPACE, OUT_OF_RANGE = Status(0x07), Status(0x0B), Status(0x80)
+INVALID_COMPLETION_QUEUE, INVALID_QUEUE, INVALID_SIZE = Status(0x100), Status(0x101), Status(0x102)
+TOO_MANY_EVENTS, INVALID_VECTOR, INVALID_LOG, QUEUE_IN_USE = Status(0x105), Status(0x108), Status(0x109), Status(0x10C)
+
+
+class CommandError(Exception):
+    """A command cannot be done; it is completed with this status."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(f"status {status:#x}")
+        self.status = status
+
+
+class Command(NamedTuple):
+    """A submission queue entry (4.2)."""
+
+    opcode: int
+    flags: int
+    number: int
+    namespace: int
+    metadata: int
+    prp1: int
+    prp2: int
+    dw10: int
+    dw11: int
+    dw12: int
+    dw13: int
+    dw14: int
+    dw15: int
+
+
+@dataclass
+class CompletionQueue:
+    """Where the controller tells what is done."""
+
+    address: int
+    size: int
+    vector: int
+    interrupts: bool
+    head: int = 0
+    tail: int = 0
+    phase: int = 1
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
+class SubmissionQueue:
+    """Where the driver says what to do."""
+
+    number: int
+    address: int
+    size: int
+    completions: CompletionQueue
+    head: int = 0
+    tail: int = 0
+    rung: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
+class Nvme(PciDevice):
+    """An NVMe controller with one namespace.
+
+    Args:
+        path: The file with the namespace's data; whole blocks of it are used.
+    """
+
+    vendor_id, device_id, class_code = 0x1AF4, 0x1110, 0x010802
+    bars = (Bar(0x4000, wide=True), None)
+    vectors = QUEUES + 1
+    undeclared = 0
+    capabilities = (PowerManagement(), PciExpress(lanes=4, speed=3))
+
+    cap = Register(0x00, 8, access="ro", reset=(ENTRIES - 1) | 1 << 16 | 20 << 24 | 1 << 37)
+    version = Register(0x08, access="ro", reset=0x00010400)
+    interrupt_mask_set, interrupt_mask_clear = Register(0x0C, access="wo"), Register(0x10, access="wo")
+    configuration = Register(0x14)
+    status = Register(0x1C, access="ro")
+    admin_sizes = Register(0x24)
+    admin_submissions, admin_completions = Register(0x28, 8), Register(0x30, 8)
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self.blocks = os.fstat(self.fd).st_size // BLOCK
+        if not self.blocks:
+            os.close(self.fd)
+            raise ValueError(f"{path} has no whole block of {BLOCK} bytes")
+        self.submissions: dict[int, SubmissionQueue] = {}
+        self.completions: dict[int, CompletionQueue] = {}
+        self.features: dict[int, int] = {}
+        self.waiting: list[tuple[SubmissionQueue, Command]] = []
+        self.commands = 0
+        """I/O commands that were completed."""
+        self.admin: dict[int, Callable[[Command], Awaitable[int | None]]] = {
+            0x00: self.delete_submission_queue,
+            0x01: self.create_submission_queue,
+            0x02: self.get_log,
+            0x04: self.delete_completion_queue,
+            0x05: self.create_completion_queue,
+            0x06: self.identify,
+            0x08: self.abort,
+            0x09: self.set_features,
+            0x0A: self.get_features,
+        }
+        self.io: dict[int, Callable[[Command], Awaitable[int | None]]] = {
+            0x00: self.flush_data,
+            0x01: self.write_blocks,
+            0x02: self.read_blocks,
+            0x08: self.write_zeroes,
+            0x09: self.manage,
+        }
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
+
+    # -- the controller's life (3.1.5, 7.6) --------------------------------------------------------------------------
+
+    # docs: begin life
+    @configuration.on_write
+    async def configured(self, value: int) -> None:
+        enabled, ready = value & 1, self.status & 1
+        if enabled and not ready:
+            sizes = self.admin_sizes
+            self.completions[0] = CompletionQueue(self.admin_completions, (sizes >> 16 & 0xFFF) + 1, 0, interrupts=True)
+            self.add_queue(SubmissionQueue(0, self.admin_submissions, (sizes & 0xFFF) + 1, self.completions[0]))
+            self.status = 1
+        elif ready and not enabled:
+            await self.reset()
+        if value >> 14 & 3:
+            await asyncio.to_thread(os.fdatasync, self.fd)
+            self.status = (self.status & 1) | 2 << 2  # shutdown is complete
+
+    async def reset(self) -> None:
+        for queue in list(self.submissions.values()):
+            await self.remove_queue(queue)
+        self.completions.clear()
+        self.features.clear()
+        self.waiting.clear()
+        self.status = 0
+
+    # docs: end life
+
+    async def background(self) -> None:
+        """Be there; and in the end, when the device is served no more, end the queues' tasks."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.reset()
+
+    def add_queue(self, queue: SubmissionQueue) -> None:
+        self.submissions[queue.number] = queue
+        queue.task = asyncio.create_task(self.serve(queue), name=f"nvme queue {queue.number}")
+
+    async def remove_queue(self, queue: SubmissionQueue) -> None:
+        del self.submissions[queue.number]
+        if queue.task is not None and queue.task is not asyncio.current_task():
+            queue.task.cancel()
+            await asyncio.wait({queue.task})
+
+    # docs: begin doorbells
+    async def write(self, bar: int, offset: int, data: bytes) -> None:
+        if offset < DOORBELLS:
+            await super().write(bar, offset, data)
+            return
+        number, is_completion = divmod((offset - DOORBELLS) // 4, 2)
+        value = int.from_bytes(data[:4], "little")
+        queue = (self.completions if is_completion else self.submissions).get(number)
+        if queue is None or value >= queue.size:
+            await self.event(queue is not None)
+        elif isinstance(queue, CompletionQueue):
+            queue.head = value
+            queue.room.set()
+        else:
+            queue.tail = value
+            queue.rung.set()
+
+    # docs: end doorbells
+
+    # -- commands ----------------------------------------------------------------------------------------------------
+
+    # docs: begin serve
+    async def serve(self, queue: SubmissionQueue) -> None:
+        """Do what the driver puts into a queue: one command after the other, and an interrupt for what was taken together."""
+        try:
+            await self.take(queue)
+        except DmaError:
+            self.status |= 2  # the queue's own memory is not there: the controller has failed, and wants to be reset
+
+    async def take(self, queue: SubmissionQueue) -> None:
+        """Take commands as they come."""
+        while True:
+            while queue.head == queue.tail:
+                queue.rung.clear()
+                await queue.rung.wait()
+            end = queue.tail if queue.tail > queue.head else queue.size
+            entries = await self.dma.read(queue.address + 64 * queue.head, 64 * (end - queue.head))
+            for values in COMMAND.iter_unpack(entries):
+                queue.head = (queue.head + 1) % queue.size
+                await self.execute(queue, Command(*values))
+            if queue.completions.interrupts:
+                self.interrupt(queue.completions.vector)
+
+    async def execute(self, queue: SubmissionQueue, command: Command) -> None:
+        """Do one command, and complete it."""
+        result, status = 0, Status(0)
+        try:
+            if queue.number:
+                self.commands += 1
+                result = await self.io[command.opcode](command) or 0
+            elif command.opcode == 0x0C:
+                if len(self.waiting) < MAX_EVENTS:
+                    self.waiting.append((queue, command))  # completed when there is an event
+                    return
+                status = TOO_MANY_EVENTS
+            else:
+                result = await self.admin[command.opcode](command) or 0
+        except KeyError:
+            status = INVALID_OPCODE
+        except CommandError as error:
+            status = error.status
+        except DmaError:
+            status = TRANSFER_ERROR
+        except OSError:
+            status = INTERNAL_ERROR
+        await self.complete(queue, command, result, status)
+
+    async def complete(self, queue: SubmissionQueue, command: Command, result: int, status: Status) -> None:
+        """Tell the driver; whoever calls it interrupts."""
+        there = queue.completions
+        while (there.tail + 1) % there.size == there.head:
+            there.room.clear()
+            if there.interrupts:
+                self.interrupt(there.vector)  # for what is in there already
+            await there.room.wait()
+        retry = 1 << 15 if status else 0
+        entry = COMPLETION.pack(result, 0, queue.head, queue.number, command.number, retry | status << 1 | there.phase)
+        place = there.address + COMPLETION.size * there.tail
+        there.tail = (there.tail + 1) % there.size
+        if not there.tail:
+            there.phase ^= 1
+        await self.dma.write(place, entry)
+
+    # docs: end serve
+
+    async def event(self, bad_value: bool) -> None:  # noqa: FBT001  which of the two it is
+        """The driver has rung a doorbell that is not there, or with a value that cannot be (5.2.1)."""
+        if self.waiting:
+            queue, command = self.waiting.pop(0)
+            await self.complete(queue, command, int(bad_value) << 8 | 0x01 << 16, Status(0))
+            self.interrupt(queue.completions.vector)
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    # docs: begin prp
+    async def pages(self, command: Command, size: int) -> list[tuple[int, int]]:
+        """Where a command's data is in the guest's memory: addresses and sizes, by its PRP entries (4.3)."""
+        if size > MAX_PAGES * PAGE:
+            raise CommandError(INVALID_FIELD)
+        first = min(size, PAGE - command.prp1 % PAGE)
+        found = [(command.prp1, first)]
+        size -= first
+        if 0 < size <= PAGE:
+            found.append((command.prp2, size))
+            size = 0
+        table = command.prp2
+        while size > 0:
+            # A list ends with its page; if there is more, its last entry is where the next list begins.
+            room = (PAGE - table % PAGE) // 8
+            need = -(-size // PAGE)
+            count = need if need <= room else room - 1
+            entries = struct.unpack(
+                f"<{count + (need > room)}Q", await self.dma.read(table, 8 * (count + (need > room)))
+            )
+            for address in entries[:count]:
+                if address % PAGE:
+                    raise CommandError(INVALID_FIELD)
+                found.append((address, min(size, PAGE)))
+                size -= PAGE
+            table = entries[-1]
+        return found
+
+    # docs: end prp
+
+    async def give(self, command: Command, data: bytes, size: int) -> None:
+        """Give data to the driver, as much as it has room for."""
+        await self.dma.scatter(await self.pages(command, size), data[:size])
+
+    def range(self, command: Command) -> tuple[int, int]:
+        """The bytes of the file that a command is about: first one, and how many."""
+        if command.namespace != 1:
+            raise CommandError(INVALID_NAMESPACE)
+        first, count = command.dw10 | command.dw11 << 32, (command.dw12 & 0xFFFF) + 1
+        if first + count > self.blocks:
+            raise CommandError(OUT_OF_RANGE)
+        return first * BLOCK, count * BLOCK
+
+    # docs: begin read
+    async def read_blocks(self, command: Command) -> None:
+        offset, size = self.range(command)
+        places = await self.pages(command, size)
+        try:
+            with contextlib.ExitStack() as stack:
+                views = [stack.enter_context(self.dma.view(*place, writable=True)) for place in places]
+                done = os.preadv(self.fd, views, offset)
+        except DmaError:  # memory without a file descriptor, or over the end of a mapping
+            data = os.pread(self.fd, size, offset)
+            done = await self.dma.scatter(places, data)
+        if done != size:
+            raise CommandError(INTERNAL_ERROR)
+
+    # docs: end read
+
+    async def write_blocks(self, command: Command) -> None:
+        offset, size = self.range(command)
+        places = await self.pages(command, size)
+        try:
+            with contextlib.ExitStack() as stack:
+                views = [stack.enter_context(self.dma.view(*place)) for place in places]
+                done = os.pwritev(self.fd, views, offset)
+        except DmaError:
+            done = os.pwrite(self.fd, await self.dma.gather(places), offset)
+        if done != size:
+            raise CommandError(INTERNAL_ERROR)
+        if command.dw12 & 1 << 30:  # force unit access
+            await self.flush_data(command)
+
+    async def flush_data(self, command: Command) -> None:
+        if command.namespace not in {1, ALL_NAMESPACES}:
+            raise CommandError(INVALID_NAMESPACE)
+        await asyncio.to_thread(os.fdatasync, self.fd)
+
+    async def write_zeroes(self, command: Command) -> None:
+        self.zero(*self.range(command))
+
+    async def manage(self, command: Command) -> None:
+        """Dataset management (6.7): blocks that the driver no longer needs."""
+        if command.namespace != 1:
+            raise CommandError(INVALID_NAMESPACE)
+        if command.dw11 & 4:
+            size = ((command.dw10 & 0xFF) + 1) * 16
+            ranges = await self.dma.gather(await self.pages(command, size))
+            found = [(first, count) for _, count, first in struct.iter_unpack("<IIQ", ranges)]
+            if any(first + count > self.blocks for first, count in found):
+                raise CommandError(OUT_OF_RANGE)
+            for first, count in found:
+                self.zero(first * BLOCK, count * BLOCK)
+
+    def zero(self, offset: int, size: int) -> None:
+        """Make a hole in the file, or write zeroes where it can have none."""
+        punch = ctypes.CDLL(None, use_errno=True).fallocate
+        if punch(self.fd, _PUNCH, ctypes.c_int64(offset), ctypes.c_int64(size)):
+            for at in range(0, size, 1 << 20):
+                os.pwrite(self.fd, bytes(min(1 << 20, size - at)), offset + at)
+
+    # -- admin commands (section 5) ----------------------------------------------------------------------------------
+
+    async def create_completion_queue(self, command: Command) -> None:
+        number, size = command.dw10 & 0xFFFF, (command.dw10 >> 16) + 1
+        vector = command.dw11 >> 16
+        if not 1 <= number <= QUEUES or number in self.completions:
+            raise CommandError(INVALID_QUEUE)
+        if not 2 <= size <= ENTRIES:
+            raise CommandError(INVALID_SIZE)
+        if vector >= self.vectors:
+            raise CommandError(INVALID_VECTOR)
+        if not command.dw11 & 1 or command.prp1 % PAGE:
+            raise CommandError(INVALID_FIELD)
+        self.completions[number] = CompletionQueue(command.prp1, size, vector, bool(command.dw11 & 2))
+
+    async def create_submission_queue(self, command: Command) -> None:
+        number, size = command.dw10 & 0xFFFF, (command.dw10 >> 16) + 1
+        completions = command.dw11 >> 16
+        if not completions or completions not in self.completions:
+            raise CommandError(INVALID_COMPLETION_QUEUE)
+        if not 1 <= number <= QUEUES or number in self.submissions:
+            raise CommandError(INVALID_QUEUE)
+        if not 2 <= size <= ENTRIES:
+            raise CommandError(INVALID_SIZE)
+        if not command.dw11 & 1 or command.prp1 % PAGE:
+            raise CommandError(INVALID_FIELD)
+        self.add_queue(SubmissionQueue(number, command.prp1, size, self.completions[completions]))
+
+    async def delete_submission_queue(self, command: Command) -> None:
+        queue = self.submissions.get(command.dw10 & 0xFFFF)
+        if queue is None or not queue.number:
+            raise CommandError(INVALID_QUEUE)
+        await self.remove_queue(queue)
+
+    async def delete_completion_queue(self, command: Command) -> None:
+        number = command.dw10 & 0xFFFF
+        if not number or number not in self.completions:
+            raise CommandError(INVALID_QUEUE)
+        if any(queue.completions is self.completions[number] for queue in self.submissions.values()):
+            raise CommandError(QUEUE_IN_USE)
+        del self.completions[number]
+
+    async def identify(self, command: Command) -> None:
+        match command.dw10 & 0xFF:
+            case 0x00 if command.namespace in {1, ALL_NAMESPACES}:
+                data = self.namespace_data()
+            case 0x01:
+                data = self.controller_data()
+            case 0x02:
+                data = struct.pack("<I", 1) if command.namespace < 1 else b""
+            case 0x03 if command.namespace == 1:
+                data = bytes([1, 8, 0, 0]) + self.unique()  # EUI-64
+            case 0x00 | 0x03:
+                raise CommandError(INVALID_NAMESPACE)
+            case _:
+                raise CommandError(INVALID_FIELD)
+        await self.give(command, data.ljust(PAGE, b"\0"), PAGE)
+
+    def unique(self) -> bytes:
+        """A number of the disk's own."""
+        return b"\x52\x54\x00" + os.fstat(self.fd).st_ino.to_bytes(8, "big")[-5:]
+
+    def controller_data(self) -> bytes:
+        """What the controller is (5.15.2.2)."""
+        data = bytearray(PAGE)
+        serial, model, firmware = f"aioirqfd{self.unique().hex()}"[:20], "aioirqfd example disk", "1"
+        struct.pack_into(
+            "<HH20s40s8s", data, 0, self.vendor_id, 0, _text(serial, 20), _text(model, 40), _text(firmware, 8)
+        )
+        data[77] = MAX_PAGES.bit_length() - 1
+        struct.pack_into("<HI", data, 78, 1, self.version)
+        data[258:264] = bytes([3, MAX_EVENTS - 1, 2, 0, 0, 0])  # aborts, events, firmware slot 1 is read-only
+        struct.pack_into("<HH", data, 266, 343, 363)  # kelvin at which it would be warm, and too hot
+        data[512:514] = b"\x66\x44"  # sizes of the entries, 2**n
+        struct.pack_into("<IHHBB", data, 516, 1, 1 << 2 | 1 << 3, 0, 0, 1)  # dataset management, write zeroes; a cache
+        data[768 : 768 + 64] = f"nqn.2014-08.org.nvmexpress:{serial}".encode().ljust(64, b"\0")
+        return bytes(data)
+
+    def namespace_data(self) -> bytes:
+        """What the namespace is (5.15.2.1)."""
+        data = bytearray(PAGE)
+        struct.pack_into("<QQQ", data, 0, self.blocks, self.blocks, self.blocks)
+        data[33] = 0x09  # what is deallocated reads as zeroes
+        data[120:128] = self.unique()
+        data[130] = BLOCK.bit_length() - 1
+        return bytes(data)
+
+    async def get_log(self, command: Command) -> None:
+        size = ((command.dw10 >> 16) + 1) * 4
+        page, offset = command.dw10 & 0xFF, command.dw12
+        logs = {
+            0x01: bytes(64),
+            0x02: b"\0" + struct.pack("<HBBB", 300, 100, 10, 0) + bytes(506),
+            0x03: b"\1" + bytes(511),
+        }
+        if page not in logs:
+            raise CommandError(INVALID_LOG)
+        await self.give(command, logs[page][offset:].ljust(size, b"\0"), size)
+
+    async def abort(self, command: Command) -> int:
+        """Only what waits for events can be aborted (5.1): anything else is being done, or done."""
+        number, queue = command.dw10 >> 16, command.dw10 & 0xFFFF
+        for waiting in self.waiting:
+            if (waiting[0].number, waiting[1].number) == (queue, number):
+                self.waiting.remove(waiting)
+                await self.complete(*waiting, 0, ABORTED)
+                return 0
+        return 1
+
+    async def set_features(self, command: Command) -> int:
+        number = command.dw10 & 0xFF
+        if number == 0x07:  # how many queues
+            wanted = min(command.dw11 & 0xFFFF, command.dw11 >> 16, QUEUES - 1)
+            self.features[number] = wanted | wanted << 16
+            return self.features[number]
+        if not 0x01 <= number <= 0x0B or number == 0x03:
+            raise CommandError(INVALID_FIELD)
+        self.features[number] = command.dw11
+        return 0
+
+    async def get_features(self, command: Command) -> int:
+        number = command.dw10 & 0xFF
+        if not 0x01 <= number <= 0x0B or number == 0x03:
+            raise CommandError(INVALID_FIELD)
+        defaults: dict[int, int] = {0x06: 1, 0x07: (QUEUES - 1) | (QUEUES - 1) << 16}
+        return self.features.get(number, defaults.get(number, 0))
+
+
+def _text(text: str, size: int) -> bytes:
+    return text.encode().ljust(size)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="An NVMe disk whose data is in a file.")
+    parser.add_argument("image", help="the file")
+    main(lambda chosen: Nvme(chosen.image), parser=parser)
