@@ -8,7 +8,6 @@ from aioirqfd.pci import Bar, Msi, PciDevice, Register
 from aioirqfd.vfio_user import main
 
 
-# docs: begin device
 class Edu(PciDevice):
     """The device of QEMU's ``docs/specs/edu.rst``: it lives, computes factorials, interrupts, and copies by DMA."""
 
@@ -71,8 +70,7 @@ class Edu(PciDevice):
     # docs: end dma
 
 
-# docs: end device
-
-
+# docs: begin main
 if __name__ == "__main__":
     main(lambda _options: Edu())
+# docs: end main

@@ -158,7 +158,6 @@ class Nvme(PciDevice):
 
     # -- the controller's life (3.1.5, 7.6) --------------------------------------------------------------------------
 
-    # docs: begin life
     @configuration.on_write
     async def configured(self, value: int) -> None:
         enabled, ready = value & 1, self.status & 1
@@ -180,8 +179,6 @@ class Nvme(PciDevice):
         self.features.clear()
         self.waiting.clear()
         self.status = 0
-
-    # docs: end life
 
     async def background(self) -> None:
         """Be there; and in the end, when the device is served no more, end the queues' tasks."""
@@ -221,7 +218,6 @@ class Nvme(PciDevice):
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
-    # docs: begin serve
     async def serve(self, queue: SubmissionQueue) -> None:
         """Do what the driver puts into a queue: one command after the other, and an interrupt for what was taken together."""
         try:
@@ -283,8 +279,6 @@ class Nvme(PciDevice):
             there.phase ^= 1
         await self.dma.write(place, entry)
 
-    # docs: end serve
-
     async def event(self, bad_value: bool) -> None:  # noqa: FBT001  which of the two it is
         """The driver has rung a doorbell that is not there, or with a value that cannot be (5.2.1)."""
         if self.waiting:
@@ -294,7 +288,6 @@ class Nvme(PciDevice):
 
     # -- data --------------------------------------------------------------------------------------------------------
 
-    # docs: begin prp
     async def pages(self, command: Command, size: int) -> list[tuple[int, int]]:
         """Where a command's data is in the guest's memory: addresses and sizes, by its PRP entries (4.3)."""
         if size > MAX_PAGES * PAGE:
@@ -321,8 +314,6 @@ class Nvme(PciDevice):
                 size -= PAGE
             table = entries[-1]
         return found
-
-    # docs: end prp
 
     async def give(self, command: Command, data: bytes, size: int) -> None:
         """Give data to the driver, as much as it has room for."""

@@ -32,7 +32,7 @@ async def read(edu, offset, size=4):
 
 def test_it_has_forty_lines_at_most():
     text = Path(edu_pci.__file__).read_text("utf-8")
-    (code,) = re.findall(r"# docs: begin device\n(.*)# docs: end device", text, re.DOTALL)
+    (code,) = re.findall(r"(class Edu.*)# docs: begin main", text, re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip() and "# docs:" not in line]) <= 40
 
 

@@ -19,9 +19,10 @@ pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 # QEMU and the guest are the same on both loops, and the programs choose their own.
 ONE_LOOP = pytest.mark.asyncio(loop_factories=["asyncio"])
 
-TUTORIAL = "tutorial-vhost-user.md"
-RNG, BLK, CHAOS, OTHER, IVSHMEM = (
-    f"how-to/{name}.md" for name in ("vhost-user-rng", "vhost-user-blk", "chaos-blk", "vhost-user-other", "ivshmem")
+TUTORIAL, PCI = "tutorial-vhost-user.md", "tutorial-pci.md"
+RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME = (
+    f"how-to/{name}.md"
+    for name in ("vhost-user-rng", "vhost-user-blk", "chaos-blk", "vhost-user-other", "ivshmem", "vfio-user-nvme")
 )
 (GUEST_OPTIONS,) = scripts("how-to/index.md")
 # xor ax, ax; mov ds, ax; mov es, ax; mov ss, ax; mov sp, 0x7c00; mov ax, 0x201; mov cx, 2; mov dh, 0; mov bx, 0x7e00; int 0x13; jc end
@@ -131,6 +132,14 @@ async def test_shared_memory_and_doorbells(follower):
     await follower.shell.until(f"(?s){rung}.*{rung}")
 
 
+@ONE_LOOP
+@pytest.mark.parametrize("page", [PCI, NVME])
+async def test_a_pci_device(follower, page):
+    program.need((10, 1), "vfio-user-pci")
+    for step in steps(page):
+        await follower.take(step)
+
+
 def test_no_guide_with_a_qemu_in_it_is_left_out():
     pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if "_build" not in page.parts}
     with_qemu = {
@@ -138,4 +147,4 @@ def test_no_guide_with_a_qemu_in_it_is_left_out():
         for page in pages
         if any(" -device " in block for _, block in BLOCK.findall((DOCS / page).read_text("utf-8")))
     }
-    assert with_qemu == {TUTORIAL, RNG, BLK, CHAOS, OTHER, IVSHMEM}
+    assert with_qemu == {TUTORIAL, PCI, RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME}
