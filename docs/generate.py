@@ -34,7 +34,7 @@ SERVERS = frozenset(
     {
         *("chaos_blk", "chaos_command", "chaos_interrupt"),
         *("ivshmem_peer", "ivshmem_server"),
-        *("edu_pci", "nvme"),
+        *("edu_pci", "nvme", "uart_pci"),
         *("vhost_user_blk", "vhost_user_ping", "vhost_user_rng", "vhost_user_upper"),
     }
 )

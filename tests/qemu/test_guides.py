@@ -20,9 +20,17 @@ pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 ONE_LOOP = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 TUTORIAL, PCI = "tutorial-vhost-user.md", "tutorial-pci.md"
-RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME = (
+RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME, UART = (
     f"how-to/{name}.md"
-    for name in ("vhost-user-rng", "vhost-user-blk", "chaos-blk", "vhost-user-other", "ivshmem", "vfio-user-nvme")
+    for name in (
+        "vhost-user-rng",
+        "vhost-user-blk",
+        "chaos-blk",
+        "vhost-user-other",
+        "ivshmem",
+        "vfio-user-nvme",
+        "vfio-user-uart",
+    )
 )
 (GUEST_OPTIONS,) = scripts("how-to/index.md")
 # xor ax, ax; mov ds, ax; mov es, ax; mov ss, ax; mov sp, 0x7c00; mov ax, 0x201; mov cx, 2; mov dh, 0; mov bx, 0x7e00; int 0x13; jc end
@@ -133,7 +141,7 @@ async def test_shared_memory_and_doorbells(follower):
 
 
 @ONE_LOOP
-@pytest.mark.parametrize("page", [PCI, NVME])
+@pytest.mark.parametrize("page", [PCI, NVME, UART])
 async def test_a_pci_device(follower, page):
     program.need((10, 1), "vfio-user-pci")
     for step in steps(page):
@@ -147,4 +155,4 @@ def test_no_guide_with_a_qemu_in_it_is_left_out():
         for page in pages
         if any(" -device " in block for _, block in BLOCK.findall((DOCS / page).read_text("utf-8")))
     }
-    assert with_qemu == {TUTORIAL, PCI, RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME}
+    assert with_qemu == {TUTORIAL, PCI, RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME, UART}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -28,6 +30,7 @@ from aioirqfd.testing import RecordingTracer
 from aioirqfd.vfio_user import Server
 from examples.edu_pci import Edu
 from examples.nvme import Nvme
+from examples.uart_pci import Uart, readable
 from tests.qemu import program
 from tests.qemu.harness import Qemu, initramfs
 from tests.qemu.initramfs import need
@@ -299,3 +302,42 @@ async def test_a_server_that_goes_away_leaves_qemu_alive(image):
             await qemu.wait_for("GUEST-READY")
             await server.__aexit__(None, None, None)
             assert await guest(qemu, "echo =alive") == "alive"
+
+
+# -- a serial port -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_serial_port_of_linux_own_driver():
+    """Bytes both ways, by the interrupt pin alone: a level, which has to rise again as long as there is a reason."""
+    outside, sink = os.pipe()
+    source, inside = os.pipe()
+    os.set_blocking(outside, False)
+    try:
+        device = Uart(source, sink)
+        async with linux(device) as (qemu, server):
+            tty = await guest(
+                qemu,
+                "echo =$(cd /sys/class/tty && ls -d ttyS* | while read t; do [ -e $t/device/vendor ] && echo $t; done)",
+            )
+            assert tty.startswith("ttyS")
+            name = await guest(qemu, "echo =$(cat $D/irq)")
+            await guest(qemu, f"exec 4<>/dev/{tty} && stty -F /dev/{tty} raw -echo 115200")
+            before = await guest(qemu, f"echo =$(awk '$1 == \"{name}:\" {{ print $2 }}' /proc/interrupts)")
+            data = random.Random(6).randbytes(3000).hex().encode()
+            await guest(qemu, "head -c 1500 /dev/urandom | xxd -p -c 3000 >/tmp/sent && cat /tmp/sent >&4")
+            sent = await guest(qemu, "echo =$(sha256sum </tmp/sent | cut -d' ' -f1)")
+            said = b""
+            async with asyncio.timeout(30):
+                while len(said) < 3001:
+                    await readable(outside)
+                    said += os.read(outside, 4096)
+            assert digest(said) == sent
+            os.write(inside, data)
+            got = await guest(qemu, f"echo =$(head -c {len(data)} <&4 | sha256sum | cut -d' ' -f1)")
+            assert got == digest(data)
+            after = await guest(qemu, f"echo =$(awk '$1 == \"{name}:\" {{ print $2 }}' /proc/interrupts)")
+            # One interrupt may stand for much of it, for the driver looks again before it ends one.
+            assert 0 < int(after) - int(before or 0) <= server.function.interrupts.sent(PIN)
+    finally:
+        for fd in (outside, sink, source, inside):
+            os.close(fd)
