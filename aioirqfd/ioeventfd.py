@@ -117,7 +117,10 @@ class IoEventFd:
         self._bus.discard(self)
 
     def release(self) -> None:
-        """Close what was made for an fd that was given as an int; idempotent. Any thread."""
+        """Close what was made for an fd that was given as an int; idempotent. Any thread.
+
+        :meta private:
+        """
         with self._lock:
             fd, self._reference = self._reference, None
         if fd is not None:
@@ -166,7 +169,10 @@ class IoEventFd:
 
     @property
     def dead(self) -> bool:
-        """Whether its eventfd was closed, by its owner or behind its back."""
+        """Whether its eventfd was closed, by its owner or behind its back.
+
+        :meta private:
+        """
         try:
             return self.eventfd.closed or self.eventfd.id < 0
         except EventFdInvalidError:
@@ -175,7 +181,10 @@ class IoEventFd:
             return error.errno == errno.EBADF  # and not if there was no room for a look, say
 
     def ring(self, value: int) -> bool:
-        """Take a write that matches; False, and it is not taken, if the eventfd is closed. Any thread."""
+        """Take a write that matches; False, and it is not taken, if the eventfd is closed. Any thread.
+
+        :meta private:
+        """
         if self.eventfd.closed:
             return False
         oldest: list[int] = []
@@ -212,11 +221,17 @@ class IoEventFd:
             self._overflowed -= len(oldest)
 
     def matches(self, value: int, length: int) -> bool:
-        """Whether a write of that value and length rings it (rows O11, O12, O13)."""
+        """Whether a write of that value and length rings it (rows O11, O12, O13).
+
+        :meta private:
+        """
         return (not self.length or length == self.length) and (self.datamatch is None or self.datamatch == value)
 
     def collides(self, length: int, datamatch: int | None) -> bool:
-        """Whether another doorbell at the same address of the same space is refused (row O07)."""
+        """Whether another doorbell at the same address of the same space is refused (row O07).
+
+        :meta private:
+        """
         if not self.length or not length:
             return True
         if self.length != length:
@@ -361,7 +376,10 @@ class IoBus:
         raise refusal(self, "It is what the threads of one machine share: make another bus for another machine.")
 
     def discard(self, doorbell: IoEventFd) -> bool:
-        """Take this very doorbell off; whether it was there."""
+        """Take this very doorbell off; whether it was there.
+
+        :meta private:
+        """
         key = (doorbell.space, doorbell.address)
         with self._lock:
             there = self._doorbells.get(key, ())

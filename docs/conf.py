@@ -59,23 +59,6 @@ napoleon_custom_sections = [("Threads", "notes_style"), ("Source", "notes_style"
 NOT_INHERITED = "BaseException, BaseProtocol, Enum, Mapping, OSError, Protocol, int, object, tuple"
 autodoc_default_options = {"members": True, "inherited-members": NOT_INHERITED}
 
-# These classes have methods that the floors of the package call of each other. What is listed here is for users.
-FOR_USERS = {
-    name: set(members.split())
-    for name, members in {
-        "GsiAllocator": "allocate bind busy forget idle release statistics take unbind unrouted wait",
-        "IoBus": "deassign ioeventfd statistics write write_bytes",
-        "IoEventFd": "address close datamatch eventfd length space statistics take_values",
-        "Poller": "acquire get gone loop release",
-        "QtestClient": "aclose closed command commands connect on_irq outstanding replies submit",
-        "RoutingTable": "default entries of_pins routes unrouted with_route without",
-        "Resampler": "asserted gsi members raised",
-        "WorkQueue": "aclose drain flush full idle schedule statistics waiting",
-    }.items()
-}
-
-INTERNAL_ATTRIBUTES = {"captured", "dropped_under", "on_end", "on_room", "work"}
-
 
 def description(name: str) -> list[str]:
     """The docstring below a module-level value, wherever in the package it is defined."""
@@ -84,14 +67,6 @@ def description(name: str) -> list[str]:
         if ("", name) in docs:
             return docs["", name]
     return []
-
-
-def skip_internal(_app: Sphinx, _what: str, name: str, member: object, _skip: object, _options: object) -> bool | None:
-    """Leave out what is not for users."""
-    owner = getattr(getattr(member, "fget", member), "__qualname__", "").rpartition(".")[0]
-    if name in INTERNAL_ATTRIBUTES:
-        return True
-    return True if name not in FOR_USERS.get(owner, {name}) else None
 
 
 def improve(_app: Sphinx, what: str, name: str, _object: object, _options: object, lines: list[str]) -> None:
@@ -158,7 +133,6 @@ def link_names(app: Sphinx, doctree: nodes.document) -> None:
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.connect("autodoc-skip-member", skip_internal)
     app.connect("autodoc-process-docstring", improve, priority=600)  # after napoleon
     app.connect("autodoc-process-signature", drop_signature)
     app.connect("doctree-read", link_names)

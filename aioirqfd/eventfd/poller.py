@@ -144,23 +144,35 @@ class Poller:
             self._close()
 
     def attach(self, eventfd: EventFd) -> None:
-        """Hear of the eventfd's signals from now on. What it holds already counts as one."""
+        """Hear of the eventfd's signals from now on. What it holds already counts as one.
+
+        :meta private:
+        """
         self.drain.add(eventfd)
         self.acquire()
 
     def detach(self, eventfd: EventFd) -> None:
-        """Hear nothing of it any more."""
+        """Hear nothing of it any more.
+
+        :meta private:
+        """
         self.drain.remove(eventfd)
         self.release()
 
     def nudge(self) -> None:
-        """Something was made ready on the loop's thread, perhaps by a signal handler while the loop sleeps: have it look."""
+        """Something was made ready on the loop's thread, perhaps by a signal handler while the loop sleeps: have it look.
+
+        :meta private:
+        """
         if asyncio.current_task(self.loop) is None and not self.loop.is_closed():
             # Not by the drain, which the last user may be about to close.
             self.loop.call_soon_threadsafe(_nothing)
 
     def check_here(self) -> None:
-        """Raise WrongLoopError unless this poller's loop is running in this thread."""
+        """Raise WrongLoopError unless this poller's loop is running in this thread.
+
+        :meta private:
+        """
         if asyncio._get_running_loop() is not self.loop:
             running_loop()
             raise WrongLoopError(

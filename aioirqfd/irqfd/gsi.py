@@ -125,7 +125,10 @@ class GsiAllocator:
         return gsi in self._bound or self._routed(gsi)
 
     def reclaim(self) -> int | None:
-        """The gsi that has been idle longest, for the caller from here on; its holder was told. None: none is idle."""
+        """The gsi that has been idle longest, for the caller from here on; its holder was told. None: none is idle.
+
+        :meta private:
+        """
         for gsi, give_up in self._idle.items():
             del self._idle[gsi]
             self._recycled += 1

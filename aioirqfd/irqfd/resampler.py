@@ -84,10 +84,8 @@ class Resampler:
         self.gsi: Final = gsi
         self.members: Final[list[Member]] = []
         """The gsi's resample irqfds, oldest first."""
-        self.level: LineLevel = LOW
-        """Where the line is up, and what is yet to be done with it; moved under the lock."""
-        self.work: Final = Work(self._move)
-        """Lowers and raises the line where the sink takes its time."""
+        self.level: LineLevel = LOW  # moved under the lock
+        self.work: Final = Work(self._move)  # lowers and raises the line where the sink takes its time
         self._delivery: Final = delivery
         self._routes: Final = routes
         self._backpressure: Final = backpressure
@@ -99,14 +97,29 @@ class Resampler:
         self._failures = 0  # of the sink to move the line, one after the other
 
     @property
+    def asserted(self) -> bool:
+        """Whether the line is up."""
+        return bool(self.level.raised)
+
+    @property
+    def raised(self) -> tuple[Route, ...]:
+        """Where the line is up."""
+        return self.level.raised
+
+    @property
     def empty(self) -> bool:
-        """Whether no irqfd is left, and the line is low."""
+        """Whether no irqfd is left, and the line is low.
+
+        :meta private:
+        """
         return not (self.members or self.level.raised or self.level.falling)
 
     def put(self, level: LineLevel) -> None:
         """Stand as a snapshot says: the sink, which is restored by itself, is told of lines that are up and were not.
 
         What is yet to be done with the line is done by :meth:`settle`.
+
+        :meta private:
         """
         with self._busy:
             # What was up here, or may have been, is none of the snapshot's.
@@ -120,12 +133,18 @@ class Resampler:
                 self.level = self.level._replace(again=level.again)
 
     def join(self, irqfd: Member) -> None:
-        """An irqfd is assigned; a resamplefd that several share is told once for each (row R10)."""
+        """An irqfd is assigned; a resamplefd that several share is told once for each (row R10).
+
+        :meta private:
+        """
         self.members.append(irqfd)
         _resamplefd(irqfd)._on_close(self._inherit)
 
     def leave(self, irqfd: Member) -> None:
-        """An irqfd was deassigned. The last one to go lowers the line, and nobody is told (rows R13, R14)."""
+        """An irqfd was deassigned. The last one to go lowers the line, and nobody is told (rows R13, R14).
+
+        :meta private:
+        """
         resamplefd = _resamplefd(irqfd)
         self.members.remove(irqfd)
         if self.level.tell and not irqfd.captured:
@@ -148,7 +167,10 @@ class Resampler:
     # -- raising -----------------------------------------------------------------------------------------------------
 
     def try_assert(self, routes: Sequence[Route]) -> bool:
-        """Raise the line now, if the sink takes it at once."""
+        """Raise the line now, if the sink takes it at once.
+
+        :meta private:
+        """
         if self._delivery.tiers.try_inject is None:
             return False
         with self._busy:
@@ -173,7 +195,10 @@ class Resampler:
         return True
 
     async def assert_line(self, routes: Sequence[Route]) -> None:
-        """Raise the line, waiting for the sink where it has to."""
+        """Raise the line, waiting for the sink where it has to.
+
+        :meta private:
+        """
         async with self._serial:
             for route in routes:
                 await self._assert(route)
@@ -194,12 +219,18 @@ class Resampler:
     # -- offloading --------------------------------------------------------------------------------------------------
 
     def adopt(self, route: Route) -> None:
-        """A sink that watched the eventfd by itself gives it back with the line up: lowering it is the loop's business now."""
+        """A sink that watched the eventfd by itself gives it back with the line up: lowering it is the loop's business now.
+
+        :meta private:
+        """
         with self._busy:
             self.level = self.level.rising(route)
 
     def hand_over(self) -> None:
-        """A sink watches all the eventfds by itself now, and lowers the line."""
+        """A sink watches all the eventfds by itself now, and lowers the line.
+
+        :meta private:
+        """
         if self.level.raised:
             self._lower(tell=False)
 
@@ -210,6 +241,8 @@ class Resampler:
 
         One whose gsi lost its route is raised again as soon as there is one (row G13): its device waits to be told. Where a
         message is the new route, it is told: there is no line any more whose end of interrupt it could wait for.
+
+        :meta private:
         """
         with self._busy:
             self.level = self.level.rerouted(routes, level=is_level(routes))
@@ -220,6 +253,8 @@ class Resampler:
 
         Args:
             paused: The manager is paused, so that what the sink has failed to do waits for its ``resume()``.
+
+        :meta private:
         """
         if paused or not self.level.moving:
             return
@@ -251,7 +286,10 @@ class Resampler:
     # -- lowering ----------------------------------------------------------------------------------------------------
 
     def ack(self) -> None:
-        """End of interrupt: lower the line once, then tell everybody. Any thread."""
+        """End of interrupt: lower the line once, then tell everybody. Any thread.
+
+        :meta private:
+        """
         self._lower(tell=True, again=False)
 
     def _lower(self, *, tell: bool, again: bool = True) -> None:
@@ -352,6 +390,8 @@ class Resampler:
 
         Args:
             offloaded: Those too whose irqfds the sink watches.
+
+        :meta private:
         """
         members = tuple(irqfd for irqfd in self.members if offloaded or not irqfd.offloaded)
         for irqfd in reversed(members):

@@ -115,7 +115,10 @@ class RoutingTable(Mapping[int, tuple[Route, ...]]):
         return cls(table)
 
     def opened(self, unrouted: Iterable[int]) -> RoutingTable:
-        """This table, in which every gsi from 24 on that it has not goes to the pin of its number; but for these, which go nowhere."""
+        """This table, in which every gsi from 24 on that it has not goes to the pin of its number; but for these, which go nowhere.
+
+        :meta private:
+        """
         return self._of(self._routes, self._entries, frozenset(unrouted))
 
     @property

@@ -235,12 +235,18 @@ class WorkQueue:
             self._lane.room = self.maxsize - self._size
 
     def join(self, lane: Lane, owner: Owner) -> None:
-        """Run what is ready in the lane too, within the same bound, until the queue is closed."""
+        """Run what is ready in the lane too, within the same bound, until the queue is closed.
+
+        :meta private:
+        """
         self._lane, self._owner = lane, owner
         self._resize(0)
 
     def wake(self) -> None:
-        """There is something new in the lane."""
+        """There is something new in the lane.
+
+        :meta private:
+        """
         self._note_full()
         self._wake_worker()
 
@@ -252,7 +258,10 @@ class WorkQueue:
                 self._owner.full()
 
     def check_open(self) -> None:
-        """Raise ClosedError unless there are workers to run what is queued."""
+        """Raise ClosedError unless there are workers to run what is queued.
+
+        :meta private:
+        """
         host = self._host
         if host is None:
             raise ClosedError("the work queue is not open; enter it with `async with` first")
@@ -262,11 +271,17 @@ class WorkQueue:
 
     @property
     def inside(self) -> bool:
-        """Whether the caller is a run of this queue's own, which must not wait for the queue as a whole."""
+        """Whether the caller is a run of this queue's own, which must not wait for the queue as a whole.
+
+        :meta private:
+        """
         return asyncio.current_task() in self._workers
 
     def check_outside(self) -> None:
-        """Raise RuntimeError where waiting would be for ever, because the caller is a run of this queue's own."""
+        """Raise RuntimeError where waiting would be for ever, because the caller is a run of this queue's own.
+
+        :meta private:
+        """
         if self.inside:
             raise RuntimeError("this would wait for the very handler or sink that calls it")
 
@@ -300,7 +315,10 @@ class WorkQueue:
         return True
 
     async def expedite(self, work: Work) -> None:
-        """Queue the item beyond the bound and flush it: for a caller that occupies the worker which would make room."""
+        """Queue the item beyond the bound and flush it: for a caller that occupies the worker which would make room.
+
+        :meta private:
+        """
         _check(work)
         if not work.pending:
             self.check_open()
@@ -308,7 +326,10 @@ class WorkQueue:
         await self.flush(work)
 
     def waits_for(self, work: Runs, task: object) -> bool:
-        """Whether the item's run, perhaps by way of others, waits for a run of the task."""
+        """Whether the item's run, perhaps by way of others, waits for a run of the task.
+
+        :meta private:
+        """
         running = work.running
         while running is not None and running is not task:
             other = self._flushing.get(running)
@@ -330,7 +351,10 @@ class WorkQueue:
 
     @contextlib.contextmanager
     def waiting_for(self, runs: Runs) -> Generator[None]:
-        """Note that the current task waits for an item's run, for whoever might wait for the task."""
+        """Note that the current task waits for an item's run, for whoever might wait for the task.
+
+        :meta private:
+        """
         task = asyncio.current_task()
         self._flushing[task] = runs
         try:
@@ -436,6 +460,8 @@ class WorkQueue:
 
         Threads:
             Any: it is the collector's.
+
+        :meta private:
         """
         self._closing = True
         if self._scope is None or self._host is None:

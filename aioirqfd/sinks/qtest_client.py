@@ -146,11 +146,17 @@ class QtestClient(asyncio.Protocol):
     # -- the transport's side ----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is there."""
+        """The connection is there.
+
+        :meta private:
+        """
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of replies, cut anywhere."""
+        """Bytes of replies, cut anywhere.
+
+        :meta private:
+        """
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
             self._take(line.decode("ascii", "replace").rstrip("\r"))
@@ -184,7 +190,10 @@ class QtestClient(asyncio.Protocol):
             future.set_exception(QtestError(f"QEMU says: {rest}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """The connection is gone.
+
+        :meta private:
+        """
         error = QtestClosedError(f"QEMU hung up{f': {exc}' if exc else ''}")
         error.__cause__ = exc
         self._fail(error)
