@@ -65,7 +65,7 @@ class Lines:
 
     def asserted(self) -> dict[int, tuple[Route, ...]]:
         """The lines that are up, and where."""
-        return {gsi: one.level.raised for gsi, one in self._resamplers.items() if one.level.raised}
+        return {gsi: resampler.raised for gsi, resampler in self._resamplers.items() if resampler.asserted}
 
     def moving(self) -> dict[int, LineLevel]:
         """The lines that are not where they are to be, and what is yet to be done with each."""

@@ -56,7 +56,7 @@ async def test_a_blocked_irqfd_leaves_no_line_up(how, at):
                 irqs.resume()
             await irqs.flush()
             assert sink.level[-1] is Action.ASSERT
-            assert irqs._irqfds.lines[5].level.raised == (PIN,)
+            assert irqs._irqfds.lines[5].raised == (PIN,)
             assert not irqs._irqfds.lines[5].level.falling
             with pytest.raises(WouldBlock):
                 unmask.read_nowait()  # nobody has acknowledged anything

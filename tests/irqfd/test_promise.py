@@ -327,7 +327,7 @@ class Promise(RuleBasedStateMachine):
     def lines(self):
         """Where lines are up, and where the sink has failed to lower one: that waits while the manager is paused."""
         resamplers = self.irqs._irqfds.lines.all()
-        raised = {(resampler.gsi, route) for resampler in resamplers for route in resampler.level.raised}
+        raised = {(resampler.gsi, route) for resampler in resamplers for route in resampler.raised}
         return raised, {(resampler.gsi, route) for resampler in resamplers for route in resampler.level.falling}
 
     async def nothing_falls(self):
