@@ -11,7 +11,7 @@ import socket
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from aioirqfd.eventfd.loops import add_reader, remove_reader
-from aioirqfd.serving.sockets import done, readable
+from aioirqfd.serving.sockets import done
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
@@ -58,7 +58,7 @@ class Stream(Generic[_T]):
     Threads: the loop's.
     """
 
-    __slots__ = ("_broken", "_loop", "_max_fds", "_parser", "_sock")
+    __slots__ = ("_broken", "_cut", "_gone", "_loop", "_max_fds", "_parser", "_reader", "_sock", "_waiting")
 
     def __init__(
         self, sock: socket.socket, parser: Parser[_T], *, max_fds: int, broken: Callable[[str], Exception]
@@ -69,31 +69,79 @@ class Stream(Generic[_T]):
         self._max_fds = max_fds
         self._broken = broken
         self._loop = asyncio.get_running_loop()
+        self._gone = self._cut = False
+        self._reader: int | None = None
+        self._waiting: asyncio.Future[None] | None = None
 
     async def receive(self) -> _T | None:
-        """Return the next message, whose fds are the caller's; None when the peer has gone.
+        """Return the next message, whose fds are the caller's; None when the peer has gone. One caller at a time.
 
         Raises:
             Exception: What the parser raises: the stream breaks the protocol, or ends within a message.
+
+        Cancellation:
+            Nothing is lost: what came is in the next message.
         """
         parser = self._parser
         while (message := parser.next_message()) is None:
-            try:
-                data, fds, flags = receive_fds(self._sock, parser.wanted, self._max_fds)
-            except BlockingIOError:
-                await readable(self._sock)
-                continue
-            except ConnectionError:
-                return None
-            parser.feed(data, fds)
-            if flags & socket.MSG_CTRUNC:
+            if self._cut:
                 raise self._broken(
                     f"fds were cut off: more than {self._max_fds} came with one message, or there are no free ones here"
                 )
-            if not data:
-                parser.eof()
+            if self._gone:
                 return None
+            if not self._take():
+                await self._wait_readable()
         return message
+
+    def _take(self) -> bool:
+        """Give the parser what there is; False: nothing is there yet."""
+        parser = self._parser
+        try:
+            data, fds, flags = receive_fds(self._sock, parser.wanted, self._max_fds)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            self._gone = True
+            return True
+        parser.feed(data, fds)
+        self._cut = bool(flags & socket.MSG_CTRUNC)
+        if not (data or self._cut):
+            self._gone = True
+            parser.eof()
+        return True
+
+    async def _wait_readable(self) -> None:
+        """Wait until something was taken. The socket stays with the loop from one wait to the next, as long as all of it is read."""
+        waiting = self._waiting = self._loop.create_future()
+        if self._reader is None:
+            # Never under the socket's own number: what another library left there may hide ours, and take it along when it goes.
+            self._reader = add_reader(self._loop, self._sock.fileno(), self._on_readable, elsewhere=True)
+        try:
+            await waiting
+        finally:
+            self._waiting = None
+
+    def _on_readable(self) -> None:
+        waiting = self._waiting
+        if waiting is None or waiting.done():
+            self._stop_reading()  # nobody wants it now, and it would be reported in each turn of the loop
+            return
+        # Taken here, so that the loop does not report the same again before the reader has its turn.
+        try:
+            taken = self._take()
+        except Exception as error:
+            waiting.set_exception(error)
+            return
+        if taken:
+            waiting.set_result(None)
+
+    def _stop_reading(self) -> None:
+        number, self._reader = self._reader, None
+        if number is not None:
+            remove_reader(self._loop, number)
+            if number != self._sock.fileno():
+                os.close(number)
 
     async def send_data(self, data: bytes, fds: Sequence[int]) -> None:
         """Send bytes with fds, which stay the caller's.
@@ -143,6 +191,7 @@ class Stream(Generic[_T]):
 
     def close(self) -> None:
         """Close the socket, and the fds that no message took. Idempotent."""
+        self._stop_reading()
         for fd in self._parser.close():
             os.close(fd)
         self._sock.close()
