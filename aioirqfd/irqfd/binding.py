@@ -3,6 +3,17 @@
 The top half, :meth:`Binding.wakeup` and :meth:`Binding.defer`, runs on the loop's thread from within the drain: synchronous,
 bounded, never raises. (For an irqfd that is idle, free and plain, not even that runs: the counter module hands its cached
 interrupt to the sink by itself.) The bottom half is a coroutine on the manager's work queue: :mod:`aioirqfd.irqfd.injection`.
+
+What must hold: a signal is in one place at any time, the eventfd, the counter module, the debt or the sink's hands; and whatever is
+raised on the way from one to the next, by a sink, a tracer or a signal handler of the program's, leaves it in one of them. The state
+is moved by :meth:`Binding.step` and by nothing else.
+
+Tempting, and wrong:
+
+- to look at the state, call something, and then move it: a signal handler may signal at any call. Looked up and moved is one step;
+- to let an idle irqfd stay armed when it becomes anything else: the counter module would inject beside the bottom half;
+- to schedule while its handler runs: the irqfd would run against itself. ``left()`` schedules, when the handler is through;
+- to shut in any other order: first the eventfd is nobody's, then what it holds is taken, and last it may be bound anew.
 """
 
 from __future__ import annotations

@@ -1,6 +1,16 @@
 """What an irqfd owes once its signals have left the counter module: how many, and how far the injection that pays is done.
 
 No I/O, no clock, no loop: numbers alone.
+
+What must hold: a handler that has returned is never told again of the same signal, and the counts that each handler gets add up to
+exactly the signals. An injection that failed goes on where it stopped, under its old number; what came meanwhile is the next one's.
+
+Tempting, and wrong:
+
+- one count for all: a retry would tell the first handlers twice of what only the last has not heard;
+- a number for each attempt: a flush would take the end of a retry for the end of what was signalled between the two attempts;
+- to give back, at a deassign, all that is not injected: who was told already would be told again by the next irqfd. One signal keeps the
+  interrupt.
 """
 
 from __future__ import annotations

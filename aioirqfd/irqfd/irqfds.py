@@ -2,6 +2,16 @@
 
 A user has the :class:`aioirqfd.IrqManager`, which is nothing but a face. What an irqfd asks of its manager it asks here, and each irqfd
 that somebody holds keeps it (row C06). Neither the loop nor the sink does: a manager that is dropped open is noticed.
+
+What must hold: an eventfd is bound to one irqfd of any manager, and to none whenever an assign or a deassign has raised. What owes an
+injection is bound, or leaving. A table is in force when the sink has agreed to it, and not before.
+
+Tempting, and wrong:
+
+- to forget an irqfd with its deassign: what it owes is injected yet, and ``flush()`` and ``pause()`` wait for that too;
+- to re-route lines before the sink has given back what it watches: one may be up, and has to move along;
+- to pause without having read what was injected and left unread: it could not be told from what waits;
+- to stop at the first irqfd that cannot be closed: the others have interrupts to deliver.
 """
 
 from __future__ import annotations

@@ -1,6 +1,16 @@
 """The irqfd's half of its eventfd: whatever is asked of the eventfd's inside is asked here.
 
 From the moment it is left, what the eventfd counts is another irqfd's; what had been counted until then stays known.
+
+What must hold: no other file of this floor looks behind an EventFd's underscore, and nothing stays half bound when one of these calls
+raises, for want of a descriptor or by a signal handler.
+
+Tempting, and wrong:
+
+- to read an eventfd that is not owed: what it held when it was bound is left to be read until somebody signals again (row P03), and of a
+  semaphore all but one stays whole (row P05);
+- to ask the eventfd for its counts after it was left: it may be bound again, and they are the new irqfd's;
+- to look for a signal off the loop's thread: only the drain, on its own, may take an event from the epoll.
 """
 
 # pyright: reportPrivateUsage=false

@@ -3,6 +3,17 @@
 Its worker tasks live in one anyio task group, which a task of the queue's own hosts. A task group that was entered in the
 caller's task could only be left in that very task, which rules out pytest fixtures, ``AsyncExitStack`` hand-overs and
 ``aclose()`` from elsewhere.
+
+What must hold: an item that is put here while it runs runs once more; one that waits runs once. A worker goes to sleep only where
+nothing is ready, and whoever makes something ready wakes one. Who waits for a run, perhaps by way of others, is known, so that a wait in
+a circle is answered and not waited for. The bound is this file's: it tells its owner when it is full and when half of it is free.
+
+Tempting, and wrong:
+
+- to clear ``pending`` after the run: a signal that comes meanwhile would be lost;
+- to look for work, make a future, and wait: a signal handler may queue something between any two of them, so it is looked again;
+- to refuse an item that its own run puts back: nobody else would put it back;
+- to count on a worker that was woken: it may be cancelled in the same breath, and then another one has to go.
 """
 
 # pyright: reportPrivateUsage=false
