@@ -18,11 +18,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 import pytest_asyncio
 import uvloop
+from hypothesis import settings
 
 from tests.qemu import program
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+# No example is too slow because other processes had the CPU meanwhile.
+settings.register_profile("no deadline", settings.default, deadline=None)
+settings.load_profile("no deadline")
 
 KVM = Path("/dev/kvm")
 KVM_GET_API_VERSION = 0xAE00

@@ -85,13 +85,13 @@ typedef struct {
 static inline bool
 mailbox_owe(mailbox_node_t *node)
 {
-    /* seq_cst, with mailbox_settle: the count was added before, and either this sees owed false or the taker sees the count. */
+    /* seq_cst, with mailbox_discharge: the count was added before, and either this sees owed false or the taker sees the count. */
     return !atomic_exchange_explicit(&node->owed, true, memory_order_seq_cst);
 }
 
 /* True: the dispatch was owed, and is the caller's now. */
 static inline bool
-mailbox_settle(mailbox_node_t *node)
+mailbox_discharge(mailbox_node_t *node)
 {
     return atomic_exchange_explicit(&node->owed, false, memory_order_seq_cst);
 }

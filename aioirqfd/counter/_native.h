@@ -305,8 +305,8 @@ bool drain_is_here(DrainObject *drain);
 /* So many are read in one go; some microseconds each. */
 #define UNREAD_AT_ONCE 256
 void unread_mark(DrainObject *drain, EventFdCtxObject *ctx);
-void unread_settle_later(const DrainObject *drain);
-int unread_settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed);
-Py_ssize_t unread_settle_some(DrainObject *self, Py_ssize_t limit);
+void unread_read_later(const DrainObject *drain);
+int unread_read(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed);
+Py_ssize_t unread_read_some(DrainObject *self, Py_ssize_t limit);
 
 #endif

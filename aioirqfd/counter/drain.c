@@ -12,7 +12,7 @@
    that is under way, or its manager's fifo of held ones. Whoever sets `owed` puts it there.
 
    Tempting, and wrong:
-   - to settle the debt when an event is noted, and not when its turn comes: a sink that was called in between may have masked or
+   - to discharge the debt when an event is noted, and not when its turn comes: a sink that was called in between may have masked or
      unbound it, and nobody would know that something is owed.
    - to wake the loop at every post. A mailbox that was not empty has woken it, and 200,000 signals of a thread are one write.
    - to believe that whoever runs on the loop's thread is inside the loop: see drain_nudge().
@@ -157,7 +157,7 @@ drain_forget(EventFdCtxObject *ctx)
             (void)epoll_ctl(drain->epfd, EPOLL_CTL_DEL, ctx->fd, NULL);
         }
     }
-    (void)mailbox_settle(&ctx->node);
+    (void)mailbox_discharge(&ctx->node);
     ctx->event = ctx->fresh = ctx->asks_room = ctx->full = ctx->in_unread = false;
     ctx->drain = NULL;
     Py_DECREF(drain);
@@ -395,7 +395,7 @@ drain_collect(DrainObject *self)
             if (ctx != NULL) {
                 drain_post(self, ctx);
             } else if (self->events[i].data.u64 == TIMER_EVENT) {
-                unread_settle_later(self); /* run() is to hear of it, and this was its one event */
+                unread_read_later(self); /* run() is to hear of it, and this was its one event */
             } else if (self->events[i].data.u64 == WAKE_EVENT) {
                 woken = true;
             }
@@ -441,13 +441,13 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
     if (self->backlog != NULL) {
         drain_wake(self);
     }
-    bool settle_now = false;
+    bool read_out_now = false;
     for (int i = 0; i < n; i++) {
         EventFdCtxObject *ctx = note_event(self, &self->events[i]);
         if (ctx != NULL) {
             ready[len++] = (EventFdCtxObject *)Py_NewRef(ctx);
         } else if (self->events[i].data.u64 == TIMER_EVENT) {
-            settle_now = true;
+            read_out_now = true;
         }
     }
 
@@ -515,8 +515,8 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
         }
         Py_DECREF(ctx);
     }
-    if (settle_now) {
-        unread_settle_some(self, UNREAD_AT_ONCE);
+    if (read_out_now) {
+        unread_read_some(self, UNREAD_AT_ONCE);
     }
     self->dispatching = self->passing = false;
     Py_DECREF(self);
@@ -534,28 +534,28 @@ drain_note(PyObject *op, PyObject *Py_UNUSED(ignored))
 }
 
 static PyObject *
-drain_settle(PyObject *op, PyObject *arg)
+drain_read_out(PyObject *op, PyObject *arg)
 {
     DrainObject *self = (DrainObject *)op;
-    EventFdCtxObject *ctx = own_ctx(op, arg, "settle");
+    EventFdCtxObject *ctx = own_ctx(op, arg, "read_out");
     uint64_t owed = 0;
     if (ctx == NULL) {
         return NULL;
     }
-    if (!self->dead && unread_settle(self, ctx, &owed) < 0) {
+    if (!self->dead && unread_read(self, ctx, &owed) < 0) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     return PyLong_FromUnsignedLongLong(owed);
 }
 
 static PyObject *
-drain_settle_unread(PyObject *op, PyObject *arg)
+drain_read_unread(PyObject *op, PyObject *arg)
 {
     Py_ssize_t limit = PyNumber_AsSsize_t(arg, PyExc_OverflowError);
     if (limit == -1 && PyErr_Occurred() != NULL) {
         return NULL;
     }
-    return PyLong_FromSsize_t(unread_settle_some((DrainObject *)op, limit));
+    return PyLong_FromSsize_t(unread_read_some((DrainObject *)op, limit));
 }
 
 static void
@@ -580,7 +580,7 @@ shut(DrainObject *self)
     }
     self->dead = true;
     release_mail(self);
-    (void)unread_settle_some(self, PY_SSIZE_T_MAX);
+    (void)unread_read_some(self, PY_SSIZE_T_MAX);
 }
 
 static PyObject *
@@ -736,11 +736,11 @@ static PyMethodDef drain_methods[] = {
          "run($self, /)\n--\n\nOne pass: take at most max_events from the epoll and as many from the mailbox, and dispatch them; return how many.")},
     {"collect", drain_note, METH_NOARGS,
      PyDoc_STR("collect($self, /)\n--\n\nNote every event there is as owed, dispatching nothing.")},
-    {"settle", drain_settle, METH_O,
-     PyDoc_STR("settle($self, ctx, /)\n--\n\nEmpty the eventfd; return what of it was not injected yet.")},
-    {"settle_unread", drain_settle_unread, METH_O,
+    {"read_out", drain_read_out, METH_O,
+     PyDoc_STR("read_out($self, ctx, /)\n--\n\nEmpty the eventfd; return what of it was not injected yet.")},
+    {"read_unread", drain_read_unread, METH_O,
      PyDoc_STR(
-         "settle_unread($self, limit, /)\n--\n\nRead counts that were left unread; return how many are still to do.")},
+         "read_unread($self, limit, /)\n--\n\nRead counts that were left unread; return how many are still to do.")},
     {"nudge", drain_nudge_method, METH_NOARGS,
      PyDoc_STR(
          "nudge($self, /)\n--\n\nSomething was made ready on the loop's thread: wake the loop, if it may be asleep.")},

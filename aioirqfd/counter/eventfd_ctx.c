@@ -283,7 +283,7 @@ ctx_unbind(PyObject *op, PyObject *Py_UNUSED(ignored))
     self->listening = self->want_count = false;
     self->event = self->fresh = self->full = false;
     self->seen = SEEN_NOTHING;
-    (void)mailbox_settle(&self->node);
+    (void)mailbox_discharge(&self->node);
     top_half_unhold(self);
     self->run = NULL; /* a handler that is under way is the old irqfd's, and knows it */
     Py_CLEAR(self->route);

@@ -1,7 +1,7 @@
 /* TopHalf: what a manager does with a ready irqfd at once, on the loop's thread: hand its cached Interrupt to the sink, many in
    one call, and leave the rest to Binding.wakeup and Binding.defer. Never raises, never waits.
 
-   What must hold: an irqfd's debt (node.owed) is settled only when its turn has come, and before its count is taken. A signal then is
+   What must hold: an irqfd's debt (node.owed) is discharged only when its turn has come, and before its count is taken. A signal then is
    in this injection, or makes a debt of its own. Everything here that calls out may come back in any way (calls.c), so references
    are held and ownership is given up before each call, and what was known of an irqfd is asked again after it.
 
@@ -208,7 +208,7 @@ static void
 inject_one(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx, PyObject *interrupt)
 {
     uint64_t count;
-    if (!mailbox_settle(&ctx->node)) {
+    if (!mailbox_discharge(&ctx->node)) {
         return;
     }
     Py_INCREF(top_half);
@@ -268,7 +268,7 @@ top_half_flush(native_state *state, TopHalfObject *top_half)
             Py_DECREF(ctx);
             continue;
         }
-        if (!mailbox_settle(&ctx->node)) {
+        if (!mailbox_discharge(&ctx->node)) {
             Py_DECREF(ctx);
             continue;
         }
@@ -321,7 +321,7 @@ top_half_wakeup(native_state *state, EventFdCtxObject *ctx)
     TopHalfObject *top_half = ctx->top_half;
     uint64_t count;
     if (top_half == NULL) {
-        if (mailbox_settle(&ctx->node)) {
+        if (mailbox_discharge(&ctx->node)) {
             ctx->event = false;
             (void)native_call_method((PyObject *)ctx, state->str__on_ready, NULL);
         }
@@ -335,7 +335,7 @@ top_half_wakeup(native_state *state, EventFdCtxObject *ctx)
         }
         return;
     }
-    if (mailbox_settle(&ctx->node) && eventfd_ctx_consume(ctx, true, &count)) {
+    if (mailbox_discharge(&ctx->node) && eventfd_ctx_consume(ctx, true, &count)) {
         ctx->wakeups++;
         if (HAS_FLIGHT(top_half)) {
             flight_put(top_half->flight, flight_now(), FLIGHT_WAKEUP, ctx, count);

@@ -8,7 +8,7 @@
 #define AFTER_NS 50000000
 
 void
-unread_settle_later(const DrainObject *drain)
+unread_read_later(const DrainObject *drain)
 {
     const struct itimerspec once = {.it_value = {.tv_nsec = AFTER_NS}};
     (void)timerfd_settime(drain->timerfd, 0, &once, NULL);
@@ -26,7 +26,7 @@ unread_mark(DrainObject *drain, EventFdCtxObject *ctx)
     }
     ctx->in_unread = true;
     if (fifo_len(&drain->unread) == 1) {
-        unread_settle_later(drain);
+        unread_read_later(drain);
     }
 }
 
@@ -37,7 +37,7 @@ unread_mark(DrainObject *drain, EventFdCtxObject *ctx)
    count is there, so the read would take what the collect is asked about. Where fdinfo cannot be read (it takes a descriptor, and
    /proc), all of it counts as new: rather injected twice than lost. */
 int
-unread_settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
+unread_read(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
 {
     uint64_t old = 0;
     uint64_t value = 0;
@@ -50,7 +50,7 @@ unread_settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
     if (drain_collect(self) < 0) {
         return -1;
     }
-    bool due = mailbox_settle(&ctx->node);
+    bool due = mailbox_discharge(&ctx->node);
     ctx->event = ctx->fresh = ctx->full = false;
     bool by_ones = eventfd_ctx_by_ones(ctx);
     uint64_t total = by_ones ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
@@ -64,7 +64,7 @@ unread_settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
         if (drain_collect(self) < 0) {
             return -1;
         }
-        if (!mailbox_settle(&ctx->node)) {
+        if (!mailbox_discharge(&ctx->node)) {
             total = value = 0;
         }
         ctx->event = false;
@@ -79,7 +79,7 @@ unread_settle(DrainObject *self, EventFdCtxObject *ctx, uint64_t *owed)
 
 /* Read up to `limit` of the counts that were left unread; return how many are still to do. */
 Py_ssize_t
-unread_settle_some(DrainObject *self, Py_ssize_t limit)
+unread_read_some(DrainObject *self, Py_ssize_t limit)
 {
     EventFdCtxObject *ctx;
     for (limit = Py_MIN(limit, fifo_len(&self->unread)); limit > 0 && (ctx = fifo_next(&self->unread)) != NULL;
@@ -89,7 +89,7 @@ unread_settle_some(DrainObject *self, Py_ssize_t limit)
             ctx->in_unread = false;
             /* Unless it was read in the meantime, or is about to be dispatched. */
             if (!self->dead && ctx->seen == SEEN_UNREAD && !mailbox_is_owed(&ctx->node) &&
-                unread_settle(self, ctx, &owed) == 0 && owed > 0) {
+                unread_read(self, ctx, &owed) == 0 && owed > 0) {
                 eventfd_ctx_put_back(ctx, owed);
                 if (mailbox_owe(&ctx->node)) {
                     drain_post(self, ctx);
@@ -99,7 +99,7 @@ unread_settle_some(DrainObject *self, Py_ssize_t limit)
         Py_DECREF(ctx);
     }
     if (fifo_len(&self->unread) > 0 && !self->dead) {
-        unread_settle_later(self);
+        unread_read_later(self);
     }
     return fifo_len(&self->unread);
 }

@@ -41,10 +41,10 @@ class Binding(Protocol):
     def on_eventfd_closing(self) -> None:
         """The eventfd is about to be closed."""
 
-    def settle(self) -> None:
+    def read_out(self) -> None:
         """Count what was injected without a read."""
 
-    def settle_owed(self) -> None:
+    def take_owed(self) -> None:
         """Take what is owed and is not to be injected just now."""
 
 
@@ -221,10 +221,10 @@ class EventFd(EventFdCtx):
         if self._binding is None or self._poller is None:
             return True
         self._poller.check_here()
-        self._binding.settle()
+        self._binding.read_out()
         # A signal that came before this read is the irqfd's, and takes along what was there (row P04).
         self._dispatch()
-        self._binding.settle_owed()
+        self._binding.take_owed()
         return self._leftover or self._semaphore
 
     async def read(self) -> int:

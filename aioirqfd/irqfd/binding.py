@@ -193,7 +193,7 @@ class Binding:
 
     def statistics(self) -> IrqFdStatistics:
         """The counts as they are now."""
-        self.settle()
+        self.read_out()
         counts, injection = self.trigger.counts, self._injection
         signals = max(counts.signals - self.debt.returned, 0)
         injections = counts.fast + (0 if injection is None else injection.slow)
@@ -213,7 +213,7 @@ class Binding:
         if self.masked:
             return
         self._delivery.trace("irqfd_masked", self)
-        self.settle()
+        self.read_out()
         self.masked = True
         try:
             self.owner.take_back(self)
@@ -393,12 +393,12 @@ class Binding:
 
     # -- what is owed ------------------------------------------------------------------------------------------------
 
-    def settle(self) -> None:
+    def read_out(self) -> None:
         """Count what was injected without a read; what is owed stays where it is. Nothing happens off the loop."""
         if self.trigger.look_unread():
             self._empty()
 
-    def settle_owed(self) -> None:
+    def take_owed(self) -> None:
         """Take what is owed and is not to be injected just now. Called on the loop's thread alone."""
         if self.trigger.owed:
             self._empty()
@@ -406,7 +406,7 @@ class Binding:
     def gather(self) -> None:
         """Take at once what is owed of a semaphore whose signals are counted: a dispatch takes some, and a flush is for all."""
         if self.handlers and self.eventfd.semaphore:
-            self.settle_owed()
+            self.take_owed()
 
     def _empty(self) -> None:
         owed, unread = self.trigger.empty()
@@ -497,7 +497,7 @@ class Binding:
         return self._state in ACTIVE or self.trigger.lined_up or self.trigger.running is not None
 
     @property
-    def unsettled(self) -> bool:
+    def in_motion(self) -> bool:
         """The same, or a signal that has not come to the top half."""
         return self._state in ACTIVE or self.trigger.engaged
 

@@ -188,7 +188,7 @@ class Injection:
         """It is blocked now: a line that the last attempt has raised perhaps, and the sink did not say, must not stay up meanwhile."""
         resampler = self._lines.get(self._irqfd.gsi)
         if resampler is not None:
-            resampler.settle(paused=self._routes.paused)
+            resampler.move_on(paused=self._routes.paused)
 
     def retry_now(self) -> None:
         """Wait no longer, if a retry waits for its time."""

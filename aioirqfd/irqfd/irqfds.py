@@ -496,7 +496,7 @@ class Irqfds:
         if not self.routes.paused:
             for irqfd in irqfds:
                 irqfd.gather()
-        marks = [(irqfd, irqfd.mark()) for irqfd in irqfds if irqfd.unsettled]
+        marks = [(irqfd, irqfd.mark()) for irqfd in irqfds if irqfd.in_motion]
         works = [resampler.work for resampler in self.lines.all()]
         lines = [work for work in works if work.pending or work.running is not None]
         for irqfd, mark in marks:
@@ -518,7 +518,7 @@ class Irqfds:
         self.queue.check_outside()
         if not self.routes.paused:
             # Counts that were injected and not read yet: from here on they could not be told from what waits.
-            drain.settle_unread(drain.unread)
+            drain.read_unread(drain.unread)
             self.pauses += 1
             self.routes.paused = self._top_half.paused = True
             self._paused_since = time.monotonic()
@@ -535,7 +535,7 @@ class Irqfds:
         paused_for = time.monotonic() - self._paused_since
         self.delivery.emit("manager_resumed", held=self._top_half.held, paused_for=paused_for)
         for resampler in self.lines.all():
-            resampler.settle(paused=False)
+            resampler.move_on(paused=False)
         for irqfd in list(self.bound.values()):
             irqfd.debt.release()
             irqfd.unblock()
@@ -547,12 +547,12 @@ class Irqfds:
 
     def snapshot(self) -> dict[str, object]:
         """Everything an interrupt can be in."""
-        self._check_settled()
+        self._check_quiet()
         return snapshot.take(tuple(self.bound.values()), self.routes.table, self.lines)
 
     def restore(self, state: Mapping[str, object]) -> None:
         """Put a snapshot's state in here."""
-        self._check_settled()
+        self._check_quiet()
         plan = snapshot.check(tuple(self.bound.values()), state)
         try:
             self.set_routing(plan.routing)
@@ -561,7 +561,7 @@ class Irqfds:
         plan.put(self.lines)
         self._drop_withheld()
 
-    def _check_settled(self) -> None:
+    def _check_quiet(self) -> None:
         """Raise unless nothing is being injected any more. A retry that waits for its time is not."""
         self.check_here()
         busy = any(irqfd.busy for irqfd in (*self.bound.values(), *self.leaving))

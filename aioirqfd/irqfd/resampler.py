@@ -117,7 +117,7 @@ class Resampler:
     def put(self, level: LineLevel) -> None:
         """Stand as a snapshot says: the sink, which is restored by itself, is told of lines that are up and were not.
 
-        What is yet to be done with the line is done by :meth:`settle`.
+        What is yet to be done with the line is done by :meth:`move_on`.
 
         :meta private:
         """
@@ -246,9 +246,9 @@ class Resampler:
         """
         with self._busy:
             self.level = self.level.rerouted(routes, level=is_level(routes))
-        self.settle(paused=False)
+        self.move_on(paused=False)
 
-    def settle(self, *, paused: bool) -> None:
+    def move_on(self, *, paused: bool) -> None:
         """Go on with what is yet to be done with the line.
 
         Args:
@@ -374,7 +374,7 @@ class Resampler:
                 error,
             )
         # A paused manager's snapshot has what is yet to be done: it is the snapshot's, unless the manager resumes.
-        self._delivery.call_later(self._delivery.retry.maximum, lambda: self.settle(paused=self._routes.paused))
+        self._delivery.call_later(self._delivery.retry.maximum, lambda: self.move_on(paused=self._routes.paused))
 
     # -- telling -----------------------------------------------------------------------------------------------------
 

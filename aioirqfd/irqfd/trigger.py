@@ -154,7 +154,7 @@ class Trigger:
         if poller is None:
             return 0, 0
         before = self.eventfd._signals
-        owed = poller.drain.settle(self.eventfd)
+        owed = poller.drain.read_out(self.eventfd)
         return owed, self.eventfd._signals - before - owed
 
     # -- telling -----------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ class Trigger:
             poller.drain.collect()
             if eventfd._owed or not (eventfd._semaphore and whole):
                 before = eventfd._signals
-                owed = poller.drain.settle(eventfd)
+                owed = poller.drain.read_out(eventfd)
                 unread = eventfd._signals - before - owed
         recalled = eventfd._recall()
         eventfd._unbind()

@@ -119,7 +119,7 @@ class Rig:
     def unbind(self, ctx, drain=None):
         """What deassign does: take what is owed, leave, and let the rest be the kernel's."""
         drain = drain or self.drain
-        owed = drain.settle(ctx)
+        owed = drain.read_out(ctx)
         ctx._unbind()
         ctx._spill()
         drain.remove(ctx)

@@ -172,7 +172,7 @@ def test_misuse_is_refused(rig):
     with pytest.raises(TypeError):
         drain.remove(ctx)
     with pytest.raises(TypeError):
-        drain.settle(ctx)
+        drain.read_out(ctx)
     with pytest.raises(RuntimeError):
         ctx._bind(top_half, Irqfd(), False, None, None)
     drain.add(ctx)
@@ -233,8 +233,8 @@ def test_a_closed_drain(rig):
     assert drain.fileno() == -1
     assert drain.run() == 0
     drain.collect()
-    assert drain.settle(ctx) == 0
-    assert drain.settle_unread(5) == 0
+    assert drain.read_out(ctx) == 0
+    assert drain.read_unread(5) == 0
     with pytest.raises(RuntimeError):
         drain.add(rig.eventfd())
     drain.remove(ctx)

@@ -61,7 +61,7 @@ def test_a_cycle_through_a_bound_eventfd_is_collected(rig, state):
     elif state == "unread":
         write(ctx)
         rig.run()
-        rig.drain.settle_unread(10)
+        rig.drain.read_unread(10)
     dead = weakref.ref(ctx), weakref.ref(irqfd)
     del ctx, irqfd, top_half
     if state == "posted":
@@ -137,7 +137,7 @@ def test_irqfds_and_interrupts_are_let_go(rig):
             top_half.release()
         ctx._arm(CellType())
         ctx.signal()
-        rig.drain.settle_unread(10)
+        rig.drain.read_unread(10)
         rig.unbind(ctx)
         rig.unbind(other)
     sink.interrupts.clear()
@@ -174,8 +174,8 @@ def rounds_drain(module):
             ctx.signal()
             top_half.paused = False
             top_half.release()
-            drain.settle_unread(5)
-            drain.settle(ctx)
+            drain.read_unread(5)
+            drain.read_out(ctx)
             ctx._unbind()
             drain.remove(ctx)
         drain.close()

@@ -403,7 +403,7 @@ def test_what_was_refused_and_held_is_counted_once(rig):
     top_half.release()
     rig.run()
     assert [len(irqfd.defers) for irqfd in irqfds.values()] == [1] * 5
-    rig.drain.settle_unread(10)
+    rig.drain.read_unread(10)
     rig.run()
     assert [len(irqfd.defers) for irqfd in irqfds.values()] == [1] * 5
     assert [ctx._signals for ctx in ctxs.values()] == [1, 2, 3, 4, 5]
@@ -559,7 +559,7 @@ def test_one_is_deassigned_while_what_was_held_is_released(rig):
     assert order == [*"ade", "new c"]
 
 
-def test_what_is_held_is_settled_like_anything_else(rig):
+def test_what_is_held_is_read_like_anything_else(rig):
     top_half = rig.module.TopHalf()
     top_half.paused = True
     ctx = rig.eventfd()
@@ -567,7 +567,7 @@ def test_what_is_held_is_settled_like_anything_else(rig):
     write(ctx, 3)
     rig.run()
     assert ctx._held
-    assert rig.drain.settle(ctx) == 3
+    assert rig.drain.read_out(ctx) == 3
     top_half.paused = False
     top_half.release()
     assert irqfd.wakeups == []

@@ -855,7 +855,7 @@ operations = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)  # others may have the CPU meanwhile
+@settings(max_examples=300)
 @given(st.lists(operations, max_size=50))
 def test_messages_are_what_each_pin_owes(sequence):
     # A second reading of the rules, pin by pin: 5 and 6 are edges, 9 and 10 levels, and each has its own vector.

@@ -236,7 +236,7 @@ def registers(pic):
     return seen
 
 
-@settings(max_examples=300, deadline=None)  # others may have the CPU meanwhile
+@settings(max_examples=300)
 @given(st.lists(operations, max_size=60))
 @example([("set_irq", 3, True), ("initialise", 0, 0x30, False, False), ("set_irq", 3, True), ("intack",)])
 @example([("initialise", 0, 0x30, False, True), ("inject", 12, Action.PULSE), ("intack",), ("inject", 9, Action.PULSE)])

@@ -69,7 +69,7 @@ signaller(void *arg)
 static void
 dispatch(ctx_t *ctx)
 {
-    if (!mailbox_settle(&ctx->node)) {
+    if (!mailbox_discharge(&ctx->node)) {
         return; /* dispatched in the meantime, by flush() */
     }
     uint64_t count = counter_take(&ctx->count);
@@ -123,7 +123,7 @@ many_signallers_one_owner(void)
         if (!more) {
             CHECK(sem_wait(&wake) == 0);
         }
-        /* Now and then somebody dispatches out of turn, as Drain.settle does: the node stays linked, and owes nothing. */
+        /* Now and then somebody dispatches out of turn, as Drain.read_out does: the node stays linked, and owes nothing. */
         if (++passes % 3 == 0) {
             for (int i = 0; i < NODES; i++) {
                 dispatch(&ctxs[i]);
@@ -195,7 +195,7 @@ one_signaller_in_step(void)
         CHECK(node->next == NULL);
         CHECK(letter == turn);
         mailbox_unlink(node);
-        CHECK(mailbox_settle(node));
+        CHECK(mailbox_discharge(node));
         CHECK(counter_take(&lone.count) == 1);
         atomic_store_explicit(&answered, turn, memory_order_release);
     }

@@ -112,7 +112,7 @@ class Drain:
         ctx._drain = None
         self.attached -= 1
         # Its debt goes with it: what is counted stays counted, and is an event again wherever it is added next.
-        ctx._settle()
+        ctx._discharge()
         ctx._event = ctx._fresh = False
         if self._generations.get(ctx._fd) == ctx._generation:
             del self._generations[ctx._fd]
@@ -164,7 +164,7 @@ class Drain:
     def _slow(self, ctx: EventFdCtx) -> None:
         if ctx._top_half is not None:
             ctx._top_half._enter(ctx._top_half._wakeup, ctx)
-        elif ctx._settle():
+        elif ctx._discharge():
             ctx._event = False
             try:
                 ctx._on_ready()
@@ -244,16 +244,16 @@ class Drain:
         if woken and (self._mailbox or self._nudged):
             self._wake()  # nobody wakes for mail that is there already, nor twice for what is ready
 
-    def settle(self, ctx: EventFdCtx, /) -> int:
+    def read_out(self, ctx: EventFdCtx, /) -> int:
         """Empty the eventfd; return what of it was not injected yet (0: nothing is owed)."""
         if ctx._drain is not self:
-            raise TypeError("settle() takes an EventFdCtx of this drain")
+            raise TypeError("read_out() takes an EventFdCtx of this drain")
         if self._dead:
             return 0
         was_leftover = ctx._leftover
         old = self._look(ctx) if was_leftover else 0
         self.collect()
-        due = ctx._settle()
+        due = ctx._discharge()
         ctx._leftover = ctx._event = ctx._fresh = False
         by_ones = ctx._by_ones
         total = ctx._take_counted(by_ones=by_ones)
@@ -265,7 +265,7 @@ class Drain:
         if not due and by_ones:
             # One of its rest, which is owed no injection (row P05); unless it was written since the first look.
             self.collect()
-            if not ctx._settle():
+            if not ctx._discharge():
                 total = value = 0
             ctx._event = False
         elif not due and was_leftover:
@@ -281,7 +281,7 @@ class Drain:
             return 0
         return info[0] if info else 0
 
-    def settle_unread(self, limit: int, /) -> int:
+    def read_unread(self, limit: int, /) -> int:
         """Nothing to do: this module reads at every event."""
         del limit
         return 0

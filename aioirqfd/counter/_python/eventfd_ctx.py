@@ -140,7 +140,7 @@ class EventFdCtx:
             self._count = after = before + n if n <= MAX - before else MAX
         return after - before
 
-    def _settle(self) -> bool:
+    def _discharge(self) -> bool:
         with lock:
             owed, self._owed = self._owed, False
         return owed
@@ -279,7 +279,7 @@ class EventFdCtx:
 
     def _unbind(self) -> None:
         self._listening = self._want_count = self._event = self._fresh = self._leftover = False
-        self._settle()
+        self._discharge()
         if self._top_half is not None:
             self._top_half._unhold(self)
         self._running, self._told = None, 0  # a handler that is under way is the old irqfd's, and knows it

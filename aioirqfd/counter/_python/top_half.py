@@ -280,7 +280,7 @@ class TopHalf:
                 # once more.
                 if ctx._drain is not None and ctx._owed:
                     ctx._drain._post(ctx)
-            elif ctx._settle() and (count := ctx._consume()) is not None:
+            elif ctx._discharge() and (count := ctx._consume()) is not None:
                 ctx._wakeups += 1
                 taking.append((ctx, irqfd, count))
                 interrupts.append(interrupt)
@@ -301,7 +301,7 @@ class TopHalf:
         if self.paused or self.full or no_room:
             if ctx._owed:
                 self._hold(ctx)
-        elif ctx._settle() and (count := ctx._consume()) is not None:
+        elif ctx._discharge() and (count := ctx._consume()) is not None:
             irqfd = ctx._irqfd
             ctx._wakeups += 1
             self._note(WAKEUP, ctx, count)

@@ -1,4 +1,4 @@
-"""What was there at assign time, what is left unread, and what settle says of it; in both implementations."""
+"""What was there at assign time, what is left unread, and what read_out() says of it; in both implementations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_next_write_consumes_a_leftover(rig):
     write(ctx)
     rig.run()
     assert not ctx._leftover
-    assert rig.drain.settle_unread(10) == 0
+    assert rig.drain.read_unread(10) == 0
     assert rig.count(ctx) == 0
     rig.run()
     assert len(irqfd.wakeups) == 2
@@ -144,11 +144,11 @@ def test_a_semaphore_that_is_very_full_is_told_by_and_by(rig):
     assert (rig.count(ctx), ctx._signals) == (0, 600)
 
 
-def test_settle_empties_a_semaphore_however_full(rig):
+def test_read_out_empties_a_semaphore_however_full(rig):
     ctx = rig.eventfd(semaphore=True)
     irqfd = rig.bind(ctx, want_count=True)
     write(ctx, 5000)
-    assert rig.drain.settle(ctx) == 5000
+    assert rig.drain.read_out(ctx) == 5000
     rig.run()
     assert irqfd.wakeups == []
     assert (rig.count(ctx), ctx._signals) == (0, 5000)
@@ -158,39 +158,39 @@ def test_a_semaphore_that_nobody_could_ever_empty_keeps_what_is_beyond_the_bound
     ctx = rig.eventfd(semaphore=True)
     rig.bind(ctx, want_count=True)
     write(ctx, FULL)
-    assert rig.drain.settle(ctx) == 2**20
+    assert rig.drain.read_out(ctx) == 2**20
     assert ctx._owed, "the rest is told by and by"
     assert rig.count(ctx) == FULL - 2**20
 
 
-def test_settle_says_what_was_not_injected_yet(rig):
+def test_read_out_says_what_was_not_injected_yet(rig):
     ctx = rig.eventfd()
     sink = rig.bind_fast(ctx)
-    assert rig.drain.settle(ctx) == 0
+    assert rig.drain.read_out(ctx) == 0
     write(ctx, 3)
-    assert rig.drain.settle(ctx) >= 1
+    assert rig.drain.read_out(ctx) >= 1
     rig.run()
     assert sink.interrupts == []
     assert rig.count(ctx) == 0
     write(ctx, 3)
     rig.run()
-    assert rig.drain.settle(ctx) == 0
+    assert rig.drain.read_out(ctx) == 0
     assert len(sink.interrupts) == 1
     write(ctx, 3)
     rig.run()
     write(ctx, 2)
-    assert rig.drain.settle(ctx) >= 1
-    assert rig.drain.settle(ctx) == 0
+    assert rig.drain.read_out(ctx) >= 1
+    assert rig.drain.read_out(ctx) == 0
     assert rig.count(ctx) == 0
     rig.run()
     assert len(sink.interrupts) == 2
     assert ctx._signals == 11
 
 
-def test_settle_is_exact_for_who_asks_for_counts(rig):
+def test_read_out_is_exact_for_who_asks_for_counts(rig):
     ctx = rig.eventfd(5)
     irqfd = rig.bind(ctx, want_count=True)
-    got = [rig.drain.settle(ctx)]
+    got = [rig.drain.read_out(ctx)]
     for value in (1, 2, 4):
         write(ctx, value)
         rig.run()
@@ -198,19 +198,19 @@ def test_settle_is_exact_for_who_asks_for_counts(rig):
         thread = threading.Thread(target=ctx.signal, args=(100 * value,))
         thread.start()
         thread.join()
-        got.append(rig.drain.settle(ctx))
+        got.append(rig.drain.read_out(ctx))
         rig.run()
     assert irqfd.wakeups == [1, 2, 4]
     assert got == [5, 110, 220, 440]
     assert ctx._signals == 5 + 7 * 111
 
 
-def test_settle_notes_what_the_others_owe(rig):
+def test_read_out_notes_what_the_others_owe(rig):
     ctxs = [rig.eventfd() for _ in range(3)]
     irqfds = [rig.bind(ctx) for ctx in ctxs]
     for ctx in ctxs:
         write(ctx)
-    assert rig.drain.settle(ctxs[1]) == 1
+    assert rig.drain.read_out(ctxs[1]) == 1
     assert [ctx._owed for ctx in ctxs] == [True, False, True]
     rig.run()
     assert [irqfd.wakeups for irqfd in irqfds] == [[1], [], [1]]
@@ -219,22 +219,22 @@ def test_settle_notes_what_the_others_owe(rig):
 # ---------------------------------------------------------------------------------------- counts that are left unread
 
 
-def test_a_count_that_nobody_asks_for_stays_unread_until_it_is_settled(rig):
+def test_a_count_that_nobody_asks_for_stays_unread_until_it_is_read(rig):
     ctxs = [rig.eventfd() for _ in range(5)]
     sinks = [rig.bind_fast(ctx) for ctx in ctxs]
     for ctx in ctxs:
         write(ctx, 7)
     rig.run()
     if not keeps_unread(rig):
-        assert rig.drain.unread == rig.drain.settle_unread(10) == 0
+        assert rig.drain.unread == rig.drain.read_unread(10) == 0
         assert [rig.count(ctx) for ctx in ctxs] == [0] * 5
         return
     assert rig.drain.unread == 5
     assert [rig.count(ctx) for ctx in ctxs] == [7] * 5
-    assert rig.drain.settle_unread(0) == 5
-    assert rig.drain.settle_unread(2) == 3
+    assert rig.drain.read_unread(0) == 5
+    assert rig.drain.read_unread(2) == 3
     assert sorted(rig.count(ctx) for ctx in ctxs) == [0, 0, 7, 7, 7]
-    assert rig.drain.settle_unread(100) == 0
+    assert rig.drain.read_unread(100) == 0
     assert [rig.count(ctx) for ctx in ctxs] == [0] * 5
     rig.run()
     assert [sink.interrupts for sink in sinks] == [["it"]] * 5
@@ -247,26 +247,26 @@ def test_a_write_after_the_injection_is_not_taken_for_an_old_one(rig):
     write(ctx, 7)
     rig.run()
     write(ctx, 2)
-    rig.drain.settle_unread(10)
+    rig.drain.read_unread(10)
     rig.run()
     assert len(sink.interrupts) == 2
-    rig.drain.settle_unread(10)
+    rig.drain.read_unread(10)
     rig.run()
     assert len(sink.interrupts) == 2
     assert (rig.count(ctx), ctx._signals) == (0, 9)
 
 
-def test_who_is_about_to_be_dispatched_is_settled_afterwards(rig):
+def test_who_is_about_to_be_dispatched_is_read_afterwards(rig):
     ctx = rig.eventfd()
     rig.bind_fast(ctx)
     write(ctx, 7)
     rig.run()
     write(ctx, 2)
     rig.drain.collect()
-    rig.drain.settle_unread(10)
+    rig.drain.read_unread(10)
     rig.run()
     assert rig.drain.unread == (1 if keeps_unread(rig) else 0)
-    rig.drain.settle_unread(10)
+    rig.drain.read_unread(10)
     assert rig.count(ctx) == 0
 
 
@@ -280,8 +280,8 @@ def test_who_has_to_wait_for_its_injection_is_told_how_often_it_was_signalled(ri
     assert (rig.drain.unread, rig.count(ctx), ctx._signals) == (0, 0, 9)
 
 
-@pytest.mark.parametrize("fate", ["stands still", "is closed", "settles"])
-def test_what_was_unread_on_a_drain_that_it_has_left_is_settled_on_the_next(rig, fate):
+@pytest.mark.parametrize("fate", ["stands still", "is closed", "reads"])
+def test_what_was_unread_on_a_drain_that_it_has_left_is_read_on_the_next(rig, fate):
     ctx = rig.eventfd()
     other = rig.another_drain()
     rig.bind_fast(ctx)
@@ -298,36 +298,36 @@ def test_what_was_unread_on_a_drain_that_it_has_left_is_settled_on_the_next(rig,
         assert (other.unread, rig.count(ctx)) == ((1, 7) if keeps_unread(rig) else (0, 0))
         if fate == "is closed":
             rig.drain.close()
-        elif fate == "settles":
-            rig.drain.settle_unread(10)
-        assert other.settle_unread(10) == 0
+        elif fate == "reads":
+            rig.drain.read_unread(10)
+        assert other.read_unread(10) == 0
         assert rig.count(ctx) == 0
         assert len(sink.interrupts) == number
 
 
-def wait_until_settled(rig):
+def wait_until_read(rig):
     poller = select.poll()
     poller.register(rig.drain.fileno(), select.POLLIN)
     for _ in range(100):
         if not rig.drain.unread:
             return
-        assert poller.poll(10_000), "nothing ever settles what was left unread"
+        assert poller.poll(10_000), "nothing ever reads what was left unread"
         rig.drain.run()
-    raise AssertionError("woken again and again, and never settled")
+    raise AssertionError("woken again and again, and never read")
 
 
-def test_it_is_settled_by_and_by_without_being_asked(rig):
+def test_it_is_read_by_and_by_without_being_asked(rig):
     ctxs = [rig.eventfd() for _ in range(600)]
     for ctx in ctxs:
         rig.bind_fast(ctx)
         write(ctx, 7)
     rig.run()
-    wait_until_settled(rig)
+    wait_until_read(rig)
     assert sum(rig.count(ctx) for ctx in ctxs) == 0
     assert sum(ctx._wakeups for ctx in ctxs) == 600
 
 
-def test_it_is_settled_also_when_a_collect_took_the_timers_event(rig):
+def test_it_is_read_also_when_a_collect_took_the_timers_event(rig):
     ctx = rig.eventfd()
     rig.bind_fast(ctx)
     write(ctx, 7)
@@ -338,14 +338,14 @@ def test_it_is_settled_also_when_a_collect_took_the_timers_event(rig):
         assert poller.poll(10_000)
         rig.drain.collect()
         assert rig.drain.unread == 1
-    wait_until_settled(rig)
+    wait_until_read(rig)
     assert rig.count(ctx) == 0
 
 
 @pytest.mark.parametrize("module", BOTH, ids=lambda module: module.__name__.rpartition("_")[2])
 @given(
     script=st.lists(
-        st.sampled_from(["write", "signal", "elsewhere", "run", "collect", "settle", "settle_unread", "rebind"]),
+        st.sampled_from(["write", "signal", "elsewhere", "run", "collect", "read_out", "read_unread", "rebind"]),
         max_size=40,
     ),
     want_count=st.booleans(),
@@ -394,11 +394,11 @@ def test_no_signal_is_lost_and_none_is_counted_twice(module, script, want_count,
                 since_dispatch = False
             elif step == "collect":
                 rig.drain.collect()
-            elif step == "settle":
-                owed.append(rig.drain.settle(ctx))
+            elif step == "read_out":
+                owed.append(rig.drain.read_out(ctx))
                 since_dispatch = False
-            elif step == "settle_unread":
-                rig.drain.settle_unread(10)
+            elif step == "read_unread":
+                rig.drain.read_unread(10)
             else:
                 owed.append(rig.unbind(ctx))
                 since_dispatch = False
