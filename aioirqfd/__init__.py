@@ -39,8 +39,8 @@ from aioirqfd.irqfd.retry import Retry
 from aioirqfd.irqfd.routing import RoutingTable
 from aioirqfd.irqfd.sink import AckSink, BatchSink, ChipSink, EoiSink, FastSink, InterruptSink, OffloadSink, RoutedSink
 from aioirqfd.irqfd.state import State
-from aioirqfd.irqfd.statistics import IrqFdStatistics
-from aioirqfd.irqfd.workqueue import Work, WorkQueue, WorkQueueStatistics
+from aioirqfd.irqfd.statistics import IrqFdStatistics, WorkQueueStatistics
+from aioirqfd.irqfd.workqueue import Work, WorkQueue
 from aioirqfd.tracer import NullTracer, Tracer
 
 __all__ = [

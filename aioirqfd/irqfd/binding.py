@@ -517,9 +517,9 @@ class Binding:
         backpressure = self.owner.backpressure
         queue = backpressure.queue
         while self.trigger.running is not None:
-            if queue.waits_for(_LaneRun(self.trigger), here):
+            if queue.waits.circle(_LaneRun(self.trigger), here):
                 return  # a handler that deassigns its own irqfd, or one whose handler waits for this one
-            with queue.waiting_for(_LaneRun(self.trigger)):
+            with queue.waits.noted(_LaneRun(self.trigger)):
                 await backpressure.next_progress()
         while self._state in ACTIVE:
             work = self.work

@@ -20,7 +20,8 @@ from aioirqfd.irqfd.irqfds import Irqfds
 from aioirqfd.irqfd.retry import Retry
 from aioirqfd.irqfd.routing import RoutingTable
 from aioirqfd.irqfd.sink import SinkTiers
-from aioirqfd.irqfd.workqueue import WorkQueue, WorkQueueStatistics
+from aioirqfd.irqfd.statistics import WorkQueueStatistics
+from aioirqfd.irqfd.workqueue import WorkQueue
 from aioirqfd.tracer import NULL_TRACER
 
 if TYPE_CHECKING:

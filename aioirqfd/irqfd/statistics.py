@@ -1,4 +1,4 @@
-"""How often what happened to an irqfd."""
+"""How often what happened to an irqfd, and on a work queue."""
 
 from __future__ import annotations
 
@@ -29,3 +29,26 @@ class IrqFdStatistics:
     coalesced: int
     dropped: int
     retries: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkQueueStatistics:
+    """Counts of a work queue.
+
+    Attributes:
+        maxsize: Its bound.
+        queued: Items waiting now, 0..maxsize (and an item each worker may put back at the bound).
+        running: Items running now, 0..workers.
+        scheduled: Items queued since it was made.
+        coalesced: Calls of ``schedule`` that found the item queued already.
+        completed: Runs that ended.
+        refused: Calls of ``schedule`` that found it full.
+    """
+
+    maxsize: int
+    queued: int
+    running: int
+    scheduled: int
+    coalesced: int
+    completed: int
+    refused: int

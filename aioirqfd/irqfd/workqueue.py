@@ -21,11 +21,9 @@ Tempting, and wrong:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self, final
 
 from aioirqfd.errors import ClosedError, QueueFullError
@@ -33,9 +31,11 @@ from aioirqfd.eventfd.loops import running_loop
 from aioirqfd.integers import integer
 from aioirqfd.irqfd.coroutine import coroutine_function
 from aioirqfd.irqfd.guard import report
+from aioirqfd.irqfd.statistics import WorkQueueStatistics
+from aioirqfd.irqfd.waits import Waits
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
     from anyio import CancelScope
@@ -71,15 +71,6 @@ class Work:
                 waiter.set_result(None)
 
 
-class Runs(Protocol):
-    """Something that a task may be running just now."""
-
-    @property
-    def running(self) -> object:
-        """The task, or None."""
-        ...
-
-
 class Lane(Protocol):
     """Work that comes without items: the handlers of ready irqfds (:class:`aioirqfd.counter.TopHalf`)."""
 
@@ -109,29 +100,6 @@ class Owner(Protocol):
 
     def nudge(self) -> None:
         """A worker was made ready, perhaps while the loop sleeps."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkQueueStatistics:
-    """Counts of a work queue.
-
-    Attributes:
-        maxsize: Its bound.
-        queued: Items waiting now, 0..maxsize (and an item each worker may put back at the bound).
-        running: Items running now, 0..workers.
-        scheduled: Items queued since it was made.
-        coalesced: Calls of ``schedule`` that found the item queued already.
-        completed: Runs that ended.
-        refused: Calls of ``schedule`` that found it full.
-    """
-
-    maxsize: int
-    queued: int
-    running: int
-    scheduled: int
-    coalesced: int
-    completed: int
-    refused: int
 
 
 @final
@@ -167,7 +135,7 @@ class WorkQueue:
         self._was_full = False
         self._idle: deque[asyncio.Future[None]] = deque()
         self._workers: set[asyncio.Task[object]] = set()
-        self._flushing: dict[object, Runs] = {}
+        self.waits: Final = Waits()  # for one another
         self._closing = False
         self._drainers: list[asyncio.Future[None]] = []
         self._host: asyncio.Task[None] | None = None
@@ -319,7 +287,7 @@ class WorkQueue:
                     self._ready.remove(work)
                     await self._run(work, task)
                     continue
-                if self.waits_for(work, task):
+                if self.waits.circle(work, task):
                     return False
             self._check_alive()
             await self._wait_for(work)
@@ -336,17 +304,6 @@ class WorkQueue:
             self._put(work)
         await self.flush(work)
 
-    def waits_for(self, work: Runs, task: object) -> bool:
-        """Whether the item's run, perhaps by way of others, waits for a run of the task.
-
-        :meta private:
-        """
-        running = work.running
-        while running is not None and running is not task:
-            other = self._flushing.get(running)
-            running = other.running if other is not None else None
-        return running is task
-
     async def _wait_for(self, work: Work) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiters = work._waiters
@@ -354,24 +311,11 @@ class WorkQueue:
             waiters = work._waiters = []
         waiters.append(waiter)
         try:
-            with self.waiting_for(work):
+            with self.waits.noted(work):
                 await waiter
         finally:
             if not waiter.done() or waiter.cancelled():
                 waiters.remove(waiter)  # given up
-
-    @contextlib.contextmanager
-    def waiting_for(self, runs: Runs) -> Generator[None]:
-        """Note that the current task waits for an item's run, for whoever might wait for the task.
-
-        :meta private:
-        """
-        task = asyncio.current_task()
-        self._flushing[task] = runs
-        try:
-            yield
-        finally:
-            del self._flushing[task]
 
     def _check_alive(self) -> None:
         if not self._closing:
@@ -502,7 +446,7 @@ class WorkQueue:
                 loop.call_soon(self._ended)
 
     def _ended(self) -> None:
-        for work in tuple(self._flushing.values()):
+        for work in self.waits.all():
             if isinstance(work, Work):
                 work._wake()
         self._wake_drainers()

@@ -456,7 +456,7 @@ async def test_waits_that_are_given_up_are_not_kept(queue):
         for task in waiting:
             task.cancel()
         await turns()
-    assert (queue._drainers, item.work._waiters, queue._flushing) == ([], [], {})
+    assert (queue._drainers, item.work._waiters, queue.waits._for) == ([], [], {})
     item.gate.set()
 
 
