@@ -189,6 +189,15 @@ async def test_unmap_waits_for_a_thread(memory):
     assert seen == [bytes([0, 1, 2, 3])]
 
 
+async def test_a_thread_that_has_looked_before_it_was_unmapped(memory):
+    dma = Dma()
+    dma.map(0, PAGE, fd=memory)
+    ((one, _, _),) = dma._pieces(0, 4, write=False)
+    await dma.unmap(0, PAGE)
+    with pytest.raises(DmaError, match="is being unmapped"), dma._using(one):
+        pass
+
+
 async def test_memory_without_a_file_is_asked_for():
     dma = Dma()
     dma.map(0, PAGE)
