@@ -11,7 +11,7 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["aioirqfd.vhost_user"]):
+with atheris.instrument_imports(include=["aioirqfd.serving", "aioirqfd.vhost_user"]):
     from aioirqfd.vhost_user.errors import VhostUserProtocolError
     from aioirqfd.vhost_user.messages import Message
     from aioirqfd.vhost_user.protocol import MAX_FDS, Direction, MessageParser, direction_of, encode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 from aioirqfd.vhost_user import ring
@@ -43,8 +44,30 @@ RINGS = {
 }
 
 
+# Of vfio-user: command, fds, payload.
+CLIENT = [
+    (2, 1, struct.pack("<IIQQQ", 32, 3, 0, 0x10000, 4096)),
+    (3, 0, struct.pack("<IIQQ", 24, 0, 0x10000, 4096)),
+    (4, 0, struct.pack("<IIII", 16, 0, 0, 0)),
+    (5, 0, struct.pack("<IIIIQQ", 80, 0, 2, 0, 0, 0)),
+    (6, 0, struct.pack("<IIII", 512, 0, 0, 0)),
+    (7, 0, struct.pack("<IIII", 16, 0, 2, 0)),
+    (8, 2, struct.pack("<IIIII", 20, 0x24, 2, 0, 2)),
+    (8, 0, struct.pack("<IIIII", 20, 0x21, 2, 0, 0)),
+    (8, 0, struct.pack("<IIIII2B", 22, 0x0A, 2, 0, 2, 0, 1)),
+    (9, 0, struct.pack("<QII", 0, 0, 4)),
+    (10, 0, struct.pack("<QIII", 4, 0, 4, 1)),
+    (13, 0, b""),
+    (15, 0, struct.pack("<QQIIQ", 1, 4, 0, 4, 2)),
+    (16, 0, struct.pack("<II", 8, 0x10001)),
+]
+
+
 def main() -> None:
     """Write them all."""
+    (CORPUS / "vfio_user").mkdir(parents=True, exist_ok=True)
+    for number, (command, fds, payload) in enumerate(CLIENT):
+        (CORPUS / "vfio_user" / f"{number:02}").write_bytes(bytes([command, fds, len(payload)]) + payload)
     (CORPUS / "protocol").mkdir(parents=True, exist_ok=True)
     (CORPUS / "virtqueue").mkdir(parents=True, exist_ok=True)
     for number, message in enumerate(MESSAGES):

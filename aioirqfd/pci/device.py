@@ -89,6 +89,9 @@ class PciDevice:
 
         Returns:
             Little-endian, ``size`` bytes.
+
+        Cancellation:
+            The client has gone while this waited. The device keeps its state, and may be served to another one.
         """
         return await self.registers.read(self, bar, offset, size)
 
