@@ -165,6 +165,7 @@ async def test_lspci_shows_what_was_declared():
         r"Vector table: BAR=2 offset=00000000",
         r"PBA: BAR=2 offset=00000800",
         r"Vendor Specific Information: Len=08",
+        r"Device Serial Number 11-22-33-44-55-66-77-88",
     ):
         assert re.search(pattern, said), (pattern, said)
 
