@@ -13,13 +13,21 @@ from examples.uart_pci import FIFO, Uart, readable
 DATA, ENABLE, IDENTIFY, LINE, MODEM, STATUS, SCRATCH = 0, 1, 2, 3, 4, 5, 7
 
 
+class Bench:
+    """A card, and the other ends of its wires."""
+
+    def __init__(self, function, outside, inside):
+        self.read, self.write, self.reset = function.read, function.write, function.reset
+        self.device = function.device
+        self.outside, self.inside = outside, inside
+
+
 @pytest.fixture
 async def uart():
     outside, sink = os.pipe()
     source, inside = os.pipe()
     async with PciFunction(Uart(source, sink)) as function:
-        function.outside, function.inside = outside, inside
-        yield function
+        yield Bench(function, outside, inside)
     for fd in (outside, sink, source, inside):
         os.close(fd)
 
