@@ -32,14 +32,14 @@ from aioirqfd.ioeventfd import IoBus, IoBusStatistics, IoEventFd, IoEventFdStati
 from aioirqfd.irqfd.gsi import GsiAllocator, GsiStatistics
 from aioirqfd.irqfd.interrupt import Action, Interrupt, IrqchipPin, Msi, Route
 from aioirqfd.irqfd.irqfd import IrqFd
-from aioirqfd.irqfd.manager import IrqManager, IrqManagerStatistics
+from aioirqfd.irqfd.manager import IrqManager
 from aioirqfd.irqfd.msix import MsixStatistics, MsixTable
 from aioirqfd.irqfd.resampler import Resampler
 from aioirqfd.irqfd.retry import Retry
 from aioirqfd.irqfd.routing import RoutingTable
 from aioirqfd.irqfd.sink import AckSink, BatchSink, ChipSink, EoiSink, FastSink, InterruptSink, OffloadSink, RoutedSink
 from aioirqfd.irqfd.state import State
-from aioirqfd.irqfd.statistics import IrqFdStatistics, WorkQueueStatistics
+from aioirqfd.irqfd.statistics import IrqFdStatistics, IrqManagerStatistics, WorkQueueStatistics
 from aioirqfd.irqfd.workqueue import Work, WorkQueue
 from aioirqfd.tracer import NullTracer, Tracer
 

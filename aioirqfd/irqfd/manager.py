@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Self, final, overload
 
 from aioirqfd.integers import integer
@@ -20,7 +19,7 @@ from aioirqfd.irqfd.irqfds import Irqfds
 from aioirqfd.irqfd.retry import Retry
 from aioirqfd.irqfd.routing import RoutingTable
 from aioirqfd.irqfd.sink import SinkTiers
-from aioirqfd.irqfd.statistics import WorkQueueStatistics
+from aioirqfd.irqfd.statistics import IrqManagerStatistics
 from aioirqfd.irqfd.workqueue import WorkQueue
 from aioirqfd.tracer import NULL_TRACER
 
@@ -37,29 +36,6 @@ if TYPE_CHECKING:
     from aioirqfd.tracer import Tracer
 
 _MAX_GSI: Final = 2**32 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class IrqManagerStatistics:
-    """Counts of a manager, as they are now.
-
-    Attributes:
-        irqfds: Assigned.
-        offloaded: Of these, watched by the sink itself.
-        held: Of these, signalled, and waiting in their eventfds until the manager resumes or its queue has room.
-        broken: Of these, given up after the sink failed.
-        asserted: Level-triggered lines that are up.
-        dropped: Interrupts of this manager that had no route.
-        queue: The work queue's.
-    """
-
-    irqfds: int
-    offloaded: int
-    held: int
-    broken: int
-    asserted: int
-    dropped: int
-    queue: WorkQueueStatistics
 
 
 @final

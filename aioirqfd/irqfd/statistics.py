@@ -1,4 +1,4 @@
-"""How often what happened to an irqfd, and on a work queue."""
+"""How often what happened to an irqfd, to a manager, and on a work queue."""
 
 from __future__ import annotations
 
@@ -52,3 +52,26 @@ class WorkQueueStatistics:
     coalesced: int
     completed: int
     refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class IrqManagerStatistics:
+    """Counts of a manager, as they are now.
+
+    Attributes:
+        irqfds: Assigned.
+        offloaded: Of these, watched by the sink itself.
+        held: Of these, signalled, and waiting in their eventfds until the manager resumes or its queue has room.
+        broken: Of these, given up after the sink failed.
+        asserted: Level-triggered lines that are up.
+        dropped: Interrupts of this manager that had no route.
+        queue: The work queue's.
+    """
+
+    irqfds: int
+    offloaded: int
+    held: int
+    broken: int
+    asserted: int
+    dropped: int
+    queue: WorkQueueStatistics
