@@ -14,7 +14,7 @@ from aioirqfd.irqchip import fields
 from aioirqfd.irqchip.endings import Endings
 from aioirqfd.irqchip.ioapic_entry import IoApicEntry
 from aioirqfd.irqchip.ioapic_pin import IoApicPin
-from aioirqfd.irqchip.pins import InputPins
+from aioirqfd.irqchip.pins import InputPins, Pinned
 from aioirqfd.irqfd.guard import call_each
 from aioirqfd.irqfd.interrupt import IOAPIC_PINS, Action, Interrupt, Msi
 from aioirqfd.irqfd.plain import check_integers
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from aioirqfd.irqchip.ioapic_pin import Request
-    from aioirqfd.irqfd.routing import RoutingTable
     from aioirqfd.irqfd.sink import FastSink
 
 _IOREGSEL: Final = 0x00
@@ -44,7 +43,7 @@ _SNAPSHOT_VERSION: Final = 1
 
 
 @final
-class IoApic:
+class IoApic(Pinned):
     """An 82093AA: a sink for routes ``IrqchipPin("ioapic", 0..23)`` that hands messages on to another sink.
 
     The virtual machine monitor forwards the guest's accesses to the register window to :meth:`mmio_read` and
@@ -98,7 +97,6 @@ class IoApic:
         "_lock",
         "_on_blocked",
         "_out",
-        "_pins",
         "_resample",
         "_select",
         "_table",
@@ -121,7 +119,7 @@ class IoApic:
         if version not in _VERSIONS:
             raise ValueError(f"the IOAPIC's version is 0x11 or 0x20, not {version!r}")
         self._lock = threading.Lock()
-        self._pins = InputPins("ioapic", IOAPIC_PINS)
+        super().__init__(InputPins("ioapic", IOAPIC_PINS))
         self._table = tuple(IoApicPin(pin) for pin in range(IOAPIC_PINS))
         self._out = out
         self._on_blocked = on_blocked
@@ -197,21 +195,6 @@ class IoApic:
                     break
                 taken += 1
         return taken
-
-    def bind(self, ack: Callable[[int], None]) -> None:
-        """Keep the callable that is given the gsi at each end of interrupt, in place of the one before."""
-        self._pins.bind(ack)
-
-    def default_routing(self) -> RoutingTable:
-        """The table of a manager that is given none: gsi n is pin n."""
-        return self._pins.default_routing()
-
-    def set_routing(self, table: RoutingTable) -> None:
-        """Learn which gsi each pin acknowledges to: of several on one pin the last listed (row G08).
-
-        Before the first table, gsi n is pin n. A pin that no gsi is routed to acknowledges to nobody (row G13).
-        """
-        self._pins.set_routing(table)
 
     @property
     def waiting(self) -> frozenset[int]:

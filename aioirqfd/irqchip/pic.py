@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, final
 from aioirqfd.integers import plain
 from aioirqfd.irqchip import fields
 from aioirqfd.irqchip.pic_chip import PicChip
-from aioirqfd.irqchip.pins import InputPins
+from aioirqfd.irqchip.pins import InputPins, Pinned
 from aioirqfd.irqfd.interrupt import PIC_PINS, Action
 from aioirqfd.irqfd.plain import check_integers
 from aioirqfd.uncopied import refusal
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from aioirqfd.irqfd.interrupt import Interrupt
-    from aioirqfd.irqfd.routing import RoutingTable
 
 _MASTER_PINS: Final = 8
 _CASCADE_PIN: Final = 2
@@ -30,7 +29,7 @@ _VERSION: Final = 1
 
 
 @final
-class Pic:
+class Pic(Pinned):
     """Two 8259A interrupt controllers, master and slave: a sink for routes ``IrqchipPin("pic", 0..15)``.
 
     The virtual machine monitor forwards the guest's port accesses to :meth:`io_read` and :meth:`io_write`, watches
@@ -62,11 +61,11 @@ class Pic:
     Source: Intel 8259A data sheet; kernel-contract rows W05, W06, R05, R18, R19, G08, L02.
     """
 
-    __slots__ = ("_lock", "_master", "_on_output", "_output", "_pins", "_reported", "_reporting", "_slave")
+    __slots__ = ("_lock", "_master", "_on_output", "_output", "_reported", "_reporting", "_slave")
 
     def __init__(self, on_output: Callable[[bool], None] | None = None) -> None:
         self._lock = threading.Lock()
-        self._pins = InputPins("pic", PIC_PINS)
+        super().__init__(InputPins("pic", PIC_PINS))
         self._master = PicChip(edge_only=_MASTER_EDGE_ONLY)
         self._slave = PicChip(edge_only=_SLAVE_EDGE_ONLY)
         self._on_output = on_output
@@ -124,21 +123,6 @@ class Pic:
             self._update()
         self._report()
         return taken
-
-    def bind(self, ack: Callable[[int], None]) -> None:
-        """Keep the callable that is given the gsi at each end of interrupt, in place of the one before."""
-        self._pins.bind(ack)
-
-    def default_routing(self) -> RoutingTable:
-        """The table of a manager that is given none: gsi n is pin n."""
-        return self._pins.default_routing()
-
-    def set_routing(self, table: RoutingTable) -> None:
-        """Learn which gsi each pin acknowledges to: of several on one pin the last listed (row G08).
-
-        Before the first table, gsi n is pin n. A pin that no gsi is routed to acknowledges to nobody (row G13).
-        """
-        self._pins.set_routing(table)
 
     # ------------------------------------------------------------------ the virtual machine monitor
 

@@ -122,3 +122,27 @@ class InputPins:
             ack(gsis[0])
         else:
             call_each(ack, gsis)
+
+
+class Pinned:
+    """What of a sink is its pins' alone."""
+
+    __slots__ = ("_pins",)
+
+    def __init__(self, pins: InputPins) -> None:
+        self._pins = pins
+
+    def bind(self, ack: Callable[[int], None]) -> None:
+        """Keep the callable that is given the gsi at each end of interrupt, in place of the one before."""
+        self._pins.bind(ack)
+
+    def default_routing(self) -> RoutingTable:
+        """The table of a manager that is given none: gsi n is pin n."""
+        return self._pins.default_routing()
+
+    def set_routing(self, table: RoutingTable) -> None:
+        """Learn which gsi each pin acknowledges to: of several on one pin the last listed (row G08).
+
+        Before the first table, gsi n is pin n. A pin that no gsi is routed to acknowledges to nobody (row G13).
+        """
+        self._pins.set_routing(table)
