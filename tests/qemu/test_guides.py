@@ -140,10 +140,16 @@ async def test_shared_memory_and_doorbells(follower):
     await follower.shell.until(f"(?s){rung}.*{rung}")
 
 
+@pytest.fixture
+def vfio_user():
+    """Asked for first: where QEMU is too old no shell is started."""
+    program.need((10, 1), "vfio-user-pci")
+
+
 @ONE_LOOP
 @pytest.mark.parametrize("page", [PCI, NVME, UART])
+@pytest.mark.usefixtures("vfio_user")
 async def test_a_pci_device(follower, page):
-    program.need((10, 1), "vfio-user-pci")
     for step in steps(page):
         await follower.take(step)
 
