@@ -341,7 +341,7 @@ class Binding:
     def step(self, event: Event) -> Action:
         """Move by the table, and do what the move asks for."""
         # Looked up and moved in one step: a signal handler that signals runs at any call of a function.
-        blocked = self._blocked
+        blocked = event is not Event.CLOSE and self._blocked  # what is closed is closed
         before = self._state
         self._state, action = TABLE[blocked][before][event]
         if before is State.IDLE and self._state is not State.IDLE and not self.closing:
@@ -419,7 +419,8 @@ class Binding:
     def unwatch(self, *, whole: bool) -> int:
         """Leave the loop: what was signalled up to here and is not injected. What comes later stays in the eventfd."""
         owed, unread = self.trigger.unwatch(whole=whole)
-        self.note_unread(unread)
+        if unread:
+            self.note_unread(unread)
         return owed
 
     def note_unread(self, count: int) -> None:

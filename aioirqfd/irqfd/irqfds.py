@@ -30,9 +30,11 @@ from aioirqfd.errors import ClosedError, SnapshotError, WrongLoopError
 from aioirqfd.eventfd import EventFd, Poller
 from aioirqfd.eventfd.loops import running_loop
 from aioirqfd.eventfd.teardown import tear_down
+from aioirqfd.integers import integer
 from aioirqfd.irqfd import identity, snapshot
 from aioirqfd.irqfd.backpressure import Backpressure
 from aioirqfd.irqfd.binding import Binding
+from aioirqfd.irqfd.coroutine import coroutine_functions
 from aioirqfd.irqfd.delivery import Delivery
 from aioirqfd.irqfd.gsi import GsiAllocator
 from aioirqfd.irqfd.irqfd import IrqFd
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from aioirqfd.irqfd.workqueue import WorkQueue
     from aioirqfd.tracer import Tracer
 
+_MAX_GSI: Final = 2**32 - 1
 _AT_ONCE: Final = 256
 """Irqfds that are shut before the loop gets a turn."""
 
@@ -270,12 +273,14 @@ class Irqfds:
         *,
         gsi: int,
         resamplefd: EventFd | int | None = None,
-        handlers: tuple[WakeupHandler, ...] = (),
+        wakeup: WakeupHandler | Sequence[WakeupHandler] | None = None,
         masked: bool = False,
     ) -> Binding:
         """Bind an eventfd; whatever is raised, nothing was changed."""
         self.check_here()
         self.queue.check_open()
+        gsi = integer(gsi, "a gsi", 0, _MAX_GSI)
+        handlers = coroutine_functions(wakeup, "a wakeup handler")
         references: list[EventFd] = []
         try:
             trigger, eventfd_id = identity.eventfd_and_id(eventfd, references)
@@ -365,7 +370,7 @@ class Irqfds:
             if owed:
                 irqfd.wakeup(owed)
         finally:
-            del self.bound[irqfd.eventfd_id]
+            del self.bound[irqfd.trigger.eventfd_id]
             self.leaving.add(irqfd)
             self._unrouted.discard(irqfd)
             irqfd.trigger.let_go(poller)

@@ -12,8 +12,6 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Literal, Self, final, overload
 
-from aioirqfd.integers import integer
-from aioirqfd.irqfd.coroutine import coroutine_functions
 from aioirqfd.irqfd.irqfd import IrqFd
 from aioirqfd.irqfd.irqfds import Irqfds
 from aioirqfd.irqfd.retry import Retry
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
     from aioirqfd.irqfd.irqfd import WakeupHandler
     from aioirqfd.irqfd.sink import InterruptSink
     from aioirqfd.tracer import Tracer
-
-_MAX_GSI: Final = 2**32 - 1
 
 
 @final
@@ -176,12 +172,7 @@ class IrqManager:
             EventFdBusyError: EBUSY: the eventfd is bound already, by any manager, through any dup (row I12).
             OSError: EMFILE, where an int is given and there is no room for the dup.
         """
-        irqfds = self._irqfds
-        irqfds.check_here()
-        self.queue.check_open()
-        gsi = integer(gsi, "a gsi", 0, _MAX_GSI)
-        handlers = coroutine_functions(wakeup, "a wakeup handler")
-        return _face(irqfds.bind(eventfd, gsi=gsi, resamplefd=resamplefd, handlers=handlers, masked=masked))
+        return _face(self._irqfds.bind(eventfd, gsi=gsi, resamplefd=resamplefd, wakeup=wakeup, masked=masked))
 
     def find(self, eventfd: EventFd | int, *, gsi: int) -> IrqFd | None:
         """The irqfd by the kernel's key: the eventfd, any dup of which will do, and the gsi (row I14). None: there is none here.

@@ -247,5 +247,6 @@ class Trigger:
 
     def close_references(self) -> None:
         """Close what was made for ints."""
-        references, self.references = self.references, ()
-        identity.close_all(references)
+        if self.references:
+            references, self.references = self.references, ()
+            identity.close_all(references)
