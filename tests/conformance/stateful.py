@@ -128,6 +128,7 @@ def run(sequences: int, steps: int = 25, *, shrink: bool = True) -> None:
         max_examples=sequences,
         stateful_step_count=steps,
         deadline=None,
+        derandomize=False,  # each piece has its seed
         phases=phases,
         database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],

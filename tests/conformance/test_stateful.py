@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 
 import hypothesis.core
@@ -59,7 +60,7 @@ async def pic(host, level=0):
 
 
 def test_random_sequences(monkeypatch):
-    first = random.randrange(2**32)
+    first = 1 if os.environ.get("CI") else random.randrange(2**32)
     for counts in (stateful.done, world.looked, world.avoided):
         counts.clear()
     # Of what is drawn rarely, every second piece has nothing: then another one is run.

@@ -28,6 +28,9 @@ PARTS = {"__init__", "chaos_command", "chaos_interrupt"}
 # These serve, or go on for a while, and are asked for their help. All others end by themselves.
 WITH_OPTIONS = {
     "chaos_blk",
+    "edu_pci",
+    "nvme",
+    "uart_pci",
     "vhost_user_blk",
     "vhost_user_ping",
     "vhost_user_rng",
