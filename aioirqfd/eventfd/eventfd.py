@@ -35,7 +35,7 @@ _SLICE: Final = 0.001
 """Seconds that are read without waiting before the loop gets a turn."""
 
 
-class Binding(Protocol):
+class Bound(Protocol):
     """What an irqfd is to its eventfd."""
 
     def on_eventfd_closing(self) -> None:
@@ -67,7 +67,7 @@ class EventFd(EventFdCtx):
 
     __slots__ = ("_binding", "_closing_calls", "_heir", "_id", "_made_at", "_owns", "_poller", "_turn_ends", "_waiters")
 
-    _binding: Binding | None
+    _binding: Bound | None
     _heir: EventFd | None
     _owns: bool
     _id: int | None

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from aioirqfd.counter import TopHalf
     from aioirqfd.counter._python.core import Irqfd
     from aioirqfd.eventfd import EventFd, Poller
-    from aioirqfd.eventfd.eventfd import Binding
+    from aioirqfd.eventfd.eventfd import Bound
 
 
 class Counts(NamedTuple):
@@ -178,7 +178,7 @@ class Trigger:
         """Whether the eventfd knows of its irqfd."""
         return self.eventfd._binding is not None
 
-    def bind(self, irqfd: Binding) -> None:
+    def bind(self, irqfd: Bound) -> None:
         """It is the irqfd's."""
         self.eventfd._binding = irqfd
 
