@@ -7,6 +7,7 @@ its own; one after ``/ # `` is typed at the guest's prompt. The lines below are 
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import os
 import re
@@ -28,6 +29,7 @@ COMMAND = re.compile(r"^(\$|/ #) (.*)$")
 PROMPT = re.compile(r"^\S* # $", re.MULTILINE)
 """Busybox's shell waits: ``/ # ``, or with a home ``~ # ``."""
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|c)|\r")
+HALF_ESCAPE = re.compile(r"\x1b(\[[0-9;?]*)?\Z")
 VARIES = re.compile(r"\d+\.\d+|\b[0-9a-f]{16,}\b")
 """What is another each time: seconds, milliseconds, random bytes."""
 QEMU = "qemu-system-x86_64 "
@@ -72,6 +74,13 @@ def text_block(page: str, word: str) -> str:
     return next(text for text in found if text.startswith(word))
 
 
+def printable(text: str) -> tuple[str, str]:
+    """What stands on a screen of this text, and the beginning of an escape sequence whose rest is still to come."""
+    half = HALF_ESCAPE.search(text)
+    whole = text[: half.start()] if half else text
+    return ESCAPES.sub("", whole), text[len(whole) :]
+
+
 class Screen:
     """A program, what it has printed, and its keyboard."""
 
@@ -102,8 +111,11 @@ class Screen:
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        kept = ""
         while data := await self.process.stdout.read(1 << 16):
-            self.text += ESCAPES.sub("", data.decode("utf-8", "replace"))
+            text, kept = printable(kept + decoder.decode(data))
+            self.text += text
             self._news.set()
         self._news.set()
 

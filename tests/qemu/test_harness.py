@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.qemu.guides import printable
 from tests.qemu.harness import Pci, Qemu, QemuError, initramfs
 
 pytestmark = pytest.mark.qemu
@@ -43,3 +44,11 @@ async def test_linux_boots_loads_modules_and_is_talked_to():
         await qemu.wait_for("GOT hello")
         await qemu.wait_for("virtio_rng")
         assert await qemu.died() == 0
+
+
+@pytest.mark.parametrize("at", range(len("/ # \x1b[6n")))
+def test_an_escape_sequence_that_comes_in_two_pieces_is_not_on_the_screen(at):
+    sent = "/ # \x1b[6n"
+    first, kept = printable(sent[:at])
+    rest, nothing = printable(kept + sent[at:])
+    assert (first + rest, nothing) == ("/ # ", "")
