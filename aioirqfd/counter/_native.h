@@ -168,6 +168,8 @@ struct drain_object {
         *current_task;  /* strong: likewise, or asyncio's dict of them, which is cheaper to ask; NULL: nobody sleeps */
     uint64_t era;       /* of the thread in which the loop was last seen running; see drain_is_here() */
     uint64_t other_era; /* of the thread in which it was last seen not to */
+    uint64_t step_era;  /* of asyncio's dict of running tasks when it was last looked at; see drain_nudge() */
+    bool in_step;       /* and whether the loop was in it */
     unsigned long thread; /* PyThread_get_thread_ident() of who ran it last */
     bool dispatching;
     bool passing; /* in run(), which the loop itself has called: it is awake */

@@ -76,21 +76,31 @@ drain_wake(const DrainObject *drain)
     } while (put < 0 && errno == EINTR);
 }
 
+/* in_a_step() of asyncio's own dict of the tasks that are running. */
+static bool
+is_key_of(DrainObject *drain, PyObject *running)
+{
+#if PY_VERSION_HEX < 0x030C0000
+    /* Asked at each signal, many in one step: the dict is as it was as long as its version tag is. */
+    uint64_t era = ((PyDictObject *)running)->ma_version_tag;
+    if (era == drain->step_era) {
+        return drain->in_step;
+    }
+    drain->step_era = era;
+#endif
+    drain->in_step = PyDict_GetItemWithError(running, drain->loop) != NULL;
+    return drain->in_step;
+}
+
 /* Whether a task of the drain's loop is in the middle of a step: then the loop looks at what became ready before it sleeps. */
 static bool
-in_a_step(const DrainObject *drain)
+in_a_step(DrainObject *drain)
 {
     if (drain->current_task == NULL) {
         return true;
     }
     if (PyDict_CheckExact(drain->current_task)) {
-        /* One loop runs, mostly: then no hash is needed. */
-        Py_ssize_t at = 0;
-        PyObject *loop = NULL;
-        if (PyDict_GET_SIZE(drain->current_task) <= 1) {
-            return PyDict_Next(drain->current_task, &at, &loop, NULL) && loop == drain->loop;
-        }
-        return PyDict_GetItemWithError(drain->current_task, drain->loop) != NULL;
+        return is_key_of(drain, drain->current_task);
     }
     PyObject *task = PyObject_CallOneArg(drain->current_task, drain->loop);
     if (task == NULL) {

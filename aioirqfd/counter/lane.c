@@ -196,13 +196,34 @@ fail(native_state *state, ReadyRunObject *self)
     return -1;
 }
 
-/* The iterator of what a handler returned, which is given up; NULL with an exception. */
-static PyObject *
-awaited(PyObject *coroutine)
+/* Call the handler, and take its first step, both in the run's own context. */
+static PySendResult
+first_step(ReadyRunObject *self, PyObject **value)
 {
-    PyObject *iterator = coroutine != NULL ? native_iterator_of(coroutine) : NULL;
-    Py_XDECREF(coroutine);
-    return iterator;
+    EventFdCtxObject *ctx = self->ctx;
+    PyObject *number = PyLong_FromUnsignedLongLong(self->count);
+    PyObject *handler = Py_NewRef(ctx->handler), *who = Py_NewRef(ctx->who);
+    PyObject *args[] = {who, number};
+    PyObject *mine = self->top_half->context;
+    bool copied = mine != NULL && mine != Py_None;
+    PyObject *context = copied ? PyContext_Copy(mine) : NULL;
+    PySendResult sent = PYGEN_ERROR;
+    self->context = Py_XNewRef(context);
+    if (number != NULL && (context != NULL || !copied)) {
+        bool entered = native_enter(context);
+        PyObject *coroutine = PyObject_Vectorcall(handler, args, 2, NULL);
+        self->handler = coroutine != NULL ? native_iterator_of(coroutine) : NULL;
+        if (self->handler != NULL) {
+            sent = PyIter_Send(self->handler, Py_None, value);
+        }
+        native_exit(context, entered);
+        Py_XDECREF(coroutine);
+    }
+    Py_XDECREF(context);
+    Py_DECREF(handler);
+    Py_DECREF(who);
+    Py_XDECREF(number);
+    return sent;
 }
 
 static bool
@@ -228,13 +249,13 @@ slice_is_over(ReadyRunObject *self)
     return false;
 }
 
-/* Begin the next handler: 1; 0 when none is left or the slice is over; -1 when it raised, with the exception set. */
-static int
-begin(native_state *state, ReadyRunObject *self)
+/* Begin the next handler: true, with what its first step gave; false when none is left or the slice is over. */
+static bool
+begin(native_state *state, ReadyRunObject *self, PySendResult *sent, PyObject **value)
 {
     TopHalfObject *top_half = self->top_half;
     if (slice_is_over(self)) {
-        return 0;
+        return false;
     }
     EventFdCtxObject *ctx;
     while ((ctx = lane_next(top_half)) != NULL) {
@@ -245,22 +266,8 @@ begin(native_state *state, ReadyRunObject *self)
             self->irqfd = Py_NewRef(ctx->irqfd);
             self->count = count;
             ctx->run = self;
-            PyObject *number = PyLong_FromUnsignedLongLong(count);
-            PyObject *handler = Py_NewRef(ctx->handler), *who = Py_NewRef(ctx->who);
-            PyObject *args[] = {who, number};
-            bool copied = top_half->context != NULL && top_half->context != Py_None;
-            self->context = copied ? PyContext_Copy(top_half->context) : NULL;
-            PyObject *context = Py_XNewRef(self->context);
-            if (number != NULL && (context != NULL || !copied)) {
-                bool entered = native_enter(context);
-                self->handler = awaited(PyObject_Vectorcall(handler, args, 2, NULL));
-                native_exit(context, entered);
-            }
-            Py_XDECREF(context);
-            Py_DECREF(handler);
-            Py_DECREF(who);
-            Py_XDECREF(number);
-            return self->handler != NULL ? 1 : -1;
+            *sent = first_step(self, value);
+            return true;
         }
         PyObject *irqfd = Py_XNewRef(ctx->irqfd);
         if (irqfd != NULL) {
@@ -270,7 +277,7 @@ begin(native_state *state, ReadyRunObject *self)
         Py_DECREF(ctx);
         tell_progress(top_half);
     }
-    return 0;
+    return false;
 }
 
 static PySendResult
@@ -287,13 +294,11 @@ proceed(native_state *state, ReadyRunObject *self, PySendResult sent, PyObject *
         } else if (fail(state, self) < 0) {
             return PYGEN_ERROR;
         }
-        int begun = begin(state, self);
-        if (begun == 0) {
+        value = NULL;
+        if (!begin(state, self, &sent, &value)) {
             *result = Py_NewRef(Py_None);
             return PYGEN_RETURN;
         }
-        value = NULL;
-        sent = begun < 0 ? PYGEN_ERROR : step(self, Py_None, &value);
     }
 }
 
@@ -303,7 +308,7 @@ ready_run_send_slot(PyObject *op, PyObject *arg, PyObject **result)
     ReadyRunObject *self = (ReadyRunObject *)op;
     native_state *state = native_state_of_final(op);
     PyObject *value = NULL;
-    PySendResult sent;
+    PySendResult sent = PYGEN_ERROR;
     *result = NULL;
     if (state == NULL) {
         return PYGEN_ERROR;
@@ -311,19 +316,18 @@ ready_run_send_slot(PyObject *op, PyObject *arg, PyObject **result)
     /* Once for all the handlers of this turn: what is called between their steps is the manager's. */
     TopHalfObject *top_half = (TopHalfObject *)Py_NewRef(self->top_half);
     bool entered = top_half_enter(top_half);
-    int begun = 1;
+    bool begun = true;
     if (self->handler == NULL) {
-        begun = begin(state, self);
-        arg = Py_None;
+        begun = begin(state, self, &sent, &value);
     } else {
         self->unlooked = 0; /* who knows how long it has waited */
+        sent = step(self, arg, &value);
     }
-    if (begun == 0) {
+    if (begun) {
+        sent = proceed(state, self, sent, value, result);
+    } else {
         *result = Py_NewRef(Py_None);
         sent = PYGEN_RETURN;
-    } else {
-        sent = begun < 0 ? PYGEN_ERROR : step(self, arg, &value);
-        sent = proceed(state, self, sent, value, result);
     }
     top_half_exit(top_half, entered);
     Py_DECREF(top_half);
