@@ -65,10 +65,9 @@ class EventFd(EventFdCtx):
         one event loop at a time.
     """
 
-    __slots__ = ("_binding", "_closing_calls", "_heir", "_id", "_made_at", "_owns", "_poller", "_turn_ends", "_waiters")
+    __slots__ = ("_binding", "_closing_calls", "_id", "_made_by", "_made_line", "_owns", "_poller", "_waiters")
 
     _binding: Bound | None
-    _heir: EventFd | None
     _owns: bool
     _id: int | None
     _poller: Poller | None
@@ -136,14 +135,13 @@ class EventFd(EventFdCtx):
         self._binding = None
         self._poller = None
         self._waiters = None
-        self._heir = None
         self._id = None
-        self._turn_ends = 0.0
         self._closing_calls: dict[Callable[[EventFd], None], None] | None = None
         frame = sys._getframe(2)
         while frame.f_globals is globals() and frame.f_back is not None:
             frame = frame.f_back
-        self._made_at: tuple[CodeType, int] = (frame.f_code, frame.f_lineno)
+        self._made_by: CodeType = frame.f_code
+        self._made_line: int = frame.f_lineno
         handing_over.register(type(self))
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
@@ -253,7 +251,7 @@ class EventFd(EventFdCtx):
             await (self._give_way() if count else waiting)
         except BaseException:
             # Not only CancelledError: a coroutine that is dropped on the way is closed with GeneratorExit.
-            self._give_back(waiters.leave(waiting))
+            self._give_back(waiters, waiters.leave(waiting))
             raise
         finally:
             count = waiters.leave(waiting)
@@ -295,14 +293,14 @@ class EventFd(EventFdCtx):
 
     def _turn_is_over(self) -> bool:
         """Whether whoever did not have to wait gives way to the others of the loop: a count each time would be for ever."""
-        now = monotonic()
-        if not self._turn_ends:
-            self._turn_ends = now + _SLICE
-        return now >= self._turn_ends and asyncio._get_running_loop() is not None  # and not another library's
+        now, waiters = monotonic(), self._line()
+        if not waiters.turn_ends:
+            waiters.turn_ends = now + _SLICE
+        return now >= waiters.turn_ends and asyncio._get_running_loop() is not None  # and not another library's
 
     async def _give_way(self) -> None:
         await asyncio.sleep(0)
-        self._turn_ends = monotonic() + _SLICE
+        self._line().turn_ends = monotonic() + _SLICE
 
     def _line(self) -> Waiters:
         waiters = self._waiters
@@ -317,8 +315,8 @@ class EventFd(EventFdCtx):
     def _enqueue(self, *, consume: bool) -> tuple[Waiters, asyncio.Future[int]]:
         self._check_open()
         self._attach()
-        self._turn_ends = 0.0
         waiters = self._line()
+        waiters.turn_ends = 0.0
         waiting = waiters.join(consume=consume)
         if self._binding is None:
             self._listening = True
@@ -327,14 +325,14 @@ class EventFd(EventFdCtx):
 
     def _waits_no_more(self, waiters: Waiters) -> None:
         self._stop_listening()
-        if self._heir is not None and not waiters.owed:
-            heir, self._heir = self._heir, None
+        if waiters.heir is not None and not waiters.owed:
+            heir, waiters.heir = waiters.heir, None
             heir.close()
 
-    def _give_back(self, count: int) -> None:
+    def _give_back(self, waiters: Waiters, count: int) -> None:
         """A count that was handed to a reader who does not come for it."""
         if count:
-            (self._heir or self).signal(min(count, MAX))
+            (waiters.heir or self).signal(min(count, MAX))
 
     def _go_on_waiting(self, poller: Poller) -> None:
         """Its irqfd is gone: readers that wait on that loop, which need not be running just now, are served again."""
@@ -390,7 +388,7 @@ class EventFd(EventFdCtx):
         """Nobody can be told on a closed loop, so the count is not theirs; nor is one that they were handed."""
         if self._waiters is not None:
             self._waiters.forget()
-            self._give_back(self._waiters.recall())
+            self._give_back(self._waiters, self._waiters.recall())
 
     def _loop_closed(self) -> None:
         """Called by the poller. Whoever else has the eventfd is to have what was signalled here."""
@@ -461,10 +459,10 @@ class EventFd(EventFdCtx):
         if waiters.owed:
             # Handed a count, and cancelled perhaps before they come for it.
             try:
-                self._heir = self._bequeath()
+                waiters.heir = self._bequeath()
             except OSError:
                 # The fd is somebody else's, and there is no room for a dup: the counts go back now, and these readers are told so.
-                self._give_back(waiters.recall())
+                self._give_back(waiters, waiters.recall())
         if waiters and self._poller is not None:
             self._poller.nudge()
         waiters.fail(partial(ClosedError, "the eventfd was closed"))
@@ -486,12 +484,11 @@ class EventFd(EventFdCtx):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0 and getattr(self, "_made_at", None) is not None:
+        if getattr(self, "_fd", -1) >= 0 and getattr(self, "_made_line", None) is not None:
             try:
                 if self._owns:
-                    code, line = self._made_at
                     warnings.warn(
-                        f"unclosed {self!r}, made at {code.co_filename}:{line}",
+                        f"unclosed {self!r}, made at {self._made_by.co_filename}:{self._made_line}",
                         ResourceWarning,
                         stacklevel=2,
                         source=self,

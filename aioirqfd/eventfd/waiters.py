@@ -9,17 +9,25 @@ from typing import TYPE_CHECKING, final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aioirqfd.eventfd.eventfd import EventFd
+
 
 @final
 class Waiters:
     """The line of those who wait, and those who were handed a count and have not come for it.
 
     Between the two lies a turn of the loop, in which a reader may be cancelled: the count is then nobody's, and goes back.
+
+    Attributes:
+        heir: The eventfd outlives its close in this one, until all have come for what they were handed.
+        turn_ends: When those who need not wait give the loop a turn, by the monotonic clock; 0: somebody has waited.
     """
 
-    __slots__ = ("_handed", "_line")
+    __slots__ = ("_handed", "_line", "heir", "turn_ends")
 
     def __init__(self) -> None:
+        self.heir: EventFd | None = None
+        self.turn_ends = 0.0
         # Whether each consumes. A dict, for whoever gives up in the middle of thousands.
         self._line: OrderedDict[asyncio.Future[int], bool] = OrderedDict()
         self._handed: set[asyncio.Future[int]] = set()

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 from aioirqfd.counter import MAX
-from aioirqfd.errors import ClosedError, InjectionError
+from aioirqfd.errors import ClosedError
 from aioirqfd.irqfd.debt import Debt
 from aioirqfd.irqfd.injection import Injection
 from aioirqfd.irqfd.interrupt import Interrupt
@@ -104,7 +104,6 @@ class Binding:
         resamplefd: Signalled at each end of interrupt, or None for an edge-triggered one.
         trigger: Its half of the eventfd.
         handlers: Run before each injection.
-        debt: What it owes.
         masked: Whether signals are kept.
         closing: Whether its eventfd is nobody's any more.
         offloaded_as: What the sink injects that watches the eventfd itself; None: no sink does.
@@ -112,6 +111,7 @@ class Binding:
     """
 
     __slots__ = (
+        "_debt",
         "_delivery",
         "_dropped",
         "_dropped_under",
@@ -119,7 +119,6 @@ class Binding:
         "_routes",
         "_state",
         "closing",
-        "debt",
         "face",
         "gsi",
         "handlers",
@@ -144,7 +143,6 @@ class Binding:
         self.resamplefd: Final = resamplefd
         self.trigger: Final = trigger
         self.handlers: Final = handlers
-        self.debt: Final = Debt()
         self.masked = bool(masked)
         self.face: object
         self.closing = False
@@ -153,6 +151,7 @@ class Binding:
         self._delivery: Final = owner.delivery
         self._routes: Final = owner.routes
         self._state = State.IDLE
+        self._debt: Debt | None = None
         self._injection: Injection | None = None
         self._dropped = 0
         self._dropped_under = -1  # the routing generation whose lack of a route was traced
@@ -195,14 +194,15 @@ class Binding:
         """The counts as they are now."""
         self.read_out()
         counts, injection = self.trigger.counts, self._injection
-        signals = max(counts.signals - self.debt.returned, 0)
+        owed, returned = (0, 0) if self._debt is None else (self._debt.owed, self._debt.returned)
+        signals = max(counts.signals - returned, 0)
         injections = counts.fast + (0 if injection is None else injection.slow)
         return IrqFdStatistics(
             signals=signals,
             wakeups=counts.wakeups,
             injections=injections,
             fast=counts.fast,
-            coalesced=max(signals - self.debt.owed - self.trigger.untold - injections - self._dropped, 0),
+            coalesced=max(signals - owed - self.trigger.untold - injections - self._dropped, 0),
             dropped=self._dropped,
             retries=0 if injection is None else injection.retries,
         )
@@ -321,20 +321,10 @@ class Binding:
         return self.masked or self._routes.blocks(self.gsi)
 
     def dropped(self) -> None:
-        """An interrupt had no route. Traced once for each table."""
-        delivery, generation = self._delivery, self._routes.generation
+        """An interrupt had no route."""
+        before, self._dropped_under = self._dropped_under, self._routes.generation
         self._dropped += 1
-        delivery.dropped += 1
-        if self._dropped_under < 0:
-            error = InjectionError(f"gsi {self.gsi} has no route")
-            delivery.trouble(
-                f"interrupts of gsi {self.gsi} are dropped, as the kernel does; give it a route with set_route(),"
-                " or keep them with IrqManager(..., unrouted='hold')",
-                error,
-            )
-        if self._dropped_under != generation:
-            self._dropped_under = generation
-            delivery.trace("interrupt_dropped", self)
+        self._delivery.drop(self, first=before < 0, anew=before != self._dropped_under)
 
     # -- the state machine -------------------------------------------------------------------------------------------
 
@@ -361,11 +351,9 @@ class Binding:
     @property
     def injection(self) -> Injection:
         """Its bottom half; made at the first need."""
-        injection = self._injection
-        if injection is None:
-            injection = Injection(self, self.debt, self.handlers, self._delivery, self._routes, self.owner.lines)
-            self._injection = injection
-        return injection
+        if self._injection is None:
+            self._injection = Injection(self, self.debt, self.handlers, self._delivery, self._routes, self.owner.lines)
+        return self._injection
 
     @property
     def work(self) -> Work:
@@ -392,6 +380,13 @@ class Binding:
             self.arm()
 
     # -- what is owed ------------------------------------------------------------------------------------------------
+
+    @property
+    def debt(self) -> Debt:
+        """What it owes; made at the first need, which an irqfd whose sink takes all at once never has."""
+        if self._debt is None:
+            self._debt = Debt()
+        return self._debt
 
     def read_out(self) -> None:
         """Count what was injected without a read; what is owed stays where it is. Nothing happens off the loop."""
@@ -438,7 +433,12 @@ class Binding:
     @property
     def captured(self) -> bool:
         """Whether what is owed, and what is to be told, is a snapshot's."""
-        return self.debt.captured
+        return self._debt is not None and self._debt.captured
+
+    def release(self) -> None:
+        """The manager goes on: what a snapshot took is injected here after all."""
+        if self._debt is not None:
+            self._debt.release()
 
     def restore(self, *, masked: bool, pending: bool, count: int, done: Done) -> None:
         """Stand as a snapshot says. The manager is paused, and its routing is the snapshot's."""
@@ -552,12 +552,11 @@ class Binding:
     def _finish(self) -> None:
         if self._state is State.CLOSED:
             return
-        if self.debt.captured:
-            taken = self.debt.withheld(len(self.handlers))
-            if taken and not self.owner.withhold(self.eventfd, taken):
-                taken = 0
-            self.debt.leave(taken, len(self.handlers))
-        if self.debt.owed:
+        debt = self._debt
+        if debt is not None and debt.captured:
+            taken = debt.withheld(len(self.handlers))
+            debt.leave(taken if taken and self.owner.withhold(self.eventfd, taken) else 0, len(self.handlers))
+        if debt is not None and debt.owed:
             self._give_back()
         self.step(Event.CLOSE)
         self.owner.finished(self)
@@ -582,18 +581,20 @@ class Binding:
         """Where it stands, for :meth:`passed`."""
         target = self.debt.begun + (self._state is not State.INJECTING) if self._state in ACTIVE else 0
         lane = self.trigger.lined_up + (self.trigger.running is not None)
-        return Mark(self.trigger.owed, lane, self.trigger.fast, self.debt.deferrals, target)
+        return Mark(
+            self.trigger.owed, lane, self.trigger.fast, 0 if self._debt is None else self._debt.deferrals, target
+        )
 
     def passed(self, mark: Mark) -> bool:
         """Whether every signal from before the mark is injected, or will not be for the time being."""
-        trigger, debt = self.trigger, self.debt
+        trigger = self.trigger
         if mark.owed or mark.lane:
             if trigger.fast - mark.fast >= mark.owed + mark.lane:
                 return True
-            if debt.deferrals > mark.deferrals:
-                mark.target = debt.covering
+            if self.debt.deferrals > mark.deferrals:
+                mark.target = self.debt.covering
             elif trigger.engaged:
                 return False  # still on its way to the top half, or to its handler
             mark.owed = False
             mark.lane = 0
-        return self._state not in ACTIVE or debt.finished >= mark.target
+        return self._state not in ACTIVE or self.debt.finished >= mark.target

@@ -12,6 +12,7 @@ import contextvars
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 from aioirqfd.counter import Stepped
+from aioirqfd.errors import InjectionError
 from aioirqfd.irqfd.coroutine import plain_function
 from aioirqfd.irqfd.guard import guarded, report
 from aioirqfd.irqfd.retry import Retry
@@ -157,6 +158,19 @@ class Delivery:
         """An interrupt reached the sink."""
         if self.per_interrupt:
             self.trace("interrupt_injected", who, fast=fast)
+
+    def drop(self, who: _Named, *, first: bool, anew: bool) -> None:
+        """An interrupt had no route: told once for each irqfd, and traced once for each of its tables."""
+        self.dropped += 1
+        if first:
+            error = InjectionError(f"gsi {who.gsi} has no route")
+            self.trouble(
+                f"interrupts of gsi {who.gsi} are dropped, as the kernel does; give it a route with set_route(),"
+                " or keep them with IrqManager(..., unrouted='hold')",
+                error,
+            )
+        if anew:
+            self.trace("interrupt_dropped", who)
 
     def fast_path_failed(self, error: BaseException) -> None:
         """``try_inject`` raised; the work queue tries again."""

@@ -542,7 +542,7 @@ class Irqfds:
         for resampler in self.lines.all():
             resampler.move_on(paused=False)
         for irqfd in list(self.bound.values()):
-            irqfd.debt.release()
+            irqfd.release()
             irqfd.unblock()
         for eventfd, count in self._withheld:
             eventfd.signal(min(count, MAX))

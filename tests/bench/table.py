@@ -52,7 +52,7 @@ ROWS: list[Row] = [
     ),
     *_both(f"closing {MANY} irqfds, ms", f"close/{MANY}/{{loop}}", None, (300, 300)),
     *_both("longest stall of the loop meanwhile, ms", f"close stall/{MANY}/{{loop}}", None, (20, 20)),
-    Row("heap of an assigned irqfd, bytes", "heap", None, 1024),
+    Row("heap of an assigned irqfd, bytes", "heap", None, 850),
     *_both("flight recorder on / off", "recorder on/{loop}", "recorder off/{loop}", (1.1, 1.1)),
     Row("tracing off / compiled out, instructions", "hooks off", "hooks compiled out", 1.01),
     Row("import beyond asyncio, ms", "import", None, 60),

@@ -109,7 +109,7 @@ async def test_who_waits_does_not_give_way_beside():
                 efd.signal()
                 await task
             assert turns.count <= 4 * before
-        assert efd._turn_ends == 0.0
+        assert efd._line().turn_ends == 0.0
 
 
 async def test_cancelled_while_it_gives_way_nothing_is_consumed(clock):
