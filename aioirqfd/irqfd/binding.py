@@ -60,7 +60,7 @@ class _Owner(Protocol):
 
     def check_here(self) -> None: ...
     def offload(self, binding: Binding, /) -> bool: ...
-    def take_back(self, binding: Binding, /) -> None: ...
+    def reclaim(self, binding: Binding, /) -> None: ...
     def wants_route(self, binding: Binding, /) -> None: ...
     def leave(self, binding: Binding, /) -> None: ...
     def finished(self, binding: Binding, /) -> None: ...
@@ -216,7 +216,7 @@ class Binding:
         self.read_out()
         self.masked = True
         try:
-            self.owner.take_back(self)
+            self.owner.reclaim(self)
         finally:
             self.arm()
 
@@ -462,7 +462,7 @@ class Binding:
         free = not (self.closing or self._blocked or self.handlers)
         return free and self._state in {State.IDLE, State.PENDING}
 
-    def handed_over(self, interrupt: Interrupt, count: int) -> None:
+    def note_offload(self, interrupt: Interrupt, count: int) -> None:
         """The sink watches the eventfd now, and injects what was signalled before: a signal is all it takes."""
         self.offloaded_as = interrupt
         self.debt.count += count

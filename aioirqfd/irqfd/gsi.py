@@ -119,12 +119,12 @@ class GsiAllocator:
             elif gsi not in self._held:
                 self._held.add(gsi)
                 return gsi
-        return self.reclaim()
+        return self.recycle()
 
     def _taken(self, gsi: int) -> bool:
         return gsi in self._bound or self._routed(gsi)
 
-    def reclaim(self) -> int | None:
+    def recycle(self) -> int | None:
         """The gsi that has been idle longest, for the caller from here on; its holder was told. None: none is idle.
 
         :meta private:

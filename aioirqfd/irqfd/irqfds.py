@@ -294,7 +294,7 @@ class Irqfds:
                 self.lines[gsi].join(irqfd)
             try:
                 if not self.offloading.offload(irqfd):
-                    self.offloading.take_back_all(self.offloading.beside(irqfd))
+                    self.offloading.reclaim_all(self.offloading.beside(irqfd))
                     self._watch(irqfd)
             except BaseException:
                 self.lines.leave(irqfd, gsi)
@@ -346,9 +346,9 @@ class Irqfds:
         """Let the sink watch its eventfd, if it can."""
         return self.offloading.offload(irqfd)
 
-    def take_back(self, irqfd: Binding) -> None:
+    def reclaim(self, irqfd: Binding) -> None:
         """Watch its eventfd here."""
-        self.offloading.take_back(irqfd)
+        self.offloading.reclaim(irqfd)
 
     def wants_route(self, irqfd: Binding) -> None:
         """An interrupt is owed and blocked; if for want of a route, remember who waits for one."""
@@ -360,7 +360,7 @@ class Irqfds:
         """The eventfd is nobody's from here on; what it owes is the irqfd's."""
         if irqfd.offloaded:
             try:
-                self.offloading.reclaim(irqfd)
+                self.offloading.reclaim_one(irqfd)
             except BaseException as error:
                 # The virtual machine is gone, and its irqfds with it (row C05).
                 self.delivery.sink_failed("reclaim_failed", irqfd, error)
@@ -448,7 +448,7 @@ class Irqfds:
         """Have what is bound to the gsis that changed follow; the resamplers are theirs, or more."""
         moved = [irqfd for irqfd in self.offloading.irqfds if changed(irqfd.gsi)]
         # First, for it may bring a line that is up, which then moves along.
-        self.offloading.take_back_all(moved)
+        self.offloading.reclaim_all(moved)
         for resampler in resamplers:
             if changed(resampler.gsi):
                 resampler.reroute(self.routes.of(resampler.gsi))
@@ -527,7 +527,7 @@ class Irqfds:
             self.pauses += 1
             self.routes.paused = self._top_half.paused = True
             self._paused_since = time.monotonic()
-            self.offloading.take_back_all(list(self.offloading.irqfds))
+            self.offloading.reclaim_all(list(self.offloading.irqfds))
             self.delivery.emit("manager_paused", irqfds=len(self.bound))
         await self.queue.drain()
 

@@ -152,7 +152,7 @@ class VectorBindings:
         gsi = gsis.allocate()
         if gsi is not None and gsi not in irqfds.routes.table and irqfds.routes.table.entries >= MAX_ROUTES:
             # The table is full of what others have put there; then an idle gsi's own route will do.
-            other = gsis.reclaim()
+            other = gsis.recycle()
             gsis.release(gsi)
             gsi = other
         if gsi is None:

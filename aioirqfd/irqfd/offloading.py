@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @final
 class Offloading:
-    """Hands eventfds over to a manager's sink, and takes them back.
+    """Offloads eventfds to a manager's sink, and reclaims them.
 
     Args:
         delivery: Has the sink.
@@ -67,11 +67,11 @@ class Offloading:
                 taken.append(one)
         finally:
             if len(taken) < len(group):
-                self.take_back_all(taken)
+                self.reclaim_all(taken)
         if len(taken) < len(group):
             return False
         if resampler is not None:
-            resampler.hand_over()
+            resampler.offload()
         return True
 
     def _offload(self, irqfd: Binding, interrupt: Interrupt) -> bool:
@@ -94,7 +94,7 @@ class Offloading:
             return False
         self.irqfds.add(irqfd)
         self._were.add(irqfd)
-        irqfd.handed_over(interrupt, owed)
+        irqfd.note_offload(interrupt, owed)
         return True
 
     def _watch_again(self, irqfd: Binding, owed: int) -> None:
@@ -105,13 +105,13 @@ class Offloading:
             if owed:
                 irqfd.wakeup(owed)
 
-    def take_back(self, irqfd: Binding) -> None:
+    def reclaim(self, irqfd: Binding) -> None:
         """Watch an offloaded eventfd here again, and all those of the same line."""
         others = self.beside(irqfd)
         try:
-            self.reclaim(irqfd)
+            self.reclaim_one(irqfd)
         finally:
-            self.take_back_all(others)
+            self.reclaim_all(others)
 
     def beside(self, irqfd: Binding) -> list[Binding]:
         """The other irqfds of its line, if the sink watches them."""
@@ -119,16 +119,16 @@ class Offloading:
             return []
         return [one for one in self._of(irqfd.gsi) if one.offloaded and one is not irqfd]
 
-    def take_back_all(self, irqfds: Sequence[Binding]) -> None:
+    def reclaim_all(self, irqfds: Sequence[Binding]) -> None:
         """Watch these here again."""
         for irqfd in irqfds:
             try:
-                self.reclaim(irqfd)
+                self.reclaim_one(irqfd)
             except BaseException as error:
                 # One that the sink does not let go of must not keep the others going.
                 self._delivery.sink_failed("reclaim_failed", irqfd, error)
 
-    def reclaim(self, irqfd: Binding) -> None:
+    def reclaim_one(self, irqfd: Binding) -> None:
         """Watch an eventfd here again, if the sink did."""
         interrupt, irqfd.offloaded_as = irqfd.offloaded_as, None
         self.irqfds.discard(irqfd)
@@ -138,7 +138,7 @@ class Offloading:
         if reclaim is not None and not irqfd.eventfd.closed:
             try:
                 if reclaim(irqfd.eventfd, interrupt):
-                    self._lines[irqfd.gsi].adopt(interrupt.route)
+                    self._lines[irqfd.gsi].reclaim(interrupt.route)
             finally:
                 self._watch(irqfd)
 

@@ -158,7 +158,7 @@ class Resampler:
         if not self.members:
             self._lower(tell=False, again=False)
         elif all(other.offloaded for other in self.members):
-            self.hand_over()
+            self.offload()
 
     def _inherit(self, resamplefd: EventFd) -> None:
         # Its close means nothing to who shares the eventfd with its owner: they are still told (row R16).
@@ -218,7 +218,7 @@ class Resampler:
 
     # -- offloading --------------------------------------------------------------------------------------------------
 
-    def adopt(self, route: Route) -> None:
+    def reclaim(self, route: Route) -> None:
         """A sink that watched the eventfd by itself gives it back with the line up: lowering it is the loop's business now.
 
         :meta private:
@@ -226,7 +226,7 @@ class Resampler:
         with self._busy:
             self.level = self.level.rising(route)
 
-    def hand_over(self) -> None:
+    def offload(self) -> None:
         """A sink watches all the eventfds by itself now, and lowers the line.
 
         :meta private:
