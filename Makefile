@@ -14,7 +14,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 # -P keeps the current directory off the path, so that what is tested is what is installed. Under -W error from the first import on.
 PYTEST := $(PY) -P -W error -m pytest
 
-C_FOLDERS := aioirqfd/counter aioirqfd/vhost_user/fast
+C_FOLDERS := aioirqfd/counter aioirqfd/virtio/fast
 C_SOURCES := $(wildcard $(C_FOLDERS:%=%/*.c) $(C_FOLDERS:%=%/*.h))
 C_ALL := $(C_SOURCES) $(wildcard tests/native/*.c tests/native/*.h)
 SHELL_SCRIPTS := $(wildcard .ci/run tests/qemu/*.sh)

@@ -8,7 +8,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 # In each folder the sources of one module, _native.
-FOLDERS = (Path("aioirqfd/counter"), Path("aioirqfd/vhost_user/fast"))
+FOLDERS = (Path("aioirqfd/counter"), Path("aioirqfd/virtio/fast"))
 STRICT = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
 
 

@@ -49,7 +49,7 @@ if not __package__:  # run as a path: python examples/chaos_blk.py
 
 from aioirqfd.serving.sockets import Listener, socket_path
 from aioirqfd.serving.terminal import Terminal
-from aioirqfd.vhost_user import Backend, Chain, program
+from aioirqfd.vhost_user import Backend, program
 from examples.chaos_command import COMPLETIONS, INTERRUPTS, TYPES, Command, parse, parse_script
 from examples.chaos_interrupt import AGAIN, Interrupt
 from examples.vhost_user_blk import Blk, Status, Type, blk_parser
@@ -57,6 +57,8 @@ from examples.vhost_user_blk import Blk, Status, Type, blk_parser
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable, Sequence
+
+    from aioirqfd.virtio import Chain
 
 _NAMES: Final[dict[int, str]] = {
     Type.IN: "read",

@@ -16,9 +16,10 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from aioirqfd.vhost_user import BlockFile, Chain, Device, main
-from aioirqfd.vhost_user.chain import cut, gather, scatter
+from aioirqfd.vhost_user import main
 from aioirqfd.vhost_user.program import number
+from aioirqfd.virtio import BlockFile, Chain, Device
+from aioirqfd.virtio.chain import cut, gather, scatter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

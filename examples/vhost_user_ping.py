@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from aioirqfd.vhost_user import Chain, Device, main
+from aioirqfd.vhost_user import main
+from aioirqfd.virtio import Chain, Device
 
 RECEIVE, TRANSMIT = 0, 1
 HEADER = bytes(10) + b"\1\0"  # comes before each frame; the last number: it is in one buffer

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from aioirqfd.vhost_user import Chain, Device, main
+from aioirqfd.vhost_user import main
+from aioirqfd.virtio import Chain, Device
 
 
 # docs: begin device

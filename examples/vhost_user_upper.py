@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from aioirqfd.vhost_user import Chain, Device, run
+from aioirqfd.vhost_user import run
+from aioirqfd.virtio import Chain, Device
 
 RECEIVE, TRANSMIT = 0, 1
 PIECE = 1024

@@ -12,13 +12,13 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["aioirqfd.vhost_user"]):
-    from aioirqfd.vhost_user import ring
-    from aioirqfd.vhost_user.errors import VirtqueueError
-    from aioirqfd.vhost_user.features import VirtioFeature
     from aioirqfd.vhost_user.inflight import InflightQueue, queue_stride
-    from aioirqfd.vhost_user.memory import GuestMemory, MappedRegion
     from aioirqfd.vhost_user.messages import MemoryRegion, VringAddr
-    from aioirqfd.vhost_user.virtqueue import VirtQueue
+    from aioirqfd.virtio import ring
+    from aioirqfd.virtio.errors import VirtqueueError
+    from aioirqfd.virtio.features import VirtioFeature
+    from aioirqfd.virtio.memory import GuestMemory, MappedRegion
+    from aioirqfd.virtio.virtqueue import VirtQueue
 
 SIZE = 8
 PAGE = 4096

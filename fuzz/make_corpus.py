@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from aioirqfd.vhost_user import ring
 from aioirqfd.vhost_user.messages import (
     U64,
     ConfigSpace,
@@ -20,6 +19,7 @@ from aioirqfd.vhost_user.messages import (
     VringState,
 )
 from aioirqfd.vhost_user.protocol import encode
+from aioirqfd.virtio import ring
 
 CORPUS = Path(__file__).parent / "corpus"
 REGION = MemoryRegion(0, 4096, 1 << 40, 0)

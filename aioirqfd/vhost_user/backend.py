@@ -17,15 +17,15 @@ from aioirqfd.serving.reports import Reports
 from aioirqfd.serving.sockets import Listener, connect, listens, socket_path
 from aioirqfd.serving.terminal import Terminal
 from aioirqfd.tracer import NULL_TRACER
-from aioirqfd.vhost_user.blockfile import BlockFile
 from aioirqfd.vhost_user.calls import Calls
 from aioirqfd.vhost_user.connection import Connection
-from aioirqfd.vhost_user.device import Device
-from aioirqfd.vhost_user.eager import Eager
-from aioirqfd.vhost_user.fast import Kicks
 from aioirqfd.vhost_user.messages import MAX_CONFIG
 from aioirqfd.vhost_user.session import Session
 from aioirqfd.vhost_user.vring import Vring
+from aioirqfd.virtio.blockfile import BlockFile
+from aioirqfd.virtio.device import Device
+from aioirqfd.virtio.eager import Eager
+from aioirqfd.virtio.fast import Kicks
 
 if TYPE_CHECKING:
     import os
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from aioirqfd.irqfd.interrupt import Interrupt
     from aioirqfd.serving.peers import Peers
     from aioirqfd.tracer import Tracer
-    from aioirqfd.vhost_user.chain import Chain
-    from aioirqfd.vhost_user.fast import Transfer
-    from aioirqfd.vhost_user.statistics import VringStatistics
+    from aioirqfd.virtio.chain import Chain
+    from aioirqfd.virtio.fast import Transfer
+    from aioirqfd.virtio.statistics import VringStatistics
 
 ACCEPT_AGAIN: Final = 1.0
 """Seconds until a connection that could not be accepted is tried again."""

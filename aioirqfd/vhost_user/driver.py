@@ -1,7 +1,7 @@
 """The other side, for tests of devices: guest memory of one's own, and a driver for a queue in it.
 
 A device is tested without a guest: :class:`DriverMemory` is the guest's RAM, :class:`DriverQueue` puts requests into a
-ring there and takes the answers out, and a ``aioirqfd.vhost_user.virtqueue.VirtQueue``, or a whole back-end over
+ring there and takes the answers out, and a ``aioirqfd.virtio.virtqueue.VirtQueue``, or a whole back-end over
 a socket, serves it.
 
 ::
@@ -26,10 +26,10 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, final
 
-from aioirqfd.vhost_user import ring
 from aioirqfd.vhost_user.errors import VhostUserError
-from aioirqfd.vhost_user.features import VirtioFeature
 from aioirqfd.vhost_user.messages import MemoryRegion, VringAddr
+from aioirqfd.virtio import ring
+from aioirqfd.virtio.features import VirtioFeature
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -29,10 +29,10 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self, final
 
-from aioirqfd.vhost_user.errors import GuestMemoryError, InflightError
-from aioirqfd.vhost_user.memory import map_shared
 from aioirqfd.vhost_user.messages import Inflight
-from aioirqfd.vhost_user.ring import MAX_SIZE
+from aioirqfd.virtio.errors import GuestMemoryError, InflightError
+from aioirqfd.virtio.memory import map_shared
+from aioirqfd.virtio.ring import MAX_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from aioirqfd.tracer import Tracer
-    from aioirqfd.vhost_user.device import Device
+    from aioirqfd.virtio.device import Device
 
 RECONNECT: Final = 1.0
 """Seconds after which a program with ``--connect`` tries again."""

@@ -10,10 +10,9 @@ from aioirqfd.errors import ClosedError, EventFdInvalidError
 from aioirqfd.eventfd import EventFd
 from aioirqfd.serving.reports import described
 from aioirqfd.vhost_user.backchannel import BackChannel
-from aioirqfd.vhost_user.errors import GuestMemoryError, InflightError, RefusedError, RingError, VhostUserProtocolError
-from aioirqfd.vhost_user.features import ProtocolFeature, VirtioFeature
+from aioirqfd.vhost_user.errors import RefusedError, RingError, VhostUserProtocolError
+from aioirqfd.vhost_user.features import ProtocolFeature
 from aioirqfd.vhost_user.inflight import ROOM, InflightBuffer
-from aioirqfd.vhost_user.memory import MAX_MEM_SLOTS, GuestMemory
 from aioirqfd.vhost_user.messages import (
     U64,
     ConfigSpace,
@@ -27,6 +26,9 @@ from aioirqfd.vhost_user.messages import (
     VringState,
 )
 from aioirqfd.vhost_user.protocol import acknowledgement
+from aioirqfd.virtio.errors import GuestMemoryError, InflightError
+from aioirqfd.virtio.features import VirtioFeature
+from aioirqfd.virtio.memory import MAX_MEM_SLOTS, GuestMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
     from aioirqfd.tracer import Tracer
     from aioirqfd.vhost_user.calls import Calls
     from aioirqfd.vhost_user.connection import Connection
-    from aioirqfd.vhost_user.device import Device
     from aioirqfd.vhost_user.vring import Vring
+    from aioirqfd.virtio.device import Device
 
 RING_FEATURES: Final = (
     VirtioFeature.VERSION_1 | VirtioFeature.INDIRECT_DESC | VirtioFeature.EVENT_IDX | VirtioFeature.PROTOCOL_FEATURES

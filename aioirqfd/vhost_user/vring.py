@@ -7,14 +7,15 @@ import functools
 from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.serving.terminal import GONE
-from aioirqfd.vhost_user.chain import written_by
-from aioirqfd.vhost_user.device import Device
-from aioirqfd.vhost_user.errors import InflightError, RefusedError, RingError, VirtqueueError
-from aioirqfd.vhost_user.in_order import InOrder
+from aioirqfd.vhost_user.errors import RefusedError, RingError
 from aioirqfd.vhost_user.kick import Kick
-from aioirqfd.vhost_user.ring import MAX_SIZE
-from aioirqfd.vhost_user.statistics import NONE, VringStatistics, with_run
-from aioirqfd.vhost_user.virtqueue import BATCH, BATCH_BYTES, CALL, MORE, PAGE_SHIFT, RESTED, WORK, VirtQueue
+from aioirqfd.virtio.chain import written_by
+from aioirqfd.virtio.device import Device
+from aioirqfd.virtio.errors import InflightError, VirtqueueError
+from aioirqfd.virtio.in_order import InOrder
+from aioirqfd.virtio.ring import MAX_SIZE
+from aioirqfd.virtio.statistics import NONE, VringStatistics, with_run
+from aioirqfd.virtio.virtqueue import BATCH, BATCH_BYTES, CALL, MORE, PAGE_SHIFT, RESTED, WORK, VirtQueue
 
 if TYPE_CHECKING:
     from aioirqfd.eventfd import EventFd
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from aioirqfd.serving.reports import Reports
     from aioirqfd.tracer import Tracer
     from aioirqfd.vhost_user.calls import Calls
-    from aioirqfd.vhost_user.chain import Chain
-    from aioirqfd.vhost_user.eager import Eager
-    from aioirqfd.vhost_user.fast import Transfer
     from aioirqfd.vhost_user.inflight import InflightBuffer, InflightQueue
-    from aioirqfd.vhost_user.memory import GuestMemory
     from aioirqfd.vhost_user.messages import VringAddr
+    from aioirqfd.virtio.chain import Chain
+    from aioirqfd.virtio.eager import Eager
+    from aioirqfd.virtio.fast import Transfer
+    from aioirqfd.virtio.memory import GuestMemory
 
 TURN: Final = 2048
 """The most work that a queue does in one turn of the loop, which has others to serve: buffers walked and pages moved."""

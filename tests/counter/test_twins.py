@@ -12,12 +12,12 @@ import pytest
 
 import aioirqfd.counter
 from aioirqfd.counter import _python
-from aioirqfd.vhost_user import fast
-from aioirqfd.vhost_user.fast import _python as fast_python
+from aioirqfd.virtio import fast
+from aioirqfd.virtio.fast import _python as fast_python
 from tests.twins import check_class, check_functions
 
 native = pytest.importorskip("aioirqfd.counter._native", reason="needs the C module", exc_type=ImportError)
-fast_native = importlib.import_module("aioirqfd.vhost_user.fast._native")  # whoever has the one has the other
+fast_native = importlib.import_module("aioirqfd.virtio.fast._native")  # whoever has the one has the other
 
 
 class Nothing:
@@ -95,7 +95,7 @@ def test_the_choice_between_them(forced, expected):
     said = subprocess.run(
         [
             *(sys.executable, "-W", "error", "-c"),
-            "from aioirqfd import counter as c; from aioirqfd.vhost_user import fast as f; print(c.IMPLEMENTATION, c.Drain.__module__, f.Kicks.__module__)",
+            "from aioirqfd import counter as c; from aioirqfd.virtio import fast as f; print(c.IMPLEMENTATION, c.Drain.__module__, f.Kicks.__module__)",
         ],
         check=True,
         capture_output=True,
@@ -103,7 +103,7 @@ def test_the_choice_between_them(forced, expected):
         env=os.environ | {"AIOIRQFD_PURE_PYTHON": forced},
     ).stdout.split()
     modules = {
-        "c": ["aioirqfd.counter", "aioirqfd.vhost_user.fast"],
-        "python": ["aioirqfd.counter._python.drain", "aioirqfd.vhost_user.fast._python"],
+        "c": ["aioirqfd.counter", "aioirqfd.virtio.fast"],
+        "python": ["aioirqfd.counter._python.drain", "aioirqfd.virtio.fast._python"],
     }
     assert said == [expected, *modules[expected]]

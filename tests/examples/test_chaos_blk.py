@@ -15,8 +15,9 @@ import pytest
 from aioirqfd import WouldBlock
 from aioirqfd.vhost_user import Backend
 from aioirqfd.vhost_user.driver import DriverError
-from aioirqfd.vhost_user.features import ProtocolFeature, VirtioFeature
+from aioirqfd.vhost_user.features import ProtocolFeature
 from aioirqfd.vhost_user.messages import Inflight, Request
+from aioirqfd.virtio.features import VirtioFeature
 from examples.chaos_blk import Chaos
 from examples.chaos_command import COMPLETIONS, INTERRUPTS, parse, parse_script
 from examples.vhost_user_blk import Status, Type

@@ -22,7 +22,7 @@ from aioirqfd.vhost_user.connection import Connection
 from aioirqfd.vhost_user.features import ProtocolFeature
 from aioirqfd.vhost_user.messages import BackendRequest, ConfigSpace, Message, Request
 from aioirqfd.vhost_user.protocol import Direction
-from aioirqfd.vhost_user.ring import NEXT
+from aioirqfd.virtio.ring import NEXT
 from examples.vhost_user_blk import MAX_SECTORS, Blk, Feature, Status, Type
 from examples.vhost_user_upper import PIECE, RECEIVE, TRANSMIT, Upper
 from tests.examples.disk import SECTORS

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from aioirqfd.vhost_user import Backend, Chain, Device
+from aioirqfd.vhost_user import Backend
+from aioirqfd.virtio import Chain, Device
 from examples.chaos_blk import Chaos
 from examples.vhost_user_blk import Blk
 from tests.qemu import program

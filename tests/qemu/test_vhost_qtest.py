@@ -7,8 +7,9 @@ import contextlib
 
 import pytest
 
-from aioirqfd.vhost_user import Backend, Chain, Device
-from aioirqfd.vhost_user.features import VirtioFeature
+from aioirqfd.vhost_user import Backend
+from aioirqfd.virtio import Chain, Device
+from aioirqfd.virtio.features import VirtioFeature
 from tests.qemu.harness import Qemu
 from tests.qemu.virtio_pci import VirtioPci
 

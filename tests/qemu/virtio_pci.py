@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aioirqfd.vhost_user.driver import USER_BASE, DriverMemory, DriverQueue
-from aioirqfd.vhost_user.features import VirtioFeature
 from aioirqfd.vhost_user.messages import MemoryRegion
+from aioirqfd.virtio.features import VirtioFeature
 from tests.qemu import program
 from tests.qemu.pci import VENDOR_SPECIFIC, Pci
 

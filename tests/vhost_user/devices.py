@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from aioirqfd.vhost_user import Chain, Device
+from aioirqfd.virtio import Chain, Device
 
 
 class Upper(Device):

@@ -11,7 +11,7 @@ from typing import Self
 from aioirqfd import EventFd
 from aioirqfd.vhost_user.connection import Connection
 from aioirqfd.vhost_user.driver import DriverMemory, DriverQueue, Used
-from aioirqfd.vhost_user.features import ProtocolFeature, VirtioFeature
+from aioirqfd.vhost_user.features import ProtocolFeature
 from aioirqfd.vhost_user.messages import (
     U64,
     AnyPayload,
@@ -23,6 +23,7 @@ from aioirqfd.vhost_user.messages import (
     VringState,
 )
 from aioirqfd.vhost_user.protocol import Direction
+from aioirqfd.virtio.features import VirtioFeature
 
 FEATURES = (
     VirtioFeature.VERSION_1 | VirtioFeature.EVENT_IDX | VirtioFeature.INDIRECT_DESC | VirtioFeature.PROTOCOL_FEATURES

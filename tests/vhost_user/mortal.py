@@ -6,7 +6,8 @@ import asyncio
 import random
 import sys
 
-from aioirqfd.vhost_user import Chain, Device, run
+from aioirqfd.vhost_user import run
+from aioirqfd.virtio import Chain, Device
 
 
 class Mortal(Device):

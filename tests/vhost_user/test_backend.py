@@ -14,9 +14,9 @@ import pytest
 
 from aioirqfd import EventFd, WouldBlock
 from aioirqfd.testing import RecordingTracer
-from aioirqfd.vhost_user import Backend, Chain, Device
+from aioirqfd.vhost_user import Backend
 from aioirqfd.vhost_user.driver import DriverMemory, DriverQueue
-from aioirqfd.vhost_user.features import ProtocolFeature, VirtioFeature
+from aioirqfd.vhost_user.features import ProtocolFeature
 from aioirqfd.vhost_user.messages import (
     U64,
     ConfigSpace,
@@ -27,8 +27,10 @@ from aioirqfd.vhost_user.messages import (
     VringFd,
     VringState,
 )
-from aioirqfd.vhost_user.ring import NEXT, WRITE
 from aioirqfd.vhost_user.vring import EACH, TURN
+from aioirqfd.virtio import Chain, Device
+from aioirqfd.virtio.features import VirtioFeature
+from aioirqfd.virtio.ring import NEXT, WRITE
 from tests.vhost_user.devices import Gated, Receiver, Upper
 from tests.vhost_user.frontend import FEATURES, PROTOCOL_FEATURES, FrontEnd
 

@@ -14,21 +14,22 @@ from hypothesis import strategies as st
 
 import aioirqfd
 from aioirqfd import Interrupt, Msi
-from aioirqfd.vhost_user import Backend, BlockFile, virtqueue
+from aioirqfd.vhost_user import Backend
 from aioirqfd.vhost_user.driver import DriverMemory, DriverQueue
-from aioirqfd.vhost_user.errors import VirtqueueError
 from aioirqfd.vhost_user.features import ProtocolFeature
 from aioirqfd.vhost_user.inflight import InflightBuffer
-from aioirqfd.vhost_user.memory import GuestMemory
 from aioirqfd.vhost_user.messages import Request, VringFd, VringState
-from aioirqfd.vhost_user.ring import NEXT, WRITE
-from aioirqfd.vhost_user.virtqueue import BATCH, BATCH_BYTES, CALL, COUNT, MORE, RESTED, WORK, VirtQueue
 from aioirqfd.vhost_user.vring import Vring
+from aioirqfd.virtio import BlockFile, virtqueue
+from aioirqfd.virtio.errors import VirtqueueError
+from aioirqfd.virtio.memory import GuestMemory
+from aioirqfd.virtio.ring import NEXT, WRITE
+from aioirqfd.virtio.virtqueue import BATCH, BATCH_BYTES, CALL, COUNT, MORE, RESTED, WORK, VirtQueue
 from examples.vhost_user_blk import Blk, Feature, Type
 from tests.vhost_user.frontend import FEATURES, PROTOCOL_FEATURES, FrontEnd
 
 # Whichever implementation is live: where the C module was built, this is of it.
-native = pytest.importorskip("aioirqfd.vhost_user.fast._native", reason="needs the C module", exc_type=ImportError)
+native = pytest.importorskip("aioirqfd.virtio.fast._native", reason="needs the C module", exc_type=ImportError)
 
 SECTORS = 256
 BASE = 0x1_0000_0000

@@ -12,11 +12,12 @@ import socket
 import pytest
 
 from aioirqfd.testing import RecordingTracer
-from aioirqfd.vhost_user import Backend, BlockFile, Device
+from aioirqfd.vhost_user import Backend
 from aioirqfd.vhost_user.connection import Connection
 from aioirqfd.vhost_user.features import ProtocolFeature
 from aioirqfd.vhost_user.messages import BackendRequest, ConfigSpace, Message, Request
 from aioirqfd.vhost_user.protocol import Direction
+from aioirqfd.virtio import BlockFile, Device
 from tests.vhost_user.devices import Upper
 from tests.vhost_user.frontend import PROTOCOL_FEATURES, FrontEnd
 

@@ -25,7 +25,7 @@ from aioirqfd.vhost_user.messages import (
     VringState,
 )
 from aioirqfd.vhost_user.protocol import encode
-from aioirqfd.vhost_user.ring import INDIRECT, NEXT, WRITE
+from aioirqfd.virtio.ring import INDIRECT, NEXT, WRITE
 from tests.vhost_user.devices import Gated, Upper
 from tests.vhost_user.frontend import BASE, FEATURES, FrontEnd
 

@@ -8,9 +8,9 @@ import os
 
 import pytest
 
-from aioirqfd.vhost_user.errors import InflightError, VirtqueueError
 from aioirqfd.vhost_user.inflight import InflightBuffer, InflightQueue, queue_stride
 from aioirqfd.vhost_user.messages import Inflight
+from aioirqfd.virtio.errors import InflightError, VirtqueueError
 
 
 @pytest.fixture

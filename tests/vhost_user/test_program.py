@@ -26,7 +26,8 @@ from tests.vhost_user.frontend import FrontEnd, connected
 
 PROGRAM = """
 import argparse
-from aioirqfd.vhost_user import Device, main
+from aioirqfd.vhost_user import main
+from aioirqfd.virtio import Device
 
 class Echo(Device):
     async def handle(self, request):

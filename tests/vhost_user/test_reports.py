@@ -13,8 +13,9 @@ import pytest
 
 from aioirqfd.serving.reports import Reports, described
 from aioirqfd.testing import RecordingTracer
-from aioirqfd.vhost_user import Backend, Chain, Device
+from aioirqfd.vhost_user import Backend
 from aioirqfd.vhost_user.messages import Request, VringFd, VringState
+from aioirqfd.virtio import Chain, Device
 from tests.vhost_user.devices import Upper
 from tests.vhost_user.frontend import FrontEnd, connected
 
@@ -291,7 +292,8 @@ def test_a_place_that_raises_is_heard_once_a_front_end():
 # -- as a program --------------------------------------------------------------------------------------------------------
 
 PROGRAM = """
-from aioirqfd.vhost_user import Device, run
+from aioirqfd.vhost_user import run
+from aioirqfd.virtio import Device
 class Broken(Device):
     async def handle(self, request):
         return request.wriet(b"x")

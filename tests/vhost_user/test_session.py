@@ -12,11 +12,12 @@ import pytest
 
 from aioirqfd.vhost_user.driver import DriverMemory, DriverQueue
 from aioirqfd.vhost_user.errors import VhostUserProtocolError
-from aioirqfd.vhost_user.features import ProtocolFeature, VirtioFeature
-from aioirqfd.vhost_user.memory import GuestMemory
+from aioirqfd.vhost_user.features import ProtocolFeature
 from aioirqfd.vhost_user.messages import U64, MemoryTable, Message, Request, VringFd, VringState
 from aioirqfd.vhost_user.protocol import MAX_FDS, Direction, MessageParser, acknowledgement, encode
-from aioirqfd.vhost_user.virtqueue import VirtQueue
+from aioirqfd.virtio.features import VirtioFeature
+from aioirqfd.virtio.memory import GuestMemory
+from aioirqfd.virtio.virtqueue import VirtQueue
 
 
 class End:

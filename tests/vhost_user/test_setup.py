@@ -13,7 +13,7 @@ from aioirqfd import EventFd, WouldBlock
 from aioirqfd.testing import RecordingTracer
 from aioirqfd.vhost_user import Backend
 from aioirqfd.vhost_user.driver import DriverMemory, DriverQueue
-from aioirqfd.vhost_user.features import ProtocolFeature, VirtioFeature
+from aioirqfd.vhost_user.features import ProtocolFeature
 from aioirqfd.vhost_user.inflight import ROOM, InflightBuffer
 from aioirqfd.vhost_user.messages import (
     U64,
@@ -25,6 +25,7 @@ from aioirqfd.vhost_user.messages import (
     VringFd,
     VringState,
 )
+from aioirqfd.virtio.features import VirtioFeature
 from tests.vhost_user.devices import Gated, Receiver, Upper
 from tests.vhost_user.frontend import FEATURES, PROTOCOL_FEATURES, FrontEnd
 

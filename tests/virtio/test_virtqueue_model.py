@@ -14,14 +14,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aioirqfd.vhost_user import ring
 from aioirqfd.vhost_user.driver import DriverError, DriverMemory, DriverQueue
-from aioirqfd.vhost_user.errors import VirtqueueError, VirtqueueStoppedError
-from aioirqfd.vhost_user.features import VirtioFeature
 from aioirqfd.vhost_user.inflight import InflightBuffer
-from aioirqfd.vhost_user.memory import GuestMemory, MappedRegion
 from aioirqfd.vhost_user.messages import MemoryRegion, VringAddr
-from aioirqfd.vhost_user.virtqueue import VirtQueue
+from aioirqfd.virtio import ring
+from aioirqfd.virtio.errors import VirtqueueError, VirtqueueStoppedError
+from aioirqfd.virtio.features import VirtioFeature
+from aioirqfd.virtio.memory import GuestMemory, MappedRegion
+from aioirqfd.virtio.virtqueue import VirtQueue
 
 
 class DriverAndDevice(RuleBasedStateMachine):
@@ -48,7 +48,7 @@ class DriverAndDevice(RuleBasedStateMachine):
         self.start()
 
     def start(self, base=0):
-        inflight = self.buffer.queue(0) if self.buffer else None
+        self.part = inflight = self.buffer.queue(0) if self.buffer else None
         self.queue = VirtQueue(
             self.memory,
             self.driver.size,
@@ -182,7 +182,7 @@ class DriverAndDevice(RuleBasedStateMachine):
         self.start(base=12345)
 
     def began(self, chain):
-        return self.queue._inflight._quads[3 + 2 * chain.head]
+        return self.part._quads[3 + 2 * chain.head]
 
     @precondition(lambda self: not self.held)
     @rule()

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioirqfd.vhost_user.chain import READ_LIMIT, Chain, cut, gather, scatter
-from aioirqfd.vhost_user.errors import ChainError
+from aioirqfd.virtio.chain import READ_LIMIT, Chain, cut, gather, scatter
+from aioirqfd.virtio.errors import ChainError
 
 pieces = st.lists(st.binary(min_size=1, max_size=9), max_size=6)
 places = st.integers(0, 60)

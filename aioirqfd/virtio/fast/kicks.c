@@ -130,7 +130,7 @@ static PyType_Slot kicks_slots[] = {
 };
 
 PyType_Spec kicks_spec = {
-    .name = "aioirqfd.vhost_user.fast.Kicks",
+    .name = "aioirqfd.virtio.fast.Kicks",
     .basicsize = sizeof(KicksObject),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = kicks_slots,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
-from aioirqfd.vhost_user.errors import ChainError
+from aioirqfd.virtio.errors import ChainError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

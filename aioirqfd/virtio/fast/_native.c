@@ -61,7 +61,7 @@ static PyModuleDef_Slot fast_slots[] = {
 
 static struct PyModuleDef fast_module = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "aioirqfd.vhost_user.fast._native",
+    .m_name = "aioirqfd.virtio.fast._native",
     .m_doc = PyDoc_STR("What of a virtqueue is served in C."),
     .m_size = sizeof(fast_state),
     .m_methods = fast_methods,

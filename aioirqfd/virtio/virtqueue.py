@@ -12,28 +12,20 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, Protocol, final
 
-from aioirqfd.vhost_user import ring
-from aioirqfd.vhost_user.chain import Chain
-from aioirqfd.vhost_user.errors import (
-    ChainError,
-    GuestMemoryError,
-    InflightError,
-    VirtqueueError,
-    VirtqueueStoppedError,
-)
-from aioirqfd.vhost_user.fast import Transfer, walk
-from aioirqfd.vhost_user.features import VirtioFeature
-from aioirqfd.vhost_user.memory import GuestMemory
-from aioirqfd.vhost_user.statistics import VirtqueueStatistics
+from aioirqfd.virtio import ring
+from aioirqfd.virtio.chain import Chain
+from aioirqfd.virtio.errors import ChainError, GuestMemoryError, InflightError, VirtqueueError, VirtqueueStoppedError
+from aioirqfd.virtio.fast import Transfer, walk
+from aioirqfd.virtio.features import VirtioFeature
+from aioirqfd.virtio.memory import GuestMemory
+from aioirqfd.virtio.statistics import VirtqueueStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from aioirqfd.vhost_user.blockfile import BlockFile
-    from aioirqfd.vhost_user.inflight import InflightQueue
-    from aioirqfd.vhost_user.messages import VringAddr
+    from aioirqfd.virtio.blockfile import BlockFile
 
 MAX_INDIRECT: Final = 1024
 """The longest indirect table that is taken, if the queue is not longer itself. Section 2.7.5.3.1 allows no more than the
@@ -68,6 +60,52 @@ MORE: Final = 1 << 10
 WORK: Final = 16
 """From this bit on: how much work it was, as buffers walked and pages moved."""
 PAGE_SHIFT: Final = 12
+
+
+class RingAddress(Protocol):
+    """Where a ring lies, in the terms of :meth:`GuestMemory.user_view <aioirqfd.virtio.memory.GuestMemory.user_view>`."""
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor table."""
+        ...
+
+    @property
+    def available(self) -> int:
+        """The available ring."""
+        ...
+
+    @property
+    def used(self) -> int:
+        """The used ring."""
+        ...
+
+
+class InflightPart(Protocol):
+    """What remembers a ring's requests beyond the end of this process, where a transport has such a thing: vhost-user does."""
+
+    @property
+    def queue_size(self) -> int:
+        """How many descriptors it has room for."""
+        ...
+
+    @property
+    def view(self) -> memoryview:
+        """Its memory."""
+        ...
+
+    def begin(self, head: int) -> None:
+        """Mark a request as in flight."""
+
+    def link(self, head: int) -> None:
+        """Add a request to the batch that is about to go into the used ring."""
+
+    def commit(self, heads: Iterable[int], used_idx: int) -> None:
+        """Forget the requests of a batch, once the used ring's index says that they are done."""
+
+    def recover(self, used_idx: int) -> list[int]:
+        """Return the heads in flight, oldest first. Raises InflightError."""
+        ...
 
 
 @final
@@ -132,11 +170,11 @@ class VirtQueue:
         self,
         memory: GuestMemory,
         size: int,
-        address: VringAddr,
+        address: RingAddress,
         *,
         base: int = 0,
         features: int = 0,
-        inflight: InflightQueue | None = None,
+        inflight: InflightPart | None = None,
         file: BlockFile | None = None,
     ) -> None:
         if sys.byteorder != "little":
@@ -159,7 +197,7 @@ class VirtQueue:
         self._signalled: int = 0
         self._force_notify = True
         self._resubmit: deque[int] = deque()
-        self._inflight: InflightQueue | None = None
+        self._inflight: InflightPart | None = None
         self._file = file
         self._flush = bool(features & _BLK_FLUSH)
         self._transfer: Transfer | None = None
@@ -219,7 +257,7 @@ class VirtQueue:
         self._start = self._window = 0
         self._readable = self._writable = _GONE
 
-    def _recover(self, inflight: InflightQueue) -> None:
+    def _recover(self, inflight: InflightPart) -> None:
         if inflight.queue_size < self.size:
             raise VirtqueueError(f"the inflight buffer has room for {inflight.queue_size} descriptors, not {self.size}")
         try:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from aioirqfd.counter import IMPLEMENTATION
 
 if TYPE_CHECKING or IMPLEMENTATION == "python":
-    from aioirqfd.vhost_user.fast._python import Kicks, Transfer, begin, walk
+    from aioirqfd.virtio.fast._python import Kicks, Transfer, begin, walk
 else:
     try:
-        from aioirqfd.vhost_user.fast._native import Kicks, Transfer, begin, walk
+        from aioirqfd.virtio.fast._native import Kicks, Transfer, begin, walk
     except ImportError:
-        from aioirqfd.vhost_user.fast._python import Kicks, Transfer, begin, walk
+        from aioirqfd.virtio.fast._python import Kicks, Transfer, begin, walk
 
 __all__ = ["Kicks", "Transfer", "begin", "walk"]

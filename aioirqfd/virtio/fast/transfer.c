@@ -396,7 +396,7 @@ static PyType_Slot transfer_slots[] = {
 };
 
 PyType_Spec transfer_spec = {
-    .name = "aioirqfd.vhost_user.fast.Transfer",
+    .name = "aioirqfd.virtio.fast.Transfer",
     .basicsize = sizeof(TransferObject),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = transfer_slots,

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aioirqfd.vhost_user import virtqueue
-from aioirqfd.vhost_user.errors import VirtqueueError
-from aioirqfd.vhost_user.ring import INDIRECT, NEXT, WRITE
+from aioirqfd.virtio import virtqueue
+from aioirqfd.virtio.errors import VirtqueueError
+from aioirqfd.virtio.ring import INDIRECT, NEXT, WRITE
 
 # Whichever implementation is live: where the C module was built, this is of it.
-native = pytest.importorskip("aioirqfd.vhost_user.fast._native", reason="needs the C module", exc_type=ImportError)
+native = pytest.importorskip("aioirqfd.virtio.fast._native", reason="needs the C module", exc_type=ImportError)
 walk = native.walk
 
 SIZE = 8

@@ -1,6 +1,6 @@
 /* What the files of the native module share: its state, and what a ring's service comes back with. */
-#ifndef AIOIRQFD_VHOST_USER_FAST_H
-#define AIOIRQFD_VHOST_USER_FAST_H
+#ifndef AIOIRQFD_VIRTIO_FAST_H
+#define AIOIRQFD_VIRTIO_FAST_H
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
-    from aioirqfd.vhost_user.virtqueue import VirtQueue
+    from aioirqfd.virtio.virtqueue import VirtQueue
 
 
 @final

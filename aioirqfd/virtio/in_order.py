@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from aioirqfd.vhost_user.chain import Chain
+    from aioirqfd.virtio.chain import Chain
 
 
 @final

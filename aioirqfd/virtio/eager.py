@@ -19,7 +19,7 @@ import types
 from asyncio.tasks import _enter_task, _leave_task
 from typing import TYPE_CHECKING, cast, final
 
-from aioirqfd.vhost_user.fast import begin
+from aioirqfd.virtio.fast import begin
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator

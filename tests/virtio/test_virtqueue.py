@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from aioirqfd.vhost_user import ring
 from aioirqfd.vhost_user.driver import DriverError, DriverMemory, DriverQueue, Used
-from aioirqfd.vhost_user.errors import ChainError, VirtqueueError, VirtqueueStoppedError
-from aioirqfd.vhost_user.memory import GuestMemory
 from aioirqfd.vhost_user.messages import MemoryRegion, VringAddr
-from aioirqfd.vhost_user.virtqueue import VirtQueue, VirtqueueStatistics
+from aioirqfd.virtio import ring
+from aioirqfd.virtio.errors import ChainError, VirtqueueError, VirtqueueStoppedError
+from aioirqfd.virtio.memory import GuestMemory
+from aioirqfd.virtio.virtqueue import VirtQueue, VirtqueueStatistics
 
 BOTH = pytest.mark.parametrize("indirect", [False, True])
 

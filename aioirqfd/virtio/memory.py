@@ -10,21 +10,43 @@ from __future__ import annotations
 import contextlib
 import os
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Final, Self, final
+from typing import TYPE_CHECKING, Final, Protocol, Self, final
 
 from aioirqfd import mapping
 from aioirqfd.mapping import MappingError
-from aioirqfd.vhost_user.errors import GuestMemoryError
+from aioirqfd.virtio.errors import GuestMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    from aioirqfd.vhost_user.messages import MemoryRegion
 
 MAX_MEM_SLOTS: Final = 509
 """The most regions of a table, and the answer to ``GET_MAX_MEM_SLOTS``: as many as the kernel's vhost has, so that memory can
 be plugged in as with that. A region costs a mapping and, before Python 3.13, an fd."""
 _ADDRESS_LIMIT: Final = 2**64
+
+
+class MemoryRegion(Protocol):
+    """What is said of a region: by vhost-user a payload of its messages."""
+
+    @property
+    def guest_address(self) -> int:
+        """Guest-physical address, 0..2**64-1."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    @property
+    def user_address(self) -> int:
+        """Where whoever maps it has it; the addresses of rings are in these terms."""
+        ...
+
+    @property
+    def mmap_offset(self) -> int:
+        """Where it begins in its file."""
+        ...
 
 
 def map_shared(fd: int, size: int, offset: int, *, require_seal: bool = False) -> tuple[memoryview, bool]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from aioirqfd.vhost_user.blockfile import BlockFile
-    from aioirqfd.vhost_user.chain import Chain
+    from aioirqfd.virtio.blockfile import BlockFile
+    from aioirqfd.virtio.chain import Chain
 
 
 class Device:

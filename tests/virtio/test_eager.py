@@ -10,7 +10,7 @@ import contextvars
 import anyio
 import pytest
 
-from aioirqfd.vhost_user.eager import Eager
+from aioirqfd.virtio.eager import Eager
 
 
 async def from_callback(function, *arguments):
@@ -241,7 +241,7 @@ async def test_context_variables_stay_with_the_coroutine(eager):
 
 @pytest.mark.parametrize("module", ["_native", "_python"])
 def test_begin(module):
-    begin = getattr(pytest.importorskip(f"aioirqfd.vhost_user.fast.{module}"), "begin")  # noqa: B009
+    begin = getattr(pytest.importorskip(f"aioirqfd.virtio.fast.{module}"), "begin")  # noqa: B009
     loop = asyncio.new_event_loop()
     gate = loop.create_future()
     loop.close()

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aioirqfd.vhost_user.errors import GuestMemoryError
-from aioirqfd.vhost_user.memory import MAX_MEM_SLOTS, GuestMemory, MappedRegion
 from aioirqfd.vhost_user.messages import MemoryRegion
+from aioirqfd.virtio.errors import GuestMemoryError
+from aioirqfd.virtio.memory import MAX_MEM_SLOTS, GuestMemory, MappedRegion
 
 PAGE = mmap.PAGESIZE
 
