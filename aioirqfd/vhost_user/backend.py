@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, final
@@ -19,24 +18,20 @@ from aioirqfd.serving.terminal import Terminal
 from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.vhost_user.calls import Calls
 from aioirqfd.vhost_user.connection import Connection
-from aioirqfd.vhost_user.messages import MAX_CONFIG
 from aioirqfd.vhost_user.session import Session
 from aioirqfd.vhost_user.vring import Vring
-from aioirqfd.virtio.blockfile import BlockFile
-from aioirqfd.virtio.device import Device
+from aioirqfd.virtio.device import Device, check
 from aioirqfd.virtio.eager import Eager
-from aioirqfd.virtio.fast import Kicks
+from aioirqfd.virtio.kicks import KickSink
 
 if TYPE_CHECKING:
     import os
     import socket
     from types import TracebackType
 
-    from aioirqfd.irqfd.interrupt import Interrupt
     from aioirqfd.serving.peers import Peers
     from aioirqfd.tracer import Tracer
     from aioirqfd.virtio.chain import Chain
-    from aioirqfd.virtio.fast import Transfer
     from aioirqfd.virtio.statistics import VringStatistics
 
 ACCEPT_AGAIN: Final = 1.0
@@ -55,22 +50,6 @@ class BackendStatistics:
 
     sessions: int
     queues: tuple[VringStatistics, ...]
-
-
-@final
-class _KickSink:
-    """Where kicks go: gsi n is queue n's. A kick is an interrupt, too, only the other way round."""
-
-    def __init__(self, calls: Calls, count: int) -> None:
-        self.vrings: list[Vring] = []
-        self.transfers: list[Transfer | None] = [None] * count
-        self.try_inject = Kicks(self._on_kick, self.transfers, calls.open).try_inject
-
-    def _on_kick(self, queue: int) -> None:
-        self.vrings[queue].on_kick()
-
-    async def inject(self, interrupt: Interrupt) -> None:
-        self._on_kick(interrupt.gsi)
 
 
 @final
@@ -119,7 +98,7 @@ class Backend:
         tracer: Tracer = NULL_TRACER,
         require_seal: bool = False,
     ) -> None:
-        _check(device)
+        check(device)
         _check_place(path, sock, connect=connect, reconnect=reconnect)
         self.device = device
         self._path = path
@@ -145,13 +124,13 @@ class Backend:
             # Of what the managers have to say, a terminal is told by the loop's exception handler.
             tracer = NULL_TRACER if isinstance(self._tracer, Terminal) else self._tracer
             calls = Calls(count, tracer=tracer)
-            sink = _KickSink(calls, count)
+            sink = KickSink(calls.open)
             routes = {index: Msi(address=0, data=index) for index in range(count)}
             kicks = await stack.enter_async_context(IrqManager(sink, routing=routes, tracer=tracer))
             await stack.enter_async_context(calls)
             eager = Eager(asyncio.get_running_loop())
             stack.push_async_callback(eager.aclose)
-            self._vrings = sink.vrings = [
+            self._vrings = [
                 Vring(
                     index,
                     device=self.device,
@@ -164,6 +143,7 @@ class Backend:
                 )
                 for index in range(count)
             ]
+            sink.requests = [vring.requests for vring in self._vrings]
             self._task = task = asyncio.create_task(self._serve(front_ends, calls, reports), name=f"aioirqfd {self!r}")
             stack.push_async_callback(self._end, task)
             self._attend(stack, reports)
@@ -201,7 +181,7 @@ class Backend:
 
     def _config_changed(self) -> None:
         for vring in self._vrings:
-            vring.take_file()
+            vring.requests.take_file()
         if self._session is not None:
             self._session.config_changed()
 
@@ -212,7 +192,7 @@ class Backend:
     async def _end(self, task: asyncio.Task[None]) -> None:
         task.cancel()
         for vring in self._vrings:
-            vring.cancel()
+            vring.requests.close()
         await asyncio.wait({task})
         if not task.cancelled():
             task.result()
@@ -276,27 +256,6 @@ def _background_ended(device: Device, task: asyncio.Task[None], reports: Reports
     if not task.cancelled() and (error := task.exception()) is not None:
         name = type(device).__qualname__
         reports.raised("device_failed", f"background() of {name} raised", error, what="background()")
-
-
-def _check(device: Device) -> None:
-    """Raise if a device cannot be what it says. Else it would be found out by a driver, which can tell nobody."""
-    count = device.num_queues
-    if not 1 <= count <= 256:
-        raise ValueError(f"a device has 1..256 queues, not {count}")
-    if not all(0 <= queue < count for queue in device.receive_queues):
-        raise ValueError(f"receive queues {device.receive_queues} of {count}")
-    if device.concurrency < 1:
-        raise ValueError(f"a queue has 1 or more requests under way at once, not {device.concurrency}")
-    if len(memoryview(device.config)) > MAX_CONFIG:
-        raise ValueError(f"a configuration space of {len(device.config)} bytes, more than {MAX_CONFIG}")
-    # Devices are written without a type checker, too.
-    if not inspect.iscoroutinefunction(device.handle):
-        raise TypeError(f"handle() is a coroutine function, not {device.handle!r}")
-    if not inspect.iscoroutinefunction(device.background):
-        raise TypeError(f"background() is a coroutine function, not {device.background!r}")
-    file = device.file
-    if file is not None and not isinstance(file, BlockFile):  # pyright: ignore[reportUnnecessaryIsInstance]  as above
-        raise TypeError(f"a file is a BlockFile, not {file!r}")
 
 
 def _check_place(path: object, sock: socket.socket | None, *, connect: bool, reconnect: float | None) -> None:

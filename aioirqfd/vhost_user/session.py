@@ -27,7 +27,7 @@ from aioirqfd.vhost_user.messages import (
 )
 from aioirqfd.vhost_user.protocol import acknowledgement
 from aioirqfd.virtio.errors import GuestMemoryError, InflightError
-from aioirqfd.virtio.features import VirtioFeature
+from aioirqfd.virtio.features import RING_FEATURES, VirtioFeature
 from aioirqfd.virtio.memory import MAX_MEM_SLOTS, GuestMemory
 
 if TYPE_CHECKING:
@@ -40,10 +40,6 @@ if TYPE_CHECKING:
     from aioirqfd.vhost_user.vring import Vring
     from aioirqfd.virtio.device import Device
 
-RING_FEATURES: Final = (
-    VirtioFeature.VERSION_1 | VirtioFeature.INDIRECT_DESC | VirtioFeature.EVENT_IDX | VirtioFeature.PROTOCOL_FEATURES
-)
-"""What is offered for every device, beside its own features."""
 PROTOCOL_FEATURES: Final = (
     ProtocolFeature.MQ
     | ProtocolFeature.REPLY_ACK
@@ -99,7 +95,7 @@ class Session:
         # Whether the front-end may have an older configuration than the device: one that reconnects to a new back-end asks
         # for none.
         self._config_unread = True
-        self._offered = int(RING_FEATURES) | device.features
+        self._offered = int(RING_FEATURES | VirtioFeature.PROTOCOL_FEATURES) | device.features
         self._offered_protocol = PROTOCOL_FEATURES
         if device.config:
             self._offered_protocol |= ProtocolFeature.CONFIG | ProtocolFeature.BACKEND_REQ

@@ -1,14 +1,19 @@
-"""The base class of a virtio device: what a back-end serves, and the only thing a device's author writes."""
+"""The base class of a virtio device: what is served, and the only thing a device's author writes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from typing import TYPE_CHECKING, Final
+
+from aioirqfd.virtio.blockfile import BlockFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from aioirqfd.virtio.blockfile import BlockFile
     from aioirqfd.virtio.chain import Chain
+
+MAX_CONFIG: Final = 256
+"""Bytes of the largest configuration space."""
 
 
 class Device:
@@ -151,3 +156,24 @@ class Device:
 
         Whoever enters a :class:`Backend` calls it after that, if it is to be called.
         """
+
+
+def check(device: Device) -> None:
+    """Raise if a device cannot be what it says. Else it would be found out by a driver, which can tell nobody."""
+    count = device.num_queues
+    if not 1 <= count <= 256:
+        raise ValueError(f"a device has 1..256 queues, not {count}")
+    if not all(0 <= queue < count for queue in device.receive_queues):
+        raise ValueError(f"receive queues {device.receive_queues} of {count}")
+    if device.concurrency < 1:
+        raise ValueError(f"a queue has 1 or more requests under way at once, not {device.concurrency}")
+    if len(memoryview(device.config)) > MAX_CONFIG:
+        raise ValueError(f"a configuration space of {len(device.config)} bytes, more than {MAX_CONFIG}")
+    # Devices are written without a type checker, too.
+    if not inspect.iscoroutinefunction(device.handle):
+        raise TypeError(f"handle() is a coroutine function, not {device.handle!r}")
+    if not inspect.iscoroutinefunction(device.background):
+        raise TypeError(f"background() is a coroutine function, not {device.background!r}")
+    file = device.file
+    if file is not None and not isinstance(file, BlockFile):  # pyright: ignore[reportUnnecessaryIsInstance]  as above
+        raise TypeError(f"a file is a BlockFile, not {file!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 
 class VirtioFeature(enum.IntFlag):
@@ -24,3 +25,7 @@ class VirtioFeature(enum.IntFlag):
     IN_ORDER = 1 << 35
     ORDER_PLATFORM = 1 << 36
     RING_RESET = 1 << 40
+
+
+RING_FEATURES: Final = VirtioFeature.VERSION_1 | VirtioFeature.INDIRECT_DESC | VirtioFeature.EVENT_IDX
+"""What is offered for every device, beside its own features."""

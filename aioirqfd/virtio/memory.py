@@ -113,20 +113,20 @@ class GuestMemory:
 
     Args:
         regions: The mapped regions, in any order.
+        most: How many there may be.
 
     Raises:
-        GuestMemoryError: Two overlap in guest-physical or in user addresses, or there are more than
-            :data:`MAX_MEM_SLOTS`.
+        GuestMemoryError: Two overlap in guest-physical or in user addresses, or there are too many.
 
     Threads: immutable, so safe from any.
     """
 
     __slots__ = ("_starts", "_user_regions", "_user_starts", "regions")
 
-    def __init__(self, regions: Iterable[MappedRegion] = ()) -> None:
+    def __init__(self, regions: Iterable[MappedRegion] = (), *, most: int = MAX_MEM_SLOTS) -> None:
         self.regions = tuple(sorted(regions, key=lambda mapped: mapped.start))
-        if len(self.regions) > MAX_MEM_SLOTS:
-            raise GuestMemoryError(f"at most {MAX_MEM_SLOTS} memory regions, not {len(self.regions)}")
+        if len(self.regions) > most:
+            raise GuestMemoryError(f"at most {most} memory regions, not {len(self.regions)}")
         self._starts = [mapped.start for mapped in self.regions]
         self._user_regions = tuple(sorted(self.regions, key=lambda mapped: mapped.region.user_address))
         self._user_starts = [mapped.region.user_address for mapped in self._user_regions]

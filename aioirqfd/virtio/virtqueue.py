@@ -714,6 +714,14 @@ class VirtQueue:
         """How many chains the device holds: popped, not pushed."""
         return self._popped - (self._pushed - self._repeated)
 
+    def uses(self, memory: memoryview) -> bool:
+        """Whether the ring, or a chain that is out, lies in this mapping."""
+        mapping = memory.obj
+        if any(view.obj is mapping for view in (self._desc, self._avail, self._used)):
+            return True
+        out = [chain for chain in self._chains if chain is not None]
+        return any(view.obj is mapping for chain in out for view in (*chain.readable, *chain.writable))
+
     def statistics(self) -> VirtqueueStatistics:
         """Return what the queue has done since it was made."""
         self.sync()

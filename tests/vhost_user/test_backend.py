@@ -27,9 +27,9 @@ from aioirqfd.vhost_user.messages import (
     VringFd,
     VringState,
 )
-from aioirqfd.vhost_user.vring import EACH, TURN
 from aioirqfd.virtio import Chain, Device
 from aioirqfd.virtio.features import VirtioFeature
+from aioirqfd.virtio.requests import EACH, TURN
 from aioirqfd.virtio.ring import NEXT, WRITE
 from tests.vhost_user.devices import Gated, Receiver, Upper
 from tests.vhost_user.frontend import FEATURES, PROTOCOL_FEATURES, FrontEnd

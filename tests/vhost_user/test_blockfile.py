@@ -19,10 +19,10 @@ from aioirqfd.vhost_user.driver import DriverMemory, DriverQueue
 from aioirqfd.vhost_user.features import ProtocolFeature
 from aioirqfd.vhost_user.inflight import InflightBuffer
 from aioirqfd.vhost_user.messages import Request, VringFd, VringState
-from aioirqfd.vhost_user.vring import Vring
 from aioirqfd.virtio import BlockFile, virtqueue
 from aioirqfd.virtio.errors import VirtqueueError
 from aioirqfd.virtio.memory import GuestMemory
+from aioirqfd.virtio.requests import Requests
 from aioirqfd.virtio.ring import NEXT, WRITE
 from aioirqfd.virtio.virtqueue import BATCH, BATCH_BYTES, CALL, COUNT, MORE, RESTED, WORK, VirtQueue
 from examples.vhost_user_blk import Blk, Feature, Type
@@ -493,8 +493,8 @@ async def served(tmp_path, monkeypatch):
     image = tmp_path / "image"
     image.write_bytes(random.Random(7).randbytes(SECTORS * 512))
     kicks: list[int] = []
-    on_kick = Vring.on_kick
-    monkeypatch.setattr(Vring, "on_kick", lambda vring: (kicks.append(vring.index), on_kick(vring)))
+    on_kick = Requests.on_kick
+    monkeypatch.setattr(Requests, "on_kick", lambda requests: (kicks.append(requests.index), on_kick(requests)))
     device = Blk(str(image))
     path = tmp_path / "socket"
     async with Backend(device, path) as backend, FrontEnd(path) as front:
