@@ -20,14 +20,14 @@ C_ALL := $(C_SOURCES) $(wildcard tests/native/*.c tests/native/*.h)
 SHELL_SCRIPTS := $(wildcard .ci/run tests/qemu/*.sh)
 NATIVE_TESTS := $(wildcard tests/native/*.c)
 
-.PHONY: help vmm test test-c test-python test-qemu conformance bench lint format docs sanitize tsan dist clean install
+.PHONY: help vmm test test-all test-c test-python test-qemu conformance bench lint format docs sanitize tsan dist clean install
 
 help:
 	@echo 'make vmm          run the example VMM; ARGS=--help lists its options'
-	@echo 'make test         the whole test suite twice: with the C module, then with its pure-Python twin'
+	@echo 'make test         the test suite with the C module, and beside it with its pure-Python twin; a few minutes'
 	@echo '                  one part of it:  make test ARGS="tests/eventfd -x"  (ARGS goes to pytest)'
-	@echo '                  both at once:    make -j2 -O test  (shows each when it has ended)'
-	@echo 'make test-c       the suite with the C module only; make test-python: with the twin only'
+	@echo 'make test-all     the same with what takes long: guests in QEMU, stress; half an hour'
+	@echo 'make test-c       the whole suite with the C module only; make test-python: with the twin only'
 	@echo 'make test-qemu    the tests that need QEMU with a newer one than the installed, fetched into build/qemu:'
 	@echo '                  SUITE=trixie is QEMU 10, SUITE=trixie-backports QEMU 11'
 	@echo 'make conformance  hold every row of the kernel contract against this kernel; writes its page of the docs'
@@ -91,14 +91,26 @@ vmm: $(VENV)/.stamp-install
 		echo '== NOTE: the C module is not live; the VMM runs on the pure-Python implementation, which is slower.'; fi
 	$(PY) -m examples.vmm $(ARGS)
 
+# What takes minutes is left to test-all, and to CI.
+QUICK := not qemu and not slow and not stress
+
 test: $(VENV)/.stamp-test
-	@echo '== make test: the suite twice, with the C module and with its twin; a part: make test ARGS="tests/eventfd -x"'
-	@unset AIOIRQFD_PURE_PYTHON; live="$(LIVE)"; if [ "$$live" = c ]; then \
-		$(MAKE) --no-print-directory test-c test-python; \
-	else \
+	@echo '== make test: what takes long is left out (make test-all has it); a part: make test ARGS="tests/eventfd -x"'
+	@$(MAKE) --no-print-directory VENV=$(VENV) test-all ARGS="-m '$(QUICK)' $(ARGS)"
+
+# The twin's suite runs beside that of the C module, which is the one to be seen; its own output comes afterwards.
+test-all: $(VENV)/.stamp-test
+	@unset AIOIRQFD_PURE_PYTHON; live="$(LIVE)"; if [ "$$live" != c ]; then \
 		echo '== NOTE: the C module could not be built; running the suite on the pure-Python implementation only.'; \
-		$(MAKE) --no-print-directory test-python; \
-	fi
+		exec $(MAKE) --no-print-directory test-python; \
+	fi; \
+	mkdir -p build; log=build/test-python.log; failed=0; \
+	$(MAKE) --no-print-directory test-python >"$$log" 2>&1 & twin=$$!; \
+	trap 'kill "$$twin" 2>/dev/null || true' EXIT; \
+	$(MAKE) --no-print-directory test-c || failed=1; \
+	echo "== the twin's suite runs on: $$log"; \
+	wait "$$twin" || failed=1; \
+	cat "$$log"; exit "$$failed"
 
 test-c: $(VENV)/.stamp-test
 	@echo '== the suite with the C module'
@@ -175,13 +187,21 @@ tsan:
 
 # ---------------------------------------------------------------------------------------------------------------- dist
 
-# The platform wheel is built from the sdist, which proves that the sdist is whole.
-dist: $(VENV)/.stamp-install
-	@$(PIP) install 'build>=1.2'
-	rm -rf dist build/lib.* build/bdist.* build/temp.*
-	$(PY) -m build --outdir dist .
-	rm -rf build/lib build/lib.* build/bdist.*
-	AIOIRQFD_NO_EXTENSION=1 $(PY) -m build --wheel --outdir dist .
+$(VENV)/.stamp-dist: $(VENV)/.stamp-install
+	@echo '== $(VENV): installing what builds and checks packages'
+	@$(PIP) install --group dist
+	@touch $@
+
+# The platform wheel is built from the sdist, which proves that the sdist is whole. auditwheel gives it the tag of the oldest glibc
+# that it runs with. All of the time of the last commit, so that who builds it again gets the same bytes.
+dist: $(VENV)/.stamp-dist
+	rm -rf dist build/lib.* build/bdist.* build/temp.* build/plain
+	@export SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct 2>/dev/null || echo 315532800)" PATH="$$PWD/$(BIN):$$PATH"; \
+		$(PY) -m build --outdir build/plain . && \
+		auditwheel show build/plain/*-linux_*.whl && auditwheel repair --wheel-dir dist build/plain/*-linux_*.whl && \
+		mv build/plain/*.tar.gz dist/ && rm -rf build/lib build/lib.* build/bdist.* && \
+		AIOIRQFD_NO_EXTENSION=1 $(PY) -m build --wheel --outdir dist .
+	@$(BIN)/twine check --strict dist/*
 	@ls -l dist
 
 clean:
