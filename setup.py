@@ -42,28 +42,25 @@ def extensions() -> list[Extension]:
 
 
 class RepeatableSdist(sdist):
-    """An sdist whose bytes hang on the sources alone: sorted, nobody's, and of the time that SOURCE_DATE_EPOCH says (1980 without)."""
+    """An sdist whose bytes hang on the sources alone: sorted, nobody's, and of the time in SOURCE_DATE_EPOCH, or of 1980."""
 
-    def make_archive(self, base_name: str, format: str, root_dir: object = None, base_dir: object = None, **_: object) -> str:  # type: ignore[override]  # noqa: A002
-        """Make BASE_NAME.tar.gz of the directory, the one format there is here."""
+    def make_archive(self, base_name: str, *_: object, base_dir: str, **__: object) -> str:  # type: ignore[override]
+        """Make BASE_NAME.tar.gz, the one format there is here, of the directory."""
         when = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
-        name = f"{base_name}.tar.gz"
+        made = Path(f"{base_name}.tar.gz")
         with (
-            open(name, "wb") as file,
+            made.open("wb") as file,
             gzip.GzipFile("", "wb", fileobj=file, mtime=when) as packed,
             tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
         ):
-            for path in sorted(Path(str(base_dir)).rglob("*")):
-                member = archive.gettarinfo(path)
-                member.type = tarfile.DIRTYPE if path.is_dir() else tarfile.REGTYPE  # setuptools links; so may be their twins
-                member.size = 0 if path.is_dir() else path.stat().st_size
-                member.linkname = member.uname = member.gname = ""
-                member.uid = member.gid = 0
+            for path in sorted(one for one in Path(base_dir).rglob("*") if one.is_file()):
+                member = tarfile.TarInfo(str(path))
+                member.size = path.stat().st_size
                 member.mtime = when
-                member.mode = 0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644
-                with path.open("rb") if path.is_file() else open(os.devnull, "rb") as content:
+                member.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
+                with path.open("rb") as content:
                     archive.addfile(member, content)
-        return name
+        return str(made)
 
 
 setup(ext_modules=extensions(), cmdclass={"sdist": RepeatableSdist})
