@@ -37,7 +37,17 @@ from aioirqfd.irqfd.msix import MsixStatistics, MsixTable
 from aioirqfd.irqfd.resampler import Resampler
 from aioirqfd.irqfd.retry import Retry
 from aioirqfd.irqfd.routing import RoutingTable
-from aioirqfd.irqfd.sink import AckSink, BatchSink, ChipSink, EoiSink, FastSink, InterruptSink, OffloadSink, RoutedSink
+from aioirqfd.irqfd.sink import (
+    AckSink,
+    BatchSink,
+    ChipSink,
+    EoiSink,
+    ExplainingSink,
+    FastSink,
+    InterruptSink,
+    OffloadSink,
+    RoutedSink,
+)
 from aioirqfd.irqfd.state import State
 from aioirqfd.irqfd.statistics import IrqFdStatistics, IrqManagerStatistics, WorkQueueStatistics
 from aioirqfd.irqfd.workqueue import Work, WorkQueue
@@ -54,6 +64,7 @@ __all__ = [
     "EventFd",
     "EventFdBusyError",
     "EventFdInvalidError",
+    "ExplainingSink",
     "FastSink",
     "GsiAllocator",
     "GsiStatistics",

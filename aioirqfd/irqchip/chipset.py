@@ -119,6 +119,11 @@ class Chipset:
                 break
         return begin
 
+    def obstacle(self, interrupt: Interrupt) -> str | None:
+        """See :class:`aioirqfd.ExplainingSink`: what the controller of its route says."""
+        tiers = self._find(interrupt.route)
+        return None if tiers is None or tiers.obstacle is None else tiers.obstacle(interrupt)
+
     def bind(self, ack: Callable[[int], None]) -> None:
         """Give each controller that acknowledges the callable for it."""
         for tiers in self._tiers.values():

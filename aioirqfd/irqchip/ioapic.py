@@ -196,6 +196,21 @@ class IoApic(Pinned):
                 taken += 1
         return taken
 
+    def obstacle(self, interrupt: Interrupt) -> str | None:
+        """See :class:`aioirqfd.ExplainingSink`. Of any thread."""
+        number = self._pins.find(interrupt)
+        if number is None:
+            return None
+        with self._lock:
+            pin = self._table[number]
+            if pin.entry.masked:
+                return f"the guest has masked pin {number} of the IOAPIC"
+            if pin.entry.remote_irr:
+                return f"pin {number} of the IOAPIC waits for the guest's end of interrupt"
+            if pin.request:
+                return f"pin {number} of the IOAPIC has a request that its `out` has not taken; flush() tries again"
+        return None
+
     @property
     def waiting(self) -> frozenset[int]:
         """The pins whose message ``out`` has refused, and which :meth:`flush` would send."""

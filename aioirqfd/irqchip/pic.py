@@ -126,6 +126,25 @@ class Pic(Pinned):
 
     # ------------------------------------------------------------------ the virtual machine monitor
 
+    def obstacle(self, interrupt: Interrupt) -> str | None:
+        """See :class:`aioirqfd.ExplainingSink`. Of any thread."""
+        pin = self._pins.find(interrupt)
+        if pin is None:
+            return None
+        with self._lock:
+            name, chip, line = (
+                ("master", self._master, pin) if pin < _MASTER_PINS else ("slave", self._slave, pin - _MASTER_PINS)
+            )
+            if chip.imr >> line & 1:
+                return f"the guest has masked pin {line} of the {name} PIC"
+            if chip is self._slave and self._master.imr >> _CASCADE_PIN & 1:
+                return "the guest has masked the slave PIC at the master"
+            if chip.isr >> line & 1:
+                return f"pin {line} of the {name} PIC is in service until the guest's end of interrupt"
+            if chip.irr >> line & 1:
+                return f"pin {line} of the {name} PIC asks, and the CPU has not acknowledged it"
+        return None
+
     @property
     def output(self) -> bool:
         """The INT line to the CPU."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, Protocol, final
 
 from aioirqfd.counter import MAX
 from aioirqfd.errors import ClosedError
-from aioirqfd.irqfd.debt import Debt
+from aioirqfd.irqfd.debt import Debt, Done
 from aioirqfd.irqfd.injection import Injection
 from aioirqfd.irqfd.interrupt import Interrupt
 from aioirqfd.irqfd.routing import is_level
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.backpressure import Backpressure
-    from aioirqfd.irqfd.debt import Done
     from aioirqfd.irqfd.delivery import Delivery
     from aioirqfd.irqfd.lines import Lines
     from aioirqfd.irqfd.routing import Routes
@@ -66,6 +65,7 @@ class _Owner(Protocol):
     def finished(self, binding: Binding, /) -> None: ...
     def withhold(self, eventfd: EventFd, count: int, /) -> bool: ...
     async def deassign(self, binding: Binding, /) -> None: ...
+    def explain(self, binding: Binding, /) -> str: ...
 
 
 @final

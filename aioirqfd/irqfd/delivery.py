@@ -16,6 +16,7 @@ from aioirqfd.errors import InjectionError
 from aioirqfd.irqfd.coroutine import plain_function
 from aioirqfd.irqfd.guard import guarded, report
 from aioirqfd.irqfd.retry import Retry
+from aioirqfd.irqfd.since import Since
 from aioirqfd.tracer import NULL_TRACER
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Delivery:
         retry: The back-off.
         first_error: The first that an irqfd was given up for.
         dropped: Interrupts that had no route.
+        since: What the program holds back, and since when.
     """
 
     __slots__ = (
@@ -80,6 +82,7 @@ class Delivery:
         "first_error",
         "per_interrupt",
         "retry",
+        "since",
         "tiers",
         "traced",
     )
@@ -106,6 +109,7 @@ class Delivery:
         self.context: contextvars.Context
         self.first_error: Exception | None = None
         self.dropped = 0
+        self.since: Final = Since()
         self._life: Final = life
 
     def open(self, poller: Poller, top_half: TopHalf) -> None:

@@ -56,6 +56,7 @@ class Injection:
         slow: How many interrupts it brought to the sink.
         retries: Attempts after a failure.
         error: The last failure, while the irqfd is broken.
+        failure: What the attempt raised that is to be repeated.
     """
 
     __slots__ = (
@@ -68,6 +69,7 @@ class Injection:
         "_retry",
         "_routes",
         "error",
+        "failure",
         "retries",
         "slow",
         "work",
@@ -91,6 +93,7 @@ class Injection:
         self.work: Final = Work(self._run)
         self.slow = self.retries = self._failures = 0
         self.error: Exception | None = None
+        self.failure: BaseException | None = None
         self._retry: asyncio.TimerHandle | None = None
 
     async def _run(self) -> None:
@@ -111,7 +114,7 @@ class Injection:
                 # Since it began, its gsi has lost its route, and is to be held.
                 irqfd.step(Event.ABORT)
                 return
-            self._failures = 0
+            self._failures, self.failure = 0, None
             if debt.paid(number):
                 # Signalled between two attempts: the handlers, or the first routes, have not seen it.
                 irqfd.step(Event.SIGNAL)
@@ -172,6 +175,7 @@ class Injection:
             delivery.broken(irqfd, failure)
             return True
         irqfd.step(Event.FAIL)
+        self.failure = error
         delay = delivery.retry.delay(self._failures)
         delivery.trace("injection_failed", irqfd, attempt=self._failures, retry_in=delay, error=repr(error))
         self._retry = asyncio.get_running_loop().call_later(delay, self._retry_now)
@@ -202,4 +206,4 @@ class Injection:
             self._retry.cancel()
             self._retry = None
         self._failures = 0
-        self.error = None
+        self.error = self.failure = None

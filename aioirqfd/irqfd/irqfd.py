@@ -90,6 +90,17 @@ class IrqFd:
         """
         return self._binding.statistics()
 
+    def explain(self) -> str:
+        """Where its interrupts stand, for a person who debugs: what stops them, since when and by whom, and what is owed.
+
+        ``gsi 5: it is masked for 3 s, by vmm/app.py:12; unmask() goes on. An injection is owed; counted: nothing.``
+        A signal is counted when the top half has seen it. The words are not stable. It costs nothing until it is called, and changes nothing.
+
+        Threads:
+            The manager's loop.
+        """
+        return self._binding.owner.explain(self._binding)
+
     def mask(self) -> None:
         """Keep signals pending instead of injecting them; idempotent. What is being injected just now is still injected.
 

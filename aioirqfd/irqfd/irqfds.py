@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import operator
 import os
-import time
 import warnings
 import weakref
 from functools import partial
@@ -31,7 +30,7 @@ from aioirqfd.eventfd import EventFd, Poller
 from aioirqfd.eventfd.loops import running_loop
 from aioirqfd.eventfd.teardown import tear_down
 from aioirqfd.integers import integer
-from aioirqfd.irqfd import identity, snapshot
+from aioirqfd.irqfd import explain, identity, snapshot
 from aioirqfd.irqfd.backpressure import Backpressure
 from aioirqfd.irqfd.binding import Binding
 from aioirqfd.irqfd.coroutine import coroutine_functions
@@ -56,7 +55,7 @@ if TYPE_CHECKING:
     from aioirqfd.irqfd.workqueue import WorkQueue
     from aioirqfd.tracer import Tracer
 
-_MAX_GSI: Final = 2**32 - 1
+MAX_GSI: Final = 2**32 - 1
 _AT_ONCE: Final = 256
 """Irqfds that are shut before the loop gets a turn."""
 
@@ -129,7 +128,6 @@ class Irqfds:
         self.poller: Poller | None = None
         self._closed: asyncio.Event | None = None
         self.pauses = 0
-        self._paused_since = 0.0
         # What a snapshot has of irqfds that were deassigned since: the eventfds, and how many signals.
         self._withheld: list[tuple[EventFd, int]] = []
         self._made_at = made_at
@@ -279,7 +277,7 @@ class Irqfds:
         """Bind an eventfd; whatever is raised, nothing was changed."""
         self.check_here()
         self.queue.check_open()
-        gsi = integer(gsi, "a gsi", 0, _MAX_GSI)
+        gsi = integer(gsi, "a gsi", 0, MAX_GSI)
         handlers = coroutine_functions(wakeup, "a wakeup handler")
         references: list[EventFd] = []
         try:
@@ -306,6 +304,8 @@ class Irqfds:
         identity.bound.add(eventfd_id)
         irqfd.trigger.bind(irqfd)
         self.bound[eventfd_id] = irqfd
+        if masked:
+            self.delivery.since.note(irqfd)
         if self._gsis is not None:
             self._gsis.bind(gsi)
         self.delivery.trace(
@@ -347,7 +347,8 @@ class Irqfds:
         return self.offloading.offload(irqfd)
 
     def reclaim(self, irqfd: Binding) -> None:
-        """Watch its eventfd here."""
+        """It is masked: watch its eventfd here."""
+        self.delivery.since.note(irqfd)
         self.offloading.reclaim(irqfd)
 
     def wants_route(self, irqfd: Binding) -> None:
@@ -378,6 +379,7 @@ class Irqfds:
     def finished(self, irqfd: Binding) -> None:
         """Nothing of the irqfd runs any more."""
         self.leaving.discard(irqfd)
+        self.delivery.since.forget(irqfd)
         if irqfd.resamplefd is not None:
             self.lines.leave(irqfd, irqfd.gsi)
         irqfd.trigger.close_references()
@@ -485,6 +487,10 @@ class Irqfds:
         resampler = self.lines.get(gsi)
         return resampler is not None and resampler.tell()
 
+    def explain(self, irqfd: Binding) -> str:
+        """What stops its interrupts."""
+        return explain.of_irqfd(self, irqfd)
+
     # -- waiting, blocking -------------------------------------------------------------------------------------------
 
     async def flush(self) -> None:
@@ -526,7 +532,7 @@ class Irqfds:
             drain.read_unread(drain.unread)
             self.pauses += 1
             self.routes.paused = self._top_half.paused = True
-            self._paused_since = time.monotonic()
+            self.delivery.since.note(self)
             self.offloading.reclaim_all(list(self.offloading.irqfds))
             self.delivery.emit("manager_paused", irqfds=len(self.bound))
         await self.queue.drain()
@@ -537,7 +543,7 @@ class Irqfds:
         if not self.routes.paused:
             return
         self.routes.paused = self._top_half.paused = False
-        paused_for = time.monotonic() - self._paused_since
+        paused_for = self.delivery.since.forget(self)
         self.delivery.emit("manager_resumed", held=self._top_half.held, paused_for=paused_for)
         for resampler in self.lines.all():
             resampler.move_on(paused=False)

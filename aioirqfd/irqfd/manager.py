@@ -12,8 +12,10 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Literal, Self, final, overload
 
+from aioirqfd.integers import integer
+from aioirqfd.irqfd import explain
 from aioirqfd.irqfd.irqfd import IrqFd
-from aioirqfd.irqfd.irqfds import Irqfds
+from aioirqfd.irqfd.irqfds import MAX_GSI, Irqfds
 from aioirqfd.irqfd.retry import Retry
 from aioirqfd.irqfd.routing import RoutingTable
 from aioirqfd.irqfd.sink import SinkTiers
@@ -367,6 +369,18 @@ class IrqManager:
         return self._irqfds.routes.paused
 
     # -- what happened -----------------------------------------------------------------------------------------------
+
+    def explain(self, gsi: int) -> str:
+        """:meth:`IrqFd.explain` of the irqfds of a gsi, a line for each; or why there is none.
+
+        Raises:
+            TypeError: The gsi is no integer.
+            ValueError: It is out of range.
+
+        Threads:
+            The manager's loop.
+        """
+        return explain.of_gsi(self._irqfds, integer(gsi, "a gsi", 0, MAX_GSI))
 
     def statistics(self) -> IrqManagerStatistics:
         """The counts as they are now; looks at every irqfd."""

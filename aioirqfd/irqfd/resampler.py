@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 from aioirqfd.irqfd.guard import is_failure
@@ -70,6 +71,7 @@ class Resampler:
         "gsi",
         "level",
         "members",
+        "raised_at",
         "work",
     )
 
@@ -94,6 +96,8 @@ class Resampler:
         self._heirs: dict[EventFd, EventFd] = {}  # a resamplefd that its owner closed: our own reference to the eventfd
         self._busy = threading.RLock()
         self._serial = asyncio.Lock()
+        self.raised_at = 0.0
+        """By the monotonic clock, when it was last asked to go up."""
         self._failures = 0  # of the sink to move the line, one after the other
 
     @property
@@ -183,7 +187,7 @@ class Resampler:
             interrupt = Interrupt(self.gsi, route, Action.ASSERT)
             # Noted first: the sink may take the interrupt and have it acknowledged before it returns.
             news = route not in self.level.raised
-            self.level = self.level.rising(route)
+            self.level, self.raised_at = self.level.rising(route), time.monotonic()
             taken = False
             try:
                 taken = self._delivery.try_inject(interrupt)
@@ -207,7 +211,7 @@ class Resampler:
         # Noted first here too: an ack that comes meanwhile lowers it as soon as it is up.
         with self._busy:
             news = route not in self.level.raised
-            self.level = self.level.rising(route)
+            self.level, self.raised_at = self.level.rising(route), time.monotonic()
         try:
             await self._delivery.inject(Interrupt(self.gsi, route, Action.ASSERT))
         except BaseException:

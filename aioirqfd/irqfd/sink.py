@@ -86,6 +86,18 @@ class AckSink(InterruptSink, Protocol):
 
 
 @runtime_checkable
+class ExplainingSink(InterruptSink, Protocol):
+    """A sink that knows why the guest does not see what it was given, for :meth:`IrqFd.explain`."""
+
+    def obstacle(self, interrupt: Interrupt) -> str | None:
+        """What keeps such an interrupt from the guest now, for a person to read: "the guest has masked IOAPIC pin 5".
+
+        None: nothing, or nothing that the sink can see. It changes nothing, and does not wait.
+        """
+        ...
+
+
+@runtime_checkable
 class RoutedSink(InterruptSink, Protocol):
     """A sink that wants to know the whole table, for instance to map an end of interrupt back to its gsi."""
 
@@ -125,6 +137,7 @@ class SinkTiers:
         "bind",
         "default_routing",
         "inject",
+        "obstacle",
         "offload",
         "reclaim",
         "set_eoi_message",
@@ -150,6 +163,7 @@ class SinkTiers:
         self.bind: Callable[[Callable[[int], None]], None] | None = _at_once(sink, "bind")
         self.set_routing: Callable[[RoutingTable], None] | None = _at_once(sink, "set_routing")
         self.default_routing: Callable[[], RoutingTable] = _at_once(sink, "default_routing") or RoutingTable.default
+        self.obstacle: Callable[[Interrupt], str | None] | None = _at_once(sink, "obstacle")
         self.set_eoi_message: Callable[[int, Msi | None], None] | None = _at_once(sink, "set_eoi_message")
 
 

@@ -157,6 +157,14 @@ class WorkQueue:
         """How many items wait."""
         return self._size if self._lane is None else self._size + self._lane.ready
 
+    @property
+    def tasks(self) -> tuple[asyncio.Task[object], ...]:
+        """The workers.
+
+        :meta private:
+        """
+        return tuple(self._workers)
+
     def statistics(self) -> WorkQueueStatistics:
         """The counts as they are now."""
         return WorkQueueStatistics(

@@ -33,6 +33,7 @@ from aioirqfd.kvm.ioctls import (
     KVM_IRQFD_FLAG_RESAMPLE,
     KVM_MSI_VALID_DEVID,
 )
+from aioirqfd.sinks import kvm_pins
 from aioirqfd.sinks.kvm_line import KvmLine
 from aioirqfd.sinks.kvm_routes import PIC_PINS_EACH, KernelRoutes, pin_gsi
 from aioirqfd.uncopied import refusal
@@ -77,6 +78,15 @@ class KvmSink:
     def default_routing(self) -> RoutingTable:
         """The table of a manager that is given none, the kernel's own: gsi n is pin n of each chip; nothing with a split irqchip."""
         return RoutingTable.of_pins(ALL_PINS if self._routes.pins else ())
+
+    def obstacle(self, interrupt: Interrupt) -> str | None:
+        """See :class:`aioirqfd.ExplainingSink`: what the chips in the kernel say of a pin. Any thread.
+
+        Raises:
+            OSError: As the kernel says.
+        """
+        route = interrupt.route
+        return None if isinstance(route, Msi) or not self._routes.pins else kvm_pins.obstacle(self._vm, route)
 
     async def inject(self, interrupt: Interrupt) -> None:
         """Make the ioctl.

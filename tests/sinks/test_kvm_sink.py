@@ -540,3 +540,36 @@ async def test_an_ioapic_pin(vm):
             before = vm.get_irqchip(KVM_IRQCHIP_IOAPIC).ioapic.irr
             kick.signal()
             assert vm.get_irqchip(KVM_IRQCHIP_IOAPIC).ioapic.irr in {before, before | 1 << 11}
+
+
+async def test_what_the_chips_in_the_kernel_say_of_a_pin(vm):
+    sink = KvmSink(vm)
+    on_ioapic, on_pic, on_slave = (
+        Interrupt(5, IrqchipPin("ioapic", 5)),
+        Interrupt(5, IrqchipPin("pic", 5)),
+        Interrupt(9, IrqchipPin("pic", 9)),
+    )
+    assert sink.obstacle(on_ioapic) == "the guest has masked pin 5 of the kernel's IOAPIC"
+    state = vm.get_irqchip(KVM_IRQCHIP_IOAPIC)
+    state.ioapic.redirtbl[5] = 0x8031
+    vm.set_irqchip(state)
+    assert sink.obstacle(on_ioapic) is None
+    state.ioapic.redirtbl[5] = 0x8031 | 1 << 14
+    vm.set_irqchip(state)
+    assert sink.obstacle(on_ioapic) == "pin 5 of the kernel's IOAPIC waits for the guest's end of interrupt"
+    state = vm.get_irqchip(KVM_IRQCHIP_PIC_MASTER)
+    for imr, isr, pic, slave in (
+        (0x20, 0, "the guest has masked pin 5 of the kernel's PIC", None),
+        (
+            4,
+            0x20,
+            "pin 5 of the kernel's PIC is in service until the guest's end of interrupt",
+            "the guest has masked the kernel's slave PIC at the master",
+        ),
+        (0, 0, None, None),
+    ):
+        state.pic.imr, state.pic.isr = imr, isr
+        vm.set_irqchip(state)
+        assert (sink.obstacle(on_pic), sink.obstacle(on_slave)) == (pic, slave)
+    assert sink.obstacle(Interrupt(30, Msi(0xFEE00000, 0x31))) is None
+    sink.close()

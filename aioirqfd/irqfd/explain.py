@@ -1,0 +1,146 @@
+"""Where an interrupt stands, in sentences. The first names the segment of its way where it stops, and what to do about it.
+
+It follows the way of one signal and stops at the first thing that stops a signal: the manager, the mask, the route, the sink's failures,
+the handler, the sink, the queue; then what is behind the sink: a line that nobody has acknowledged, a chip. Nothing is computed until
+somebody asks, and nothing is changed by asking.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from aioirqfd.irqfd.guard import report
+from aioirqfd.irqfd.interrupt import Interrupt
+from aioirqfd.irqfd.life import Stage
+from aioirqfd.irqfd.since import place
+from aioirqfd.irqfd.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from aioirqfd.irqfd.binding import Binding
+    from aioirqfd.irqfd.delivery import Delivery
+    from aioirqfd.irqfd.life import Life
+    from aioirqfd.irqfd.lines import Lines
+    from aioirqfd.irqfd.routing import Routes
+    from aioirqfd.irqfd.workqueue import WorkQueue
+
+
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+
+
+class _Manager(Protocol):
+    """What is looked at of a manager."""
+
+    @property
+    def life(self) -> Life: ...
+    @property
+    def delivery(self) -> Delivery: ...
+    @property
+    def routes(self) -> Routes: ...
+    @property
+    def lines(self) -> Lines: ...
+    @property
+    def queue(self) -> WorkQueue: ...
+    @property
+    def bound(self) -> Mapping[int, Binding]: ...
+
+
+def of_gsi(irqfds: _Manager, gsi: int) -> str:
+    """What stops the interrupts of a gsi, one paragraph for each irqfd."""
+    bound = [irqfd for irqfd in irqfds.bound.values() if irqfd.gsi == gsi]
+    if bound:
+        return "\n".join(of_irqfd(irqfds, irqfd) for irqfd in bound)
+    stage = irqfds.life.stage
+    if stage is not Stage.OPEN:
+        return f"gsi {gsi}: the manager is {stage.name.lower()}; it delivers inside `async with` alone."
+    others = sorted({irqfd.gsi for irqfd in irqfds.bound.values()})
+    return f"gsi {gsi}: no irqfd is assigned to it; assign() binds an eventfd. Assigned are {others or 'none'}."
+
+
+def of_irqfd(irqfds: _Manager, irqfd: Binding) -> str:
+    """What stops an irqfd's interrupts, if anything does, and its counts."""
+    if irqfd.closing:
+        return f"gsi {irqfd.gsi}: the irqfd is deassigned; its eventfd is nobody's."
+    counts = irqfd.statistics()
+    pending = "an injection is owed" if irqfd.pending else "nothing is owed"
+    parts = [f"{number} {name}" for name in ("signals", "injections", "coalesced") if (number := getattr(counts, name))]
+    stop = next(_stops(irqfds, irqfd), None)
+    if stop is None:
+        stop = "nothing stops it" if counts.signals else "no signal has come since it was assigned"
+    return f"gsi {irqfd.gsi}: {stop}. {pending.capitalize()}; counted: {', '.join(parts) or 'nothing'}."
+
+
+def _stops(irqfds: _Manager, irqfd: Binding) -> Iterator[str]:
+    """What stops a signal, in the order in which it would come by."""
+    since, routes = irqfds.delivery.since, irqfds.routes
+    if routes.paused:
+        yield f"its manager is paused{since.said(irqfds)}; resume() goes on"
+    if irqfd.masked:
+        yield f"it is masked{since.said(irqfd)}; unmask() goes on"
+    if not routes.of(irqfd.gsi):
+        dropped = irqfd.statistics().dropped
+        kept = "its signals are kept" if routes.holds(irqfd.gsi) else f"{dropped} interrupts were dropped"
+        yield f"the gsi has no route, {kept}; give it one with set_route()"
+    yield from _failures(irqfd)
+    task = irqfd.trigger.running
+    if task is not None:
+        yield f"its wakeup handler runs, and stands at {_standing(task)}"
+    state = irqfd.state
+    if state in {State.INJECTING, State.INJECTING_PENDING}:
+        yield f"its handlers or the sink's inject() run, and stand at {_standing(irqfd.work.running)}"
+    if irqfd.trigger.held or state is State.QUEUED:
+        queue = irqfds.queue
+        places = [place for task in queue.tasks if not (place := _standing(task)).startswith("WorkQueue.")]
+        at = f"stand at {', '.join(places)}" if places else "take the next in the loop's next turn"
+        yield f"it waits for a worker of the queue: {queue.waiting} of {queue.maxsize} wait, and the workers {at}"
+    if irqfd.offloaded:
+        yield f"the sink watches the eventfd by itself ({irqfds.delivery.tiers.sink!r}), and this process sees no signal of it"
+    yield from _behind(irqfds, irqfd)
+
+
+def _failures(irqfd: Binding) -> Iterator[str]:
+    error = irqfd.error
+    if error is not None:
+        yield f"its sink or handler has failed for good with {error.__cause__!r}; irqfd.resume() tries again"
+    if irqfd.state is State.RETRYING:
+        yield f"its sink or handler has failed with {irqfd.injection.failure!r}; it is tried again in a moment"
+
+
+def _behind(irqfds: _Manager, irqfd: Binding) -> Iterator[str]:
+    """What the guest has not done: the interrupt was delivered."""
+    resampler = irqfds.lines.get(irqfd.gsi)
+    routes = irqfds.routes.of(irqfd.gsi)
+    stops = [stop for route in routes if (stop := _obstacle(irqfds, Interrupt(irqfd.gsi, route)))]
+    if stops and len(stops) == len(routes):  # a PC's gsi goes to two chips, and one of the two is masked for good
+        yield " and ".join(stops)
+    if resampler is not None and resampler.asserted:
+        seconds = time.monotonic() - resampler.raised_at
+        yield f"delivered, and not acknowledged for {seconds:.0f} s: the line is up until the guest ends the interrupt"
+
+
+def _obstacle(irqfds: _Manager, interrupt: Interrupt) -> str | None:
+    ask = irqfds.delivery.tiers.obstacle
+    if ask is None:
+        return None
+    try:
+        return ask(interrupt)
+    except Exception as error:
+        report(f"aioirqfd: obstacle() raised: {irqfds.delivery.tiers.sink!r}", error)
+        return None
+
+
+def _standing(task: object) -> str:
+    """Where a task waits: the innermost coroutine of the program's in its chain of awaits, and what that waits in."""
+    found = inner = "its beginning"
+    step: object = getattr(task, "get_coro", lambda: None)()
+    while step is not None:
+        frame = getattr(step, "cr_frame", None)
+        if frame is not None:
+            inner = frame.f_code.co_qualname
+            if not frame.f_code.co_filename.startswith(_STANDARD_LIBRARY):
+                found = inner = f"{inner} ({place(frame)})"
+        step = getattr(step, "cr_await", None)
+    return found if found == inner else f"{found}, in {inner}"

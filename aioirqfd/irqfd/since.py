@@ -1,0 +1,50 @@
+"""When something was held back, and by which line of the program: noted as it happens, for whoever asks later why nothing comes."""
+
+# pyright: reportPrivateUsage=false
+# (sys._getframe() is how one learns the caller)
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_PACKAGE = str(Path(__file__).parents[1])
+
+
+def place(frame: FrameType) -> str:
+    """Where it stands, short: ``folder/file.py:12``."""
+    path = Path(frame.f_code.co_filename)
+    return f"{path.parent.name}/{path.name}:{frame.f_lineno}"
+
+
+@final
+class Since:
+    """What is held back, by the time and the caller.
+
+    What must hold: each note is forgotten with what it is about; this keeps the objects alive.
+    """
+
+    __slots__ = ("_notes",)
+
+    def __init__(self) -> None:
+        self._notes: dict[object, tuple[float, str]] = {}
+
+    def note(self, what: object) -> None:
+        """It is held back from now on, by the nearest caller outside of this package."""
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+            frame = frame.f_back
+        self._notes[what] = time.monotonic(), place(frame)
+
+    def forget(self, what: object) -> float:
+        """It is free, or gone: for how many seconds it was held back."""
+        return time.monotonic() - self._notes.pop(what, (time.monotonic(), ""))[0]
+
+    def said(self, what: object) -> str:
+        """``for 3 s, by vmm/app.py:12``; empty where nobody has noted it."""
+        note = self._notes.get(what)
+        return "" if note is None else f" for {time.monotonic() - note[0]:.0f} s, by {note[1]}"
