@@ -12,8 +12,16 @@ from aioirqfd.cli import bench
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+
+def _doctor(arguments: Sequence[str]) -> int:
+    from aioirqfd.cli import doctor  # noqa: PLC0415  half of the package, of which the other commands need nothing
+
+    return doctor.run(arguments)
+
+
 COMMANDS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
-    "bench": ("measure aioirqfd beside its alternatives; in a checkout of the source tree only", bench.run)
+    "bench": ("measure aioirqfd beside its alternatives; in a checkout of the source tree only", bench.run),
+    "doctor": ("look at what the package needs of this machine, and say what to do", _doctor),
 }
 """What each command does, in a few words, and the function that does it."""
 _NOT_THERE: Final = 2
