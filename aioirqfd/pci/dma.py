@@ -67,13 +67,14 @@ class Dma:
         max_maps: How many mappings there may be at one time.
 
     Threads:
-        :meth:`view` from any; the rest the loop's.
+        :meth:`view`, :meth:`views` and :meth:`fence` from any; the rest the loop's.
     """
 
     def __init__(self, *, max_maps: int = MAX_MAPS) -> None:
         self.remote: Remote | None = None
         self.limit: Final = max_maps
         self._lock = threading.Lock()
+        self._fence = threading.Lock()
         # Replaced, never changed: other threads look without the lock.
         self._table: tuple[list[int], list[_Mapping]] = ([], [])
 
@@ -144,16 +145,38 @@ class Dma:
         Raises:
             DmaError: It is not mapped, not all in one mapping, not allowed, or came without a file descriptor: use :meth:`read`.
         """
-        pieces = list(self._pieces(address, size, write=writable))
-        if len(pieces) != 1:
-            raise DmaError(f"{size} bytes at {address:#x} are in {len(pieces)} mappings: take a view of each")
-        ((one, start, length),) = pieces
-        if one.view is None:
-            raise DmaError(f"{address:#x} was mapped without a file descriptor: use read() and write()")
-        with self._using(one):
-            whole = one.view[start : start + length]
-            with whole if writable else whole.toreadonly() as lent:
-                yield lent
+        with self.views(((address, size),), writable=writable) as (lent,):
+            yield lent
+
+    @contextlib.contextmanager
+    def views(self, pieces: Iterable[tuple[int, int]], *, writable: bool = False) -> Generator[list[memoryview[int]]]:
+        """Lend several ranges, ``(address, size)`` each, as :meth:`view` lends one: what ``os.preadv`` and ``os.pwritev`` take.
+
+        Raises:
+            DmaError: As of :meth:`view`, for any of them: then none is lent.
+        """
+        lent: list[memoryview[int]] = []
+        used: list[_Mapping] = []
+        try:
+            for address, size in pieces:
+                found = self._pieces(address, size, write=writable)
+                if len(found) != 1:
+                    raise DmaError(f"{size} bytes at {address:#x} are in {len(found)} mappings: take a view of each")
+                ((one, start, length),) = found
+                if one.view is None:
+                    raise DmaError(f"{address:#x} was mapped without a file descriptor: use read() and write()")
+                self._use(one)
+                used.append(one)
+                whole = one.view[start : start + length]
+                lent.append(whole if writable else whole.toreadonly())
+            yield lent
+        finally:
+            try:
+                for view in lent:
+                    view.release()
+            finally:
+                for one in used:
+                    self._used(one)
 
     async def gather(self, pieces: Iterable[tuple[int, int]]) -> bytes:
         """Return what is in several places, ``(address, size)`` each, one after the other. Raises as :meth:`read` does."""
@@ -173,6 +196,16 @@ class Dma:
             await self.write(address, piece)
             done += len(piece)
         return done
+
+    def fence(self) -> None:
+        """Let what was written before be seen by the guest before what is read after it is read: a full memory barrier.
+
+        For a device that tells its driver what to wake it for, and then looks once more; without it both could go to sleep. Taking
+        a lock is such a barrier on x86-64; elsewhere it takes two, for what slips into the first one cannot pass the second.
+        """
+        for _ in range(2):
+            self._fence.acquire()
+            self._fence.release()
 
     def _pieces(self, address: int, size: int, *, write: bool) -> Sequence[tuple[_Mapping, int, int]]:
         """The parts of a range, all of them checked before the first is used."""
@@ -204,14 +237,17 @@ class Dma:
 
     @contextlib.contextmanager
     def _using(self, one: _Mapping) -> Generator[None]:
-        with self._lock:
-            if one.leaving is not None:
-                raise DmaError(f"{one!r} is being unmapped")
-            one.users += 1
+        self._use(one)
         try:
             yield
         finally:
             self._used(one)
+
+    def _use(self, one: _Mapping) -> None:
+        with self._lock:
+            if one.leaving is not None:
+                raise DmaError(f"{one!r} is being unmapped")
+            one.users += 1
 
     def _used(self, one: _Mapping) -> None:
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import pickle
 import threading
 
 import pytest
@@ -166,6 +167,33 @@ async def test_unmap_waits_for_a_view_and_no_new_ones_are_lent(memory):
         bytes(view)
 
 
+async def test_several_views_are_all_lent_or_none_and_all_given_back(memory):
+    dma = Dma()
+    dma.map(0, PAGE, fd=memory)
+    dma.map(0x10000, PAGE, fd=memory, offset=PAGE)
+    with dma.views([(0, 2), (0x10000, 3)], writable=True) as views:
+        unmapping = [asyncio.create_task(dma.unmap(address, PAGE)) for address in (0, 0x10000)]
+        assert [len(view) for view in views] == [2, 3]
+        views[0][0], views[1][2] = 0x41, 0x42
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not any(task.done() for task in unmapping)
+    await asyncio.gather(*unmapping)
+    assert (os.pread(memory, 1, 0), os.pread(memory, 1, PAGE + 2)) == (b"A", b"B")
+    for view in views:
+        with pytest.raises(ValueError, match="released"):
+            bytes(view)
+    dma.map(0, PAGE, fd=memory)
+    with pytest.raises(DmaError, match="is not mapped"), dma.views([(0, 2), (0x10000, 3)]):
+        pass
+    # One that somebody still has a pointer into is given back all the same.
+    with pytest.raises(BufferError), dma.views([(0, 2), (4, 2)], writable=True) as views:
+        kept = pickle.PickleBuffer(views[0])
+    await dma.unmap(0, PAGE)
+    assert bytes(kept) == b"A\1"
+    kept.release()
+
+
 async def test_unmap_waits_for_a_thread(memory):
     dma = Dma()
     dma.map(0, PAGE, fd=memory)
@@ -267,3 +295,12 @@ def test_the_table_against_a_model(operations):
         await dma.unmap_all()
 
     asyncio.run(run())
+
+
+def test_a_fence_is_for_any_thread():
+    dma = Dma()
+    threads = [threading.Thread(target=dma.fence) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
