@@ -1,14 +1,14 @@
 """An NVMe disk for a guest, as a process of its own: ``python examples/nvme.py --socket-path nvme.sock disk.img``.
 
 What Linux' own driver needs of NVMe 1.4, section numbers of which are given: several queues, each with an interrupt vector of its
-own, PRP lists, flush, write zeroes, dataset management, abort, asynchronous events, reset and shutdown. The data is in a file.
+own, PRP lists, flush, write zeroes, dataset management, abort, asynchronous events, doorbells in the driver's memory, reset and
+shutdown. The data is in a file.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import ctypes
 import os
 import struct
@@ -76,6 +76,7 @@ class Command(NamedTuple):
 class CompletionQueue:
     """Where the controller tells what is done."""
 
+    number: int
     address: int
     size: int
     vector: int
@@ -105,6 +106,7 @@ class Nvme(PciDevice):
 
     Args:
         path: The file with the namespace's data; whole blocks of it are used.
+        shadow: Offer the driver to ring doorbells in its own memory.
     """
 
     vendor_id, device_id, class_code = 0x1AF4, 0x1110, 0x010802
@@ -121,7 +123,7 @@ class Nvme(PciDevice):
     admin_sizes = Register(0x24)
     admin_submissions, admin_completions = Register(0x28, 8), Register(0x30, 8)
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, shadow: bool = True) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self.blocks = os.fstat(self.fd).st_size // BLOCK
         if not self.blocks:
@@ -131,6 +133,11 @@ class Nvme(PciDevice):
         self.completions: dict[int, CompletionQueue] = {}
         self.features: dict[int, int] = {}
         self.waiting: list[tuple[SubmissionQueue, Command]] = []
+        self.shadow = shadow
+        self.shadows: tuple[int, int] | None = None
+        """Where the driver has doorbells, and where it is told which values are to be rung for."""
+        self.rung = 0
+        """How often a doorbell was rung."""
         self.commands = 0
         """I/O commands that were completed."""
         self.admin: dict[int, Callable[[Command], Awaitable[int | None]]] = {
@@ -144,6 +151,8 @@ class Nvme(PciDevice):
             0x09: self.set_features,
             0x0A: self.get_features,
         }
+        if shadow:
+            self.admin[0x7C] = self.share_doorbells
         self.io: dict[int, Callable[[Command], Awaitable[int | None]]] = {
             0x00: self.flush_data,
             0x01: self.write_blocks,
@@ -163,7 +172,9 @@ class Nvme(PciDevice):
         enabled, ready = value & 1, self.status & 1
         if enabled and not ready:
             sizes = self.admin_sizes
-            self.completions[0] = CompletionQueue(self.admin_completions, (sizes >> 16 & 0xFFF) + 1, 0, interrupts=True)
+            self.completions[0] = CompletionQueue(
+                0, self.admin_completions, (sizes >> 16 & 0xFFF) + 1, 0, interrupts=True
+            )
             self.add_queue(SubmissionQueue(0, self.admin_submissions, (sizes & 0xFFF) + 1, self.completions[0]))
             self.status = 1
         elif ready and not enabled:
@@ -178,6 +189,7 @@ class Nvme(PciDevice):
         self.completions.clear()
         self.features.clear()
         self.waiting.clear()
+        self.shadows = None
         self.status = 0
 
     async def background(self) -> None:
@@ -202,19 +214,64 @@ class Nvme(PciDevice):
         if offset < DOORBELLS:
             await super().write(bar, offset, data)
             return
+        self.rung += 1
         number, is_completion = divmod((offset - DOORBELLS) // 4, 2)
         value = int.from_bytes(data[:4], "little")
         queue = (self.completions if is_completion else self.submissions).get(number)
         if queue is None or value >= queue.size:
             await self.event(queue is not None)
         elif isinstance(queue, CompletionQueue):
-            queue.head = value
+            if not self.shadowed(number):
+                queue.head = value
             queue.room.set()
         else:
-            queue.tail = value
+            if not self.shadowed(number):
+                queue.tail = value
             queue.rung.set()
 
     # docs: end doorbells
+
+    # -- doorbells in the driver's memory (5.7, 7.13) ----------------------------------------------------------------
+
+    def shadowed(self, number: int) -> bool:
+        """Whether a queue's doorbells are in memory. Then what is written to the register may be older than what is there."""
+        return self.shadows is not None and number > 0
+
+    # docs: begin shadow
+    async def look(self, bell: int, known: int, size: int) -> int:
+        """What a doorbell says; if that is what is known, the driver will ring it when it says something else."""
+        if not self.shadowed(bell // 2):
+            return known
+        assert self.shadows is not None
+        doorbells, events = self.shadows
+        for _ in range(2):
+            value = int.from_bytes(await self.dma.read(doorbells + 4 * bell, 4), "little")
+            if value >= size:
+                await self.event(bad_value=True)
+                return known
+            if value != known:
+                return value
+            await self.dma.write(events + 4 * bell, known.to_bytes(4, "little"))
+            self.dma.fence()  # then the second look: the driver may have written before it was told to ring
+        return known
+
+    # docs: end shadow
+
+    async def share_doorbells(self, command: Command) -> None:
+        """The driver has two pages for it; they begin with what is known now."""
+        if command.prp1 % PAGE or command.prp2 % PAGE:
+            raise CommandError(INVALID_FIELD)
+        self.shadows = command.prp1, command.prp2
+        for queue in self.submissions.values():
+            await self.begin_shadow(2 * queue.number, queue.tail)
+        for number, completions in self.completions.items():
+            await self.begin_shadow(2 * number + 1, completions.head)
+
+    async def begin_shadow(self, bell: int, value: int) -> None:
+        if self.shadowed(bell // 2):
+            assert self.shadows is not None
+            for page in self.shadows:
+                await self.dma.write(page + 4 * bell, value.to_bytes(4, "little"))
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
@@ -230,7 +287,9 @@ class Nvme(PciDevice):
         while True:
             while queue.head == queue.tail:
                 queue.rung.clear()
-                await queue.rung.wait()
+                queue.tail = await self.look(2 * queue.number, queue.head, queue.size)
+                if queue.head == queue.tail:
+                    await queue.rung.wait()
             end = queue.tail if queue.tail > queue.head else queue.size
             entries = await self.dma.read(queue.address + 64 * queue.head, 64 * (end - queue.head))
             for values in COMMAND.iter_unpack(entries):
@@ -270,7 +329,9 @@ class Nvme(PciDevice):
             there.room.clear()
             if there.interrupts:
                 self.interrupt(there.vector)  # for what is in there already
-            await there.room.wait()
+            there.head = await self.look(2 * there.number + 1, there.head, there.size)
+            if (there.tail + 1) % there.size == there.head:
+                await there.room.wait()
         retry = 1 << 15 if status else 0
         entry = COMPLETION.pack(result, 0, queue.head, queue.number, command.number, retry | status << 1 | there.phase)
         place = there.address + COMPLETION.size * there.tail
@@ -333,8 +394,7 @@ class Nvme(PciDevice):
         offset, size = self.range(command)
         places = await self.pages(command, size)
         try:
-            with contextlib.ExitStack() as stack:
-                views = [stack.enter_context(self.dma.view(*place, writable=True)) for place in places]
+            with self.dma.views(places, writable=True) as views:
                 done = os.preadv(self.fd, views, offset)
         except DmaError:  # memory without a file descriptor, or over the end of a mapping
             data = os.pread(self.fd, size, offset)
@@ -348,8 +408,7 @@ class Nvme(PciDevice):
         offset, size = self.range(command)
         places = await self.pages(command, size)
         try:
-            with contextlib.ExitStack() as stack:
-                views = [stack.enter_context(self.dma.view(*place)) for place in places]
+            with self.dma.views(places) as views:
                 done = os.pwritev(self.fd, views, offset)
         except DmaError:
             done = os.pwrite(self.fd, await self.dma.gather(places), offset)
@@ -399,7 +458,8 @@ class Nvme(PciDevice):
             raise CommandError(INVALID_VECTOR)
         if not command.dw11 & 1 or command.prp1 % PAGE:
             raise CommandError(INVALID_FIELD)
-        self.completions[number] = CompletionQueue(command.prp1, size, vector, bool(command.dw11 & 2))
+        self.completions[number] = CompletionQueue(number, command.prp1, size, vector, bool(command.dw11 & 2))
+        await self.begin_shadow(2 * number + 1, 0)
 
     async def create_submission_queue(self, command: Command) -> None:
         number, size = command.dw10 & 0xFFFF, (command.dw10 >> 16) + 1
@@ -412,6 +472,7 @@ class Nvme(PciDevice):
             raise CommandError(INVALID_SIZE)
         if not command.dw11 & 1 or command.prp1 % PAGE:
             raise CommandError(INVALID_FIELD)
+        await self.begin_shadow(2 * number, 0)
         self.add_queue(SubmissionQueue(number, command.prp1, size, self.completions[completions]))
 
     async def delete_submission_queue(self, command: Command) -> None:
@@ -457,6 +518,7 @@ class Nvme(PciDevice):
         )
         data[77] = MAX_PAGES.bit_length() - 1
         struct.pack_into("<HI", data, 78, 1, self.version)
+        struct.pack_into("<H", data, 256, 1 << 8 if self.shadow else 0)  # doorbell buffers
         data[258:264] = bytes([3, MAX_EVENTS - 1, 2, 0, 0, 0])  # aborts, events, firmware slot 1 is read-only
         struct.pack_into("<HH", data, 266, 343, 363)  # kelvin at which it would be warm, and too hot
         data[512:514] = b"\x66\x44"  # sizes of the entries, 2**n
@@ -521,4 +583,5 @@ def _text(text: str, size: int) -> bytes:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="An NVMe disk whose data is in a file.")
     parser.add_argument("image", help="the file")
-    main(lambda chosen: Nvme(chosen.image), parser=parser)
+    parser.add_argument("--no-shadow-doorbells", action="store_true", help="have every doorbell rung by a register")
+    main(lambda chosen: Nvme(chosen.image, shadow=not chosen.no_shadow_doorbells), parser=parser)

@@ -203,10 +203,17 @@ async def test_more_completions_than_there_is_room_for_wait(driver):
     await driver.make_queue(1)
     numbers = [driver.push(1, 0x00) for _ in range(driver.depth - 1)]
     await driver.kick(1)
-    for round_ in range(3):
-        assert [(await driver.next(1))[0] for _ in numbers] == numbers, round_
-        numbers = [driver.push(1, 0x00) for _ in range(driver.depth - 1)]
+    for _ in range(3):
+        there = driver.device.completions[1]
+        while (there.tail + 1) % there.size != there.head:
+            await asyncio.sleep(0)
+        numbers += [driver.push(1, 0x00) for _ in range(3)]
         await driver.kick(1)
+        while not there.room._waiters:
+            await asyncio.sleep(0)
+        assert [(await driver.next(1))[0] for _ in range(3)] == numbers[:3]
+        del numbers[:3]
+    assert [(await driver.next(1))[0] for _ in numbers] == numbers
 
 
 async def test_queues_that_cannot_be_made(driver):
