@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.bench import external, floor, overhead, report, scale, signals, table
+from tests.bench import external, floor, overhead, report, scale, signals, table, vfio
 from tests.bench.measure import Case, Samples, run_rounds
 
 if TYPE_CHECKING:
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 def all_cases() -> list[Case]:
     """Everything that this machine can run."""
-    return [*floor.cases(external.SIZES), *external.cases(), *signals.cases(), *scale.cases(), *overhead.cases()]
+    return [
+        *floor.cases(external.SIZES),
+        *external.cases(),
+        *signals.cases(),
+        *scale.cases(),
+        *overhead.cases(),
+        *vfio.cases(),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -74,6 +74,11 @@ ROWS: list[Row] = [
     ),
     *_both("1 external event / linuxfd", "external/1/{loop} aioirqfd", "external/1/{loop} linuxfd", (None, None)),
     *_both("burst from a thread / janus", "burst/{loop} aioirqfd", "burst/{loop} janus", (None, None)),
+    *_both("vfio-user register read / C floor", "vfio read/{loop}", "vfio read/C floor", (None, None)),
+    *_both("vfio-user register write / C floor", "vfio write/{loop}", "vfio write/C floor", (None, None)),
+    *_both(
+        "vfio-user interrupt / eventfd_write", "vfio interrupt/{loop}", "vfio interrupt/eventfd_write", (None, None)
+    ),
 ]
 
 
