@@ -521,6 +521,32 @@ async def test_a_client_goes_and_another_comes(server, tracer, eventfds, memory)
     assert [event["reason"] for event in tracer.of("client_disconnected")] == [None, None]
 
 
+async def test_a_server_goes_and_another_comes(tmp_path, monkeypatch, eventfds, memory):
+    """What a client can count on: it is told, whatever it waits for; and the next server knows of nothing."""
+    monkeypatch.chdir(tmp_path)
+    (fd,) = eventfds(1)
+    async with Server(Device(), "socket") as server:
+        client = await Client("socket").__aenter__()
+        await client.bind(MSIX, 0, [fd])
+        await client.map(0, 4096, fd=memory)
+        reading = asyncio.create_task(client.read(0, 8, 4))
+        while "waits" not in server.device.log:
+            await asyncio.sleep(0)
+    with pytest.raises(ConnectionError):
+        await reading
+    with pytest.raises(ConnectionError):
+        await client.read(0, 0, 4)
+    await client.aclose()
+    async with Server(Device(), "socket") as server, Client("socket") as client:
+        assert await client.read(0, 0, 4) == bytes(4)
+        assert len(server.device.dma) == 0
+        server.device.interrupt(0)
+        assert taken(fd) == 0
+        await client.bind(MSIX, 0, [fd])
+        await settled(server)
+        assert taken(fd) == 1
+
+
 async def test_a_client_that_goes_while_a_register_waits(server):
     async with Client("socket") as client:
         reading = asyncio.create_task(client.read(0, 8, 4))
