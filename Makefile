@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+TARGET ?= vfio_user
+TIME ?= 60
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -20,7 +22,7 @@ C_ALL := $(C_SOURCES) $(wildcard tests/native/*.c tests/native/*.h)
 SHELL_SCRIPTS := $(wildcard .ci/run tests/qemu/*.sh)
 NATIVE_TESTS := $(wildcard tests/native/*.c)
 
-.PHONY: help vmm test test-all test-c test-python test-qemu conformance bench lint format docs sanitize tsan dist clean install
+.PHONY: help vmm test test-all test-c test-python test-qemu conformance bench fuzz lint format docs sanitize tsan dist clean install
 
 help:
 	@echo 'make vmm          run the example VMM; ARGS=--help lists its options'
@@ -32,6 +34,7 @@ help:
 	@echo '                  SUITE=trixie is QEMU 10, SUITE=trixie-backports QEMU 11'
 	@echo 'make conformance  hold every row of the kernel contract against this kernel; writes its page of the docs'
 	@echo 'make bench        benchmarks against alternatives; for a part: ARGS="--rounds 3 --only burst"'
+	@echo 'make fuzz         fuzz/fuzz_TARGET.py for TIME seconds: TARGET=vfio_user, protocol or virtqueue; needs atheris'
 	@echo 'make lint         ruff, mypy, pyright, clang-format, shellcheck'
 	@echo 'make format       ruff format, ruff check --fix, clang-format'
 	@echo 'make docs         the documentation, into docs/_build/html; warnings are errors'
@@ -71,6 +74,11 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-install
 $(VENV)/.stamp-lint: $(VENV)/.stamp-install
 	@echo '== $(VENV): installing the linters'
 	@$(PIP) install --group lint
+	@touch $@
+
+$(VENV)/.stamp-fuzz: $(VENV)/.stamp-install
+	@echo '== $(VENV): installing atheris'
+	@$(PIP) install --group fuzz
 	@touch $@
 
 $(VENV)/.stamp-docs: $(VENV)/.stamp-install
@@ -128,6 +136,11 @@ test-qemu: $(VENV)/.stamp-test
 # ARGS=--record writes down what this kernel gives, for machines without KVM.
 conformance: $(VENV)/.stamp-test
 	$(UNFORCED) $(PY) -W error -m tests.conformance.report --write $(ARGS)
+
+# What it finds goes to build/fuzz. What is worth keeping of that: the same command with ARGS=-merge=1 and the directories turned round.
+fuzz: $(VENV)/.stamp-fuzz
+	@mkdir -p build/fuzz/$(TARGET)
+	$(UNFORCED) $(PY) fuzz/fuzz_$(TARGET).py -max_total_time=$(TIME) -artifact_prefix=build/fuzz/ $(ARGS) build/fuzz/$(TARGET) fuzz/corpus/$(TARGET)
 
 lint: $(VENV)/.stamp-lint
 	$(BIN)/ruff check .

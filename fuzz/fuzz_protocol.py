@@ -1,4 +1,4 @@
-"""Fuzz the codec: ``python fuzz/fuzz_protocol.py fuzz/corpus/protocol -max_total_time=60`` (needs atheris).
+"""Fuzz the codec: ``make fuzz TARGET=protocol``.
 
 The input is a direction, then chunks: a length byte, a number of fds, that many bytes. Whatever they are, the parser
 gives messages or one kind of error, every fd is accounted for, and each message encodes to bytes that parse to the same

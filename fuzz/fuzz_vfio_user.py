@@ -1,4 +1,4 @@
-"""Fuzz a whole vfio-user server: ``python fuzz/fuzz_vfio_user.py fuzz/corpus/vfio_user -max_total_time=60`` (needs atheris).
+"""Fuzz a whole vfio-user server: ``make fuzz TARGET=vfio_user``.
 
 The input is a client's messages: a command, a number of fds, a length, and that many bytes of payload. Whatever they are, the server
 answers, or sends the client away, and leaves nothing open.

@@ -1,4 +1,4 @@
-"""Fuzz the walk of a ring: ``python fuzz/fuzz_virtqueue.py fuzz/corpus/virtqueue -max_total_time=60`` (needs atheris).
+"""Fuzz the walk of a ring: ``make fuzz TARGET=virtqueue``.
 
 The input is the guest's memory, rings and all, at the beginning of a region between two fences; what is left over is
 written into the ring between the pops. Whatever it is, the queue gives chains within memory or stops, writes nothing
