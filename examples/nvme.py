@@ -262,10 +262,14 @@ class Nvme(PciDevice):
         if command.prp1 % PAGE or command.prp2 % PAGE:
             raise CommandError(INVALID_FIELD)
         self.shadows = command.prp1, command.prp2
-        for queue in self.submissions.values():
-            await self.begin_shadow(2 * queue.number, queue.tail)
-        for number, completions in self.completions.items():
-            await self.begin_shadow(2 * number + 1, completions.head)
+        try:
+            for queue in self.submissions.values():
+                await self.begin_shadow(2 * queue.number, queue.tail)
+            for number, completions in self.completions.items():
+                await self.begin_shadow(2 * number + 1, completions.head)
+        except DmaError:
+            self.shadows = None
+            raise
 
     async def begin_shadow(self, bell: int, value: int) -> None:
         if self.shadowed(bell // 2):

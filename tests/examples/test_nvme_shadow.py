@@ -68,6 +68,11 @@ async def test_the_controller_says_that_it_can(driver, tmp_path):
     assert await driver.ask(0, SHARE, prp1=SHADOW + 4, prp2=EVENTS) == (0, 0x02)
     assert await driver.ask(0, SHARE, prp1=SHADOW, prp2=EVENTS + 4) == (0, 0x02)
     assert await driver.ask(0, SHARE, prp1=1 << 40, prp2=EVENTS) == (0, 0x04)
+    # It goes on by registers.
+    assert driver.device.shadows is None
+    driver.push(1, FLUSH)
+    await Driver.put(driver, 0x1008, driver.tails[1])
+    assert (await driver.next(1))[1:] == (0, 0)
 
 
 async def test_one_command_at_a_time_rings_once_and_tells_nothing_of_what_it_took(driver):
