@@ -525,12 +525,13 @@ async def test_a_server_goes_and_another_comes(tmp_path, monkeypatch, eventfds, 
     """What a client can count on: it is told, whatever it waits for; and the next server knows of nothing."""
     monkeypatch.chdir(tmp_path)
     (fd,) = eventfds(1)
-    async with Server(Device(), "socket") as server:
+    device = Device()
+    async with Server(device, "socket"):
         client = await Client("socket").__aenter__()
         await client.bind(MSIX, 0, [fd])
         await client.map(0, 4096, fd=memory)
         reading = asyncio.create_task(client.read(0, 8, 4))
-        while "waits" not in server.device.log:
+        while "waits" not in device.log:
             await asyncio.sleep(0)
     with pytest.raises(ConnectionError):
         await reading
