@@ -137,7 +137,8 @@ test-qemu: $(VENV)/.stamp-test
 conformance: $(VENV)/.stamp-test
 	$(UNFORCED) $(PY) -W error -m tests.conformance.report --write $(ARGS)
 
-# What it finds goes to build/fuzz. What is worth keeping of that: the same command with ARGS=-merge=1 and the directories turned round.
+# What it finds goes to build/fuzz. What of that reaches code that the kept inputs do not: the program with
+# -merge=1 fuzz/corpus/TARGET build/fuzz/TARGET.
 fuzz: $(VENV)/.stamp-fuzz
 	@mkdir -p build/fuzz/$(TARGET)
 	$(UNFORCED) $(PY) fuzz/fuzz_$(TARGET).py -max_total_time=$(TIME) -artifact_prefix=build/fuzz/ $(ARGS) build/fuzz/$(TARGET) fuzz/corpus/$(TARGET)

@@ -86,5 +86,6 @@ def test_one_input(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, test_one_input)
+    # By its first word libFuzzer starts itself anew, to merge what it has found.
+    atheris.Setup([f"{sys.executable} {sys.argv[0]}", *sys.argv[1:]], test_one_input)
     atheris.Fuzz()
