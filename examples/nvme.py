@@ -40,6 +40,7 @@ class Status(int):
     """A status code (4.6.1.2): what kind it is, times 256, and the code. A number above 0 is an error, and not to be retried."""
 
 
+SUCCESS = Status(0)
 INVALID_OPCODE, INVALID_FIELD, TRANSFER_ERROR, INTERNAL_ERROR = Status(0x01), Status(0x02), Status(0x04), Status(0x06)
 ABORTED, INVALID_NAMESPACE, OUT_OF_RANGE = Status(0x07), Status(0x0B), Status(0x80)
 INVALID_COMPLETION_QUEUE, INVALID_QUEUE, INVALID_SIZE = Status(0x100), Status(0x101), Status(0x102)
@@ -298,13 +299,13 @@ class Nvme(PciDevice):
             entries = await self.dma.read(queue.address + 64 * queue.head, 64 * (end - queue.head))
             for values in COMMAND.iter_unpack(entries):
                 queue.head = (queue.head + 1) % queue.size
-                await self.execute(queue, Command(*values))
+                await self.execute(queue, Command._make(values))
             if queue.completions.interrupts:
                 self.interrupt(queue.completions.vector)
 
     async def execute(self, queue: SubmissionQueue, command: Command) -> None:
         """Do one command, and complete it."""
-        result, status = 0, Status(0)
+        result, status = 0, SUCCESS
         try:
             if queue.number:
                 self.commands += 1
@@ -348,7 +349,7 @@ class Nvme(PciDevice):
         """The driver has rung a doorbell that is not there, or with a value that cannot be (5.2.1)."""
         if self.waiting:
             queue, command = self.waiting.pop(0)
-            await self.complete(queue, command, int(bad_value) << 8 | 0x01 << 16, Status(0))
+            await self.complete(queue, command, int(bad_value) << 8 | 0x01 << 16, SUCCESS)
             self.interrupt(queue.completions.vector)
 
     # -- data --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from aioirqfd.mapping import MappingError, map_shared
 from aioirqfd.pci.errors import DmaError, DmaMapError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
 
 MAX_MAPS: Final = 65535
 """Mappings at one time, unless it is said otherwise."""
@@ -148,35 +148,28 @@ class Dma:
         with self.views(((address, size),), writable=writable) as (lent,):
             yield lent
 
-    @contextlib.contextmanager
-    def views(self, pieces: Iterable[tuple[int, int]], *, writable: bool = False) -> Generator[list[memoryview[int]]]:
+    def views(
+        self, pieces: Iterable[tuple[int, int]], *, writable: bool = False
+    ) -> contextlib.AbstractContextManager[list[memoryview[int]]]:
         """Lend several ranges, ``(address, size)`` each, as :meth:`view` lends one: what ``os.preadv`` and ``os.pwritev`` take.
 
         Raises:
-            DmaError: As of :meth:`view`, for any of them: then none is lent.
+            DmaError: On entering, as of :meth:`view`, for any of them: then none is lent.
         """
-        lent: list[memoryview[int]] = []
-        used: list[_Mapping] = []
-        try:
-            for address, size in pieces:
-                found = self._pieces(address, size, write=writable)
-                if len(found) != 1:
-                    raise DmaError(f"{size} bytes at {address:#x} are in {len(found)} mappings: take a view of each")
-                ((one, start, length),) = found
-                if one.view is None:
-                    raise DmaError(f"{address:#x} was mapped without a file descriptor: use read() and write()")
-                self._use(one)
-                used.append(one)
-                whole = one.view[start : start + length]
-                lent.append(whole if writable else whole.toreadonly())
-            yield lent
-        finally:
-            try:
-                for view in lent:
-                    view.release()
-            finally:
-                for one in used:
-                    self._used(one)
+        return _Lent(self._lend, self._used, pieces, writable)
+
+    def _lend(self, piece: tuple[int, int], writable: bool) -> tuple[_Mapping, memoryview[int]]:  # noqa: FBT001
+        address, size = piece
+        found = self._pieces(address, size, write=writable)
+        if len(found) != 1:
+            raise DmaError(f"{size} bytes at {address:#x} are in {len(found)} mappings: take a view of each")
+        ((one, start, length),) = found
+        memory = one.view
+        if memory is None:
+            raise DmaError(f"{address:#x} was mapped without a file descriptor: use read() and write()")
+        self._use(one)
+        view = memory[start : start + length]
+        return one, view if writable else view.toreadonly()
 
     async def gather(self, pieces: Iterable[tuple[int, int]]) -> bytes:
         """Return what is in several places, ``(address, size)`` each, one after the other. Raises as :meth:`read` does."""
@@ -337,6 +330,47 @@ class Dma:
             await waiting
         finally:
             one.view = None  # a view that is still lent keeps the memory alive by itself
+
+
+@final
+class _Lent:
+    """Ranges while they are lent. A class, for a disk lends some with each command, and a generator would cost it twice as much."""
+
+    __slots__ = ("_give_back", "_lend", "_pieces", "_used", "_views", "_writable")
+
+    def __init__(
+        self,
+        lend: Callable[[tuple[int, int], bool], tuple[_Mapping, memoryview[int]]],
+        give_back: Callable[[_Mapping], None],
+        pieces: Iterable[tuple[int, int]],
+        writable: bool,  # noqa: FBT001  as the method that makes it has it
+    ) -> None:
+        self._lend = lend
+        self._give_back = give_back
+        self._pieces = pieces
+        self._writable = writable
+        self._used: list[_Mapping] = []
+        self._views: list[memoryview[int]] = []
+
+    def __enter__(self) -> list[memoryview[int]]:
+        lend, writable = self._lend, self._writable
+        try:
+            for piece in self._pieces:
+                one, view = lend(piece, writable)
+                self._used.append(one)
+                self._views.append(view)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self._views
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            for view in self._views:
+                view.release()
+        finally:
+            for one in self._used:
+                self._give_back(one)
 
 
 _NOWHERE: Final = _Mapping(0, 0, None, readable=False, writable=False)
