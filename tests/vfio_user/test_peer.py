@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aioirqfd import EventFd
-from aioirqfd.pci import Bar, PciDevice, PciExpress, PowerManagement, SerialNumber
+from aioirqfd.pci import Bar, MsiX, PciDevice, PciExpress, PowerManagement, SerialNumber
 from aioirqfd.pci.errors import RegionError
 from aioirqfd.vfio_user import Server
 from aioirqfd.vfio_user.capabilities import unpack
@@ -85,10 +85,34 @@ async def test_what_may_be_written_of_the_configuration_space(tmp_path, monkeypa
         for offset in (power, power + 1, power + 2, power + 3, power + 6, power + 7):
             await client.write(CONFIG, offset, b"\xff")
         await client.write(CONFIG, serial, bytes(12))
+        for offset in (0x28, 0x30):  # the second device control, and link control
+            await client.write(CONFIG, config.find(PciExpress) + offset, b"\xde\xad")
         await client.write(CONFIG, 0x06, b"\xff\xff")
         assert await client.read(CONFIG, 0, 4096) == before
         await client.write(CONFIG, power + 4, b"\3\0")
         assert (await client.read(CONFIG, power + 4, 1))[0] & 3 == 3
+
+
+async def test_the_control_of_msix_in_pieces(client, server):
+    at = server.function.config.find(MsiX)
+    whole = await client.read(CONFIG, at, 12)
+    enabled = whole[:3] + b"\xc0" + whole[4:]
+    for offset, data, expected in (
+        (2, b"\xff\xff", enabled),
+        (2, b"\0\0", whole),
+        (3, b"\xc0\xff", enabled),  # as some versions of QEMU do
+        (4, bytes(8), enabled),
+    ):
+        await client.write(CONFIG, at + offset, data)
+        assert await client.read(CONFIG, at, 12) == expected, (offset, data)
+
+
+async def test_the_very_same_mapping_again(client, server):
+    await client.map(0x10000, 0x1000)
+    with refused(errno.EEXIST):
+        await client.map(0x10000, 0x1000)
+    await client.ask(Command.DMA_UNMAP, struct.pack("<IIQQ", 2**32 - 1, 0, 0x10000, 0x1000))
+    assert len(server.device.dma) == 0
 
 
 async def test_a_feature_without_room_for_its_answer(client):
