@@ -8,6 +8,7 @@ from aioirqfd.errors import ClosedError
 from aioirqfd.pci.register import Register, RegisterFile
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable, Sequence
 
     from aioirqfd.eventfd import EventFd
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from aioirqfd.pci.capability import Capability
     from aioirqfd.pci.dma import Dma
     from aioirqfd.pci.function import PciFunction
+    from aioirqfd.pci.interception import Interception, Request
 
 
 class PciDevice:
@@ -67,6 +69,7 @@ class PciDevice:
 
     registers: ClassVar[RegisterFile] = RegisterFile([])
     function: PciFunction[Self] | None = None
+    interception: Interception | None = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -187,6 +190,30 @@ class PciDevice:
         return self._served().doorbell(
             eventfd, bar=bar, offset=offset, length=length, datamatch=datamatch, values=values
         )
+
+    async def serve_request(self, request: Request) -> asyncio.Task[None] | None:
+        """Carry out a request of the device's own, and complete it. What goes this way can be made to fail by :mod:`aioirqfd.faults`.
+
+        Returns:
+            None: it is done. A task: a fault keeps it back; the device ends the task where it would end the request.
+
+        Raises:
+            Exception: What the request's own methods raise.
+        """
+        if self.interception is not None:
+            return await self.interception.serve_request(request)
+        await request.perform()
+        await request.complete(late=False)
+        return None
+
+    def intercept(self, interception: Interception | None) -> None:
+        """From now on, have accesses, transfers and interrupts go by this; None: by nobody, as at first. For :mod:`aioirqfd.faults`.
+
+        Threads: the loop's, while the device is served.
+        """
+        self.interception = interception
+        if self.function is not None:
+            self.function.look_again()
 
     def trace_once(self, event: str, **fields: object) -> None:
         """Have something traced the first time that it happens, with these very fields."""

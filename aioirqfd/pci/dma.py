@@ -20,6 +20,8 @@ from aioirqfd.pci.errors import DmaError, DmaMapError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
 
+    from aioirqfd.pci.interception import Interception
+
 MAX_MAPS: Final = 65535
 """Mappings at one time, unless it is said otherwise."""
 MAX_TRANSFER: Final = 1 << 30
@@ -72,6 +74,7 @@ class Dma:
 
     def __init__(self, *, max_maps: int = MAX_MAPS) -> None:
         self.remote: Remote | None = None
+        self.interception: Interception | None = None
         self.limit: Final = max_maps
         self._lock = threading.Lock()
         self._fence = threading.Lock()
@@ -101,6 +104,11 @@ class Dma:
         """
         if not 0 <= size <= MAX_TRANSFER:
             raise DmaError(f"{size} bytes at {address:#x}: a transfer has 0..{MAX_TRANSFER}")
+        if self.interception is not None:
+            return await self.interception.dma_read(address, size, lambda: self._read(address, size))
+        return await self._read(address, size)
+
+    async def _read(self, address: int, size: int) -> bytes:
         parts: list[bytes] = []
         for one, start, length in self._pieces(address, size, write=False):
             if one.view is not None:
@@ -119,6 +127,12 @@ class Dma:
         Cancellation:
             As for :meth:`read`; elsewhere a part may have been written.
         """
+        if self.interception is not None:
+            await self.interception.dma_write(address, bytes(data), lambda data: self._write(address, data))
+        else:
+            await self._write(address, data)
+
+    async def _write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         at = 0
         view = memoryview(data).cast("B") if not isinstance(data, bytes) else memoryview(data)
         for one, start, length in self._pieces(address, len(view), write=True):
@@ -143,7 +157,8 @@ class Dma:
             writable: To be written to, too.
 
         Raises:
-            DmaError: It is not mapped, not all in one mapping, not allowed, or came without a file descriptor: use :meth:`read`.
+            DmaError: It is not mapped, not all in one mapping, not allowed, or came without a file descriptor, or a fault may be
+                made of the transfer (:mod:`aioirqfd.faults`): use :meth:`read`.
         """
         with self.views(((address, size),), writable=writable) as (lent,):
             yield lent
@@ -161,6 +176,8 @@ class Dma:
     def _lend(self, piece: tuple[int, int], writable: bool) -> tuple[_Mapping, memoryview[int]]:  # noqa: FBT001
         address, size = piece
         found = self._pieces(address, size, write=writable)
+        if self.interception is not None:
+            raise DmaError(f"{address:#x} is lent to nobody while faults are made: use read() and write()")
         if len(found) != 1:
             raise DmaError(f"{size} bytes at {address:#x} are in {len(found)} mappings: take a view of each")
         ((one, start, length),) = found

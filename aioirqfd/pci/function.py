@@ -159,6 +159,7 @@ class PciFunction(Generic[_Device]):
             await stack.enter_async_context(self.interrupts)
             stack.push_async_callback(self.dma.unmap_all)
             device.function = self
+            self.look_again()
             stack.callback(self._let_go)
             if type(device).background is not PciDevice.background:
                 task = asyncio.create_task(device.background(), name=f"aioirqfd {type(device).__qualname__}.background")
@@ -204,6 +205,12 @@ class PciFunction(Generic[_Device]):
             Exception: What the device's own code raises.
         """
         self._check(region, offset, size)
+        between = self.device.interception
+        if between is not None:
+            return await between.read(region, offset, size, lambda: self._read(region, offset, size))
+        return await self._read(region, offset, size)
+
+    async def _read(self, region: int, offset: int, size: int) -> bytes:
         if region == CONFIG_REGION:
             return self._read_config(offset, size)
         if region == ROM_REGION:
@@ -233,6 +240,13 @@ class PciFunction(Generic[_Device]):
             Exception: What the device's own code raises.
         """
         self._check(region, offset, len(data))
+        between = self.device.interception
+        if between is not None:
+            await between.write(region, offset, data, lambda data: self._write(region, offset, data))
+        else:
+            await self._write(region, offset, data)
+
+    async def _write(self, region: int, offset: int, data: bytes) -> None:
         if region == CONFIG_REGION:
             await self._write_config(offset, data)
             return
@@ -255,6 +269,10 @@ class PciFunction(Generic[_Device]):
                 self.shared[region].view[start : start + length] = piece
             elif kind is None:
                 await self.device.write(region, start, piece)
+
+    def look_again(self) -> None:
+        """The device has an interception now, or none any more; :meth:`PciDevice.intercept` calls it."""
+        self.dma.interception = self.interrupts.interception = self.device.interception
 
     def _parts(self, region: int) -> list[tuple[str, int, int]]:
         parts = [(_SHARED, at, at + size) for at, size in self.bars[region].shared]

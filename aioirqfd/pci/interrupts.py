@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from aioirqfd.irqfd.interrupt import Interrupt, Route
     from aioirqfd.irqfd.irqfd import IrqFd
+    from aioirqfd.pci.interception import Interception
     from aioirqfd.tracer import Tracer
 
 PIN: Final = -1
@@ -89,6 +90,7 @@ class Interrupts:
         self._disabled = False
         self._lock = threading.Lock()
         self._closed = True
+        self.interception: Interception | None = None
         self._resample: EventFd | None = None
         self._end: tuple[EventFd, IrqFd] | None = None
         routes: dict[int, Route] = {vector: Msi(address=0, data=vector) for vector in range(vectors)}
@@ -150,9 +152,15 @@ class Interrupts:
 
     @pin.setter
     def pin(self, wanted: bool) -> None:
+        if not wanted and self._wanted and self.interception is not None:
+            self.interception.lower(self._lower)
+            return
         was, self._wanted = self._wanted, bool(wanted)
         if self._wanted and not was:
             (self._pin.trigger or self._trigger(self._pin)).signal()
+
+    def _lower(self) -> None:
+        self._wanted = False
 
     def _trigger(self, one: _Vector) -> EventFd:
         with self._lock:
@@ -177,6 +185,14 @@ class Interrupts:
             return True
         else:
             one = self._pin
+        vector = interrupt.gsi if interrupt.gsi < self._gsi else PIN
+        if self.interception is not None and one.target is not None:
+            return self.interception.signal(vector, self.deliver)
+        return self.deliver(vector)
+
+    def deliver(self, vector: int) -> bool:
+        """Tell whoever is to be told of a vector, or of ``PIN``; False: nobody is. The loop's thread."""
+        one = self._of(vector)
         if one.target is None:
             return False  # it was taken away in this very moment; the work queue finds it masked
         self._up = self._up or one is self._pin

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, final
 
@@ -26,7 +27,6 @@ from aioirqfd.virtio.kicks import KickSink
 
 if TYPE_CHECKING:
     import os
-    import socket
     from types import TracebackType
 
     from aioirqfd.serving.peers import Peers
@@ -108,7 +108,9 @@ class Backend:
         self._tracer = tracer if isinstance(tracer, Terminal) else guarded(tracer)
         self._require_seal = require_seal
         self._vrings: list[Vring] = []
+        self._calls: Calls | None = None
         self._session: Session | None = None
+        self._front_end: socket.socket | None = None
         self._sessions = 0
         self._task: asyncio.Task[None] | None = None
         self._stack = contextlib.AsyncExitStack()
@@ -123,7 +125,7 @@ class Backend:
             count = self.device.num_queues
             # Of what the managers have to say, a terminal is told by the loop's exception handler.
             tracer = NULL_TRACER if isinstance(self._tracer, Terminal) else self._tracer
-            calls = Calls(count, tracer=tracer)
+            calls = self._calls = Calls(count, tracer=tracer)
             sink = KickSink(calls.open)
             routes = {index: Msi(address=0, data=index) for index in range(count)}
             kicks = await stack.enter_async_context(IrqManager(sink, routing=routes, tracer=tracer))
@@ -174,6 +176,8 @@ class Backend:
         device = self.device
         device.config_watchers += (self._config_changed,)
         stack.callback(self._config_no_more)
+        device.transport = self
+        stack.callback(self._let_go)
         if type(device).background is not Device.background:
             task = asyncio.create_task(device.background(), name=f"aioirqfd {type(device).__qualname__}.background")
             task.add_done_callback(lambda ended: _background_ended(device, ended, reports))
@@ -189,6 +193,10 @@ class Backend:
         watchers = self.device.config_watchers
         self.device.config_watchers = tuple(one for one in watchers if one != self._config_changed)
 
+    def _let_go(self) -> None:
+        if self.device.transport is self:
+            self.device.transport = None
+
     async def _end(self, task: asyncio.Task[None]) -> None:
         task.cancel()
         for vring in self._vrings:
@@ -200,6 +208,7 @@ class Backend:
     async def _serve(self, front_ends: Peers, calls: Calls, reports: Reports) -> None:
         while (sock := await front_ends.next()) is not None:
             self._sessions += 1
+            self._front_end = sock
             reports.begin()
             self._session = Session(
                 Connection(sock),
@@ -216,19 +225,40 @@ class Backend:
                 # A fault of this package's; the next front-end is not to suffer for it.
                 reports.raised("session_failed", f"{self!r}: a session failed", error)
             finally:
-                self._session = None
+                self._session = self._front_end = None
 
-    def answer_again(self, request: Chain, written: int) -> None:
+    def look_again(self) -> None:
+        """Let requests and interrupts go by the device's interception, or no longer; its ``intercept()`` calls this."""
+        for vring in self._vrings:
+            vring.requests.look_again()
+
+    def ring(self, queue: int) -> None:
+        """Interrupt the driver for a queue, whether there is something to tell or not."""
+        assert self._calls is not None
+        self._calls.ring(queue)
+
+    def answers(self, queue: int) -> int:
+        """How many answers a queue has given."""
+        return self._vrings[queue].statistics().answers
+
+    def hang_up(self) -> None:
+        """Close the connection to the front-end, as if this process had died; the next one, or the same one anew, is served."""
+        if self._front_end is not None:
+            # Not closed here: the session reads an end, and closes it.
+            self._front_end.shutdown(socket.SHUT_RDWR)
+
+    def answer_again(self, request: Chain, written: int, *, head: int | None = None) -> None:
         """Put the answer to a request into its ring once more: what no device may do, to test a driver with.
 
         Args:
-            request: One that was answered.
+            request: One that was answered, or whose handler said ``UNANSWERED``.
             written: What is said to have been written, 0..2**32-1.
+            head: In place of the request's own, another descriptor's number, below the queue's size.
 
         Nothing happens if its queue has stopped meanwhile. Until the front-end connects anew, the queue's requests are not
         kept in the inflight buffer when it starts again.
         """
-        self._vrings[request.queue].answer_again(request.head, written)
+        self._vrings[request.queue].answer_again(request.head if head is None else head, written)
 
     def statistics(self) -> BackendStatistics:
         """The counts as they are now."""

@@ -298,6 +298,8 @@ class Session:
         self._features = self._device.driver_features = self._status = 0
         try:
             self._device.reset()
+            if (between := self._device.interception) is not None:
+                between.reset()
         except Exception as error:
             self._raised("reset()", error)
 

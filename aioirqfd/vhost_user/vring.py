@@ -77,7 +77,7 @@ class Vring:
     def _forget(self) -> None:
         self.size = 0
         self.base = 0
-        self.requests.enabled = False
+        self.requests.enabled = self.requests.unanswered = False
         self._address: VringAddr | None = None
         self._broken: str | None = None
         self._unstarted = False
@@ -235,8 +235,8 @@ class Vring:
 
     def _part(self, inflight: InflightBuffer | None) -> InflightQueue | None:
         """What remembers the ring's requests, if anything can."""
-        # An answer given twice has put the used index ahead, from which the inflight buffer would have us begin.
-        if inflight is None or self._repeated:
+        # An answer given twice, or never, has the used index elsewhere than where the inflight buffer would have us begin.
+        if inflight is None or self._repeated or self.requests.unanswered:
             return None
         part = inflight.part(self.index, self.size)
         if part is None:

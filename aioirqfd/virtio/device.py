@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from aioirqfd.virtio.chain import Chain
+    from aioirqfd.virtio.interception import Interception, Transport
 
 MAX_CONFIG: Final = 256
 """Bytes of the largest configuration space."""
@@ -37,6 +38,8 @@ class Device:
             for each request. Leave it None where :meth:`handle` does anything else with a read or a write.
         driver_features: The features that the driver has agreed on; 0 before.
         config_watchers: Whom :meth:`config_changed` tells: for the back-ends to fill in.
+        interception: What comes between the device and whoever serves it (:meth:`intercept`), or None.
+        transport: Who serves it: for the back-end to fill in.
 
     Threads: everything is called on the back-end's loop.
     """
@@ -50,6 +53,8 @@ class Device:
     file: BlockFile | None = None
     driver_features: int = 0
     config_watchers: tuple[Callable[[], None], ...] = ()
+    interception: Interception | None = None
+    transport: Transport | None = None
 
     async def handle(self, request: Chain) -> int | None:
         """Serve one request: read ``request.readable``, fill ``request.writable``.
@@ -137,6 +142,24 @@ class Device:
         """
         for tell in self.config_watchers:
             tell()
+
+    def intercept(self, interception: Interception | None) -> None:
+        """From now on, have requests and interrupts go by this; None: by nobody, as at first. For :mod:`aioirqfd.faults`.
+
+        Threads: the loop's, while the device is served.
+        """
+        self.interception = interception
+        if self.transport is not None:
+            self.transport.look_again()
+
+    def describe(self, request: Chain) -> tuple[str, dict[str, int]] | None:
+        """Say what a request is, for :mod:`aioirqfd.faults` to find it by.
+
+        Returns:
+            Its kind, such as "read", and its fields. None, as this method says: by its device id and queue.
+        """
+        del request
+        return None
 
     async def background(self) -> None:
         """What the device does beside requests, such as to watch what it serves. Does nothing here.

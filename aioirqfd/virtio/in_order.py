@@ -38,6 +38,10 @@ class InOrder:
             ready.append((requests.popleft(), written))
         return ready
 
+    def forget(self, request: Chain) -> None:
+        """A request is never answered: it holds up no other any more."""
+        self._requests.remove(request)
+
     def clear(self) -> None:
         """The ring has gone."""
         self._requests.clear()

@@ -10,6 +10,7 @@ from aioirqfd.virtio.chain import written_by
 from aioirqfd.virtio.device import Device
 from aioirqfd.virtio.errors import VirtqueueError
 from aioirqfd.virtio.in_order import InOrder
+from aioirqfd.virtio.interception import UNANSWERED
 from aioirqfd.virtio.statistics import NONE, VringStatistics, with_run
 from aioirqfd.virtio.virtqueue import BATCH, BATCH_BYTES, CALL, MORE, PAGE_SHIFT, RESTED, WORK
 
@@ -48,6 +49,7 @@ class Requests:
         queue: The ring while it runs.
         enabled: Whether requests are taken from it.
         stopping: Whether :meth:`end` is under way.
+        unanswered: Whether a request was left without an answer.
 
     Threads: the loop's.
     """
@@ -67,13 +69,14 @@ class Requests:
         self.queue: VirtQueue | None = None
         self.enabled = False
         self.stopping = False
+        self.unanswered = False
         self._closing = False
         self._device = device
         self._name = type(device).__qualname__
         self._ring = ring
         self._broken = broken
         self._transfers = transfers
-        self._interrupt = None if type(device).interrupt is Device.interrupt else device.interrupt
+        self._interrupt = _interrupt_of(device)
         self._eager = eager
         self._reports = reports
         self._loop = asyncio.get_running_loop()
@@ -114,6 +117,11 @@ class Requests:
         self.take_back()
         if self.queue is not None and not self._receives:
             self.queue.set_file(self._device.file)
+
+    def look_again(self) -> None:
+        """The device's interception has come or gone."""
+        self.take_back()
+        self._interrupt = _interrupt_of(self._device)
 
     def set_memory(self, memory: GuestMemory, *, piecewise: bool = False) -> None:
         """A new memory table; ``piecewise``, the next step to one. Requests under way keep the old memory.
@@ -184,6 +192,8 @@ class Requests:
 
     async def _settle(self, *, cancel: bool) -> None:
         """Wait until no request is under way."""
+        if (between := self._device.interception) is not None:
+            between.stopping(self.index)
         if self._running:
             try:
                 self._device.stopping(self.index)
@@ -232,11 +242,12 @@ class Requests:
         if queue is None or self.stopping or self._closing or not self.enabled:
             return
         device = self._device
-        handle = device.handle
+        between = device.interception
+        handle = device.handle if between is None else between.handle
         run = self._eager.run
         running = self._running
         receives = self._receives
-        file = device.file
+        file = device.file if between is None else None
         index = self.index
         left = TURN
         answers: list[tuple[Chain, int]] = []
@@ -281,6 +292,9 @@ class Requests:
                             if left > 0:
                                 continue
                             break
+                        elif between is not None and result == UNANSWERED:
+                            self._leave_unanswered(queue, chain)
+                            continue
                         else:
                             size = written_by(chain, result)
                     except (Exception, asyncio.CancelledError) as error:
@@ -342,6 +356,14 @@ class Requests:
         if queue.need_notify():
             self._call()
 
+    def _leave_unanswered(self, queue: VirtQueue, chain: Chain) -> None:
+        """A request is never answered, and holds up nothing."""
+        queue.forget(chain)
+        self.unanswered = True
+        if self._receives:
+            self._order.forget(chain)
+            self._push(queue, [])
+
     def answer_again(self, head: int, written: int) -> bool:
         """Give an answer once more, and interrupt as for any other.
 
@@ -383,6 +405,10 @@ class Requests:
                 self._raised(chain, late)
             return
         try:
+            if task.result() == UNANSWERED and self._device.interception is not None:
+                self._leave_unanswered(queue, chain)
+                self.serve_soon()
+                return
             written = written_by(chain, task.result())
         except asyncio.CancelledError as cancelled:
             if cancelled_here:
@@ -434,3 +460,10 @@ class Requests:
             calls=calls,
             suppressed=suppressed,
         )
+
+
+def _interrupt_of(device: Device) -> Callable[[int, Callable[[], None]], bool | None] | None:
+    """Who decides when to interrupt; None: nobody, it is done at once."""
+    if device.interception is not None:
+        return device.interception.interrupt
+    return None if type(device).interrupt is Device.interrupt else device.interrupt

@@ -540,6 +540,20 @@ class VirtQueue:
         self._pushed += len(batch)
         return len(batch)
 
+    def forget(self, chain: Chain) -> None:
+        """Never answer a chain: it is no longer with the device, and the driver does not get it back. For :mod:`aioirqfd.faults`.
+
+        As after :meth:`push_again`, the next run must begin at a ``base``.
+
+        Raises:
+            ChainError: It is not with this queue's device.
+            VirtqueueStoppedError: The queue has been stopped.
+        """
+        if not self._is_mine(chain):
+            raise self._misuse(chain, 0)
+        self._chains[chain.head] = None
+        self._repeated -= 1
+
     def push_again(self, head: int, written: int) -> None:
         """Give an answer that the driver has had once more, which no device may do: to see what a driver makes of it.
 
