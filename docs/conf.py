@@ -45,6 +45,14 @@ nitpick_ignore_regex = [
         r"Context|OnIrq|Space|WakeupHandler|([a-z_.]+\.)?_Ts?|(aioirqfd\.irqfd\.resampler\.)?Member|aioirqfd\.eventfd\.poller\.User|CodeType|FrameType|aioirqfd\.counter\._python\..*|aioirqfd\.kvm\.(structures|descriptor)\..*",
     ),
     ("py:class", r"aioirqfd\.vhost_user\.(features|messages)\..*|(aioirqfd\.vhost_user\.program\.)?Place"),
+    (
+        "py:class",
+        r"(aioirqfd\.faults\.\w+\.)?(Clock|Command|Content|Group|Plan|Request|Settings|Stage|Target|Wanted)|random\.Random",
+    ),
+    (
+        "py:class",
+        r"AnyPayload|Interception|Service|Transport|pathlib\.Path|T|aioirqfd\.virtio\.features\.VirtioFeature",
+    ),
     ("py:meth", r"argparse\..*"),
 ]
 

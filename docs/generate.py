@@ -19,20 +19,22 @@ from typing import Final
 import picture_costs
 import picture_states
 
+from aioirqfd.faults import FAULTS
 from aioirqfd.irqfd.state import ROWS, Action
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 OUTPUT = EXAMPLES / "output"
 STATES = ROOT / "docs" / "explanation" / "irqfd-states.md"
+FAULT_TABLE = ROOT / "docs" / "reference" / "faults.md"
 COSTS = ROOT / "docs" / "explanation" / "performance.md"
 PICTURES = ROOT / "docs" / "_static"
 # What it prints depends on the machine.
 WITHOUT_OUTPUT = frozenset({"howto_implementation"})
-# Programs that serve until they are stopped, and their parts; tests of their own talk to them.
+# Programs that serve until they are stopped, and one that needs QEMU; tests of their own talk to them.
 SERVERS = frozenset(
     {
-        *("chaos_blk", "chaos_command", "chaos_interrupt"),
+        *("chaos_blk", "howto_guest"),
         *("ivshmem_peer", "ivshmem_server"),
         *("edu_pci", "nvme", "uart_pci"),
         *("vhost_user_blk", "vhost_user_ping", "vhost_user_rng", "vhost_user_upper"),
@@ -108,13 +110,27 @@ def states(page: str) -> str:
         consequence = "" if action is Action.NONE else action.name.lower().replace("_", " ")
         event_name = event.name.lower().replace("_", " ")
         made.append(f"| {state.name} | {event_name} | {condition} | {after.name} | {consequence} |")
-    begin, end = "<!-- generated: begin -->\n", "\n<!-- generated: end -->"
+    return generated(page, made)
+
+
+def faults(page: str) -> str:
+    """The reference of faults, with their table made anew."""
+    made = ["| fault | of | conforming | section |", "|---|---|---|---|"]
+    for fault in FAULTS.values():
+        for stage, rule in fault.rules.items():
+            made.append(f"| `{fault.__name__}` | {stage} | {'yes' if rule.conforming else 'no'} | {rule.section} |")
+    return generated(page, made)
+
+
+def generated(page: str, made: list[str]) -> str:
+    """A page, with these lines in its generated part."""
+    begin, end = "<!-- generated: begin -->\n", "<!-- generated: end -->"
     head, found, rest = page.partition(begin)
     _, closed, tail = rest.partition(end)
     if not found or not closed:
-        raise ValueError("no place for the state table")
+        raise ValueError("no place for a generated table")
     body = "\n".join(made)
-    return f"{head}{begin}{body}{end}{tail}"
+    return f"{head}{begin}{body}\n{end}{tail}"
 
 
 def pictures() -> dict[Path, str]:
@@ -134,6 +150,7 @@ def main() -> None:
     for page in pages():
         page.write_text(filled(page.read_text("utf-8")), "utf-8")
     STATES.write_text(states(STATES.read_text("utf-8")), "utf-8")
+    FAULT_TABLE.write_text(faults(FAULT_TABLE.read_text("utf-8")), "utf-8")
     for path, picture in pictures().items():
         path.write_text(picture, "utf-8")
 

@@ -100,6 +100,65 @@ class SubmissionQueue:
     tail: int = 0
     rung: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+    late: set[asyncio.Task[None]] = field(default_factory=set)
+    """Commands that a fault keeps back (aioirqfd.faults)."""
+
+
+NAMES: Final = {0x00: "flush", 0x01: "write", 0x02: "read", 0x08: "write-zeroes", 0x09: "discard"}
+ADMIN_NAMES: Final = {0x06: "identify", 0x08: "abort", 0x09: "set-features", 0x0A: "get-features", 0x0C: "event"}
+
+
+@dataclass
+class Request:
+    """A command on its way, as :meth:`PciDevice.serve_request` wants it."""
+
+    device: Nvme
+    queue: SubmissionQueue
+    command: Command
+    result: int = 0
+    status: Status = SUCCESS
+    waits: bool = False
+
+    @property
+    def kind(self) -> str:
+        return (NAMES if self.queue.number else ADMIN_NAMES).get(self.command.opcode, "other")
+
+    @property
+    def fields(self) -> dict[str, int | str]:
+        command = self.command
+        found: dict[str, int | str] = {
+            "queue": self.queue.number,
+            "opcode": command.opcode,
+            "namespace": command.namespace,
+        }
+        if self.queue.number and command.opcode in {0x01, 0x02, 0x08}:
+            found |= {"sector": command.dw10 | command.dw11 << 32, "size": ((command.dw12 & 0xFFFF) + 1) * BLOCK}
+        return found
+
+    async def perform(self) -> None:
+        self.result, self.status, self.waits = await self.device.perform(self.queue, self.command)
+
+    def fail(self, status: int | None) -> None:
+        self.status = INTERNAL_ERROR if status is None else Status(status)
+
+    async def complete(self, *, late: bool) -> None:
+        try:
+            if not self.waits:
+                await self.device.complete(self.queue, self.command, self.result, self.status)
+        except DmaError:
+            if not late:
+                raise
+            self.device.status |= 2  # as serve() says
+        if late:
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        there = self.queue.completions
+        if there.interrupts:
+            self.device.interrupt(there.vector)
+
+    def misname(self, mask: int) -> None:
+        self.command = self.command._replace(number=self.command.number ^ mask)
 
 
 class Nvme(PciDevice):
@@ -209,6 +268,10 @@ class Nvme(PciDevice):
         if queue.task is not None and queue.task is not asyncio.current_task():
             queue.task.cancel()
             await asyncio.wait({queue.task})
+        if late := queue.late - {asyncio.current_task()}:
+            for task in late:
+                task.cancel()
+            await asyncio.wait(late)
 
     # docs: begin doorbells
     async def write(self, bar: int, offset: int, data: bytes) -> None:
@@ -305,6 +368,19 @@ class Nvme(PciDevice):
 
     async def execute(self, queue: SubmissionQueue, command: Command) -> None:
         """Do one command, and complete it."""
+        if self.interception is None:
+            # No more than a disk without faults needs.
+            result, status, waits = await self.perform(queue, command)
+            if not waits:
+                await self.complete(queue, command, result, status)
+            return
+        task = await self.serve_request(Request(self, queue, command))
+        if task is not None:
+            queue.late.add(task)
+            task.add_done_callback(queue.late.discard)
+
+    async def perform(self, queue: SubmissionQueue, command: Command) -> tuple[int, Status, bool]:
+        """Do one command; its result, its status, and whether it is completed when there is an event."""
         result, status = 0, SUCCESS
         try:
             if queue.number:
@@ -312,8 +388,8 @@ class Nvme(PciDevice):
                 result = await self.io[command.opcode](command) or 0
             elif command.opcode == 0x0C:
                 if len(self.waiting) < MAX_EVENTS:
-                    self.waiting.append((queue, command))  # completed when there is an event
-                    return
+                    self.waiting.append((queue, command))
+                    return 0, status, True
                 status = TOO_MANY_EVENTS
             else:
                 result = await self.admin[command.opcode](command) or 0
@@ -325,7 +401,7 @@ class Nvme(PciDevice):
             status = TRANSFER_ERROR
         except OSError:
             status = INTERNAL_ERROR
-        await self.complete(queue, command, result, status)
+        return result, status, False
 
     async def complete(self, queue: SubmissionQueue, command: Command, result: int, status: Status) -> None:
         """Tell the driver; whoever calls it interrupts."""

@@ -44,6 +44,7 @@ FLOORS = (
     "virtio",
     "vfio_user",
     "vhost_user",
+    "faults",
     "testing",
     "cli",
     "__init__",

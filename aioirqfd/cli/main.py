@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
+def _chaos(arguments: Sequence[str]) -> int:
+    from aioirqfd.cli import chaos  # noqa: PLC0415  half of the package, of which the other commands need nothing
+
+    return chaos.run(arguments)
+
+
 def _doctor(arguments: Sequence[str]) -> int:
     from aioirqfd.cli import doctor  # noqa: PLC0415  half of the package, of which the other commands need nothing
 
@@ -21,6 +27,7 @@ def _doctor(arguments: Sequence[str]) -> int:
 
 COMMANDS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "bench": ("measure aioirqfd beside its alternatives; in a checkout of the source tree only", bench.run),
+    "chaos": ("serve a device of yours that misbehaves on command", _chaos),
     "doctor": ("look at what the package needs of this machine, and say what to do", _doctor),
 }
 """What each command does, in a few words, and the function that does it."""

@@ -132,6 +132,8 @@ def test_a_block_is_copied_without_its_indent_and_a_whole_file_without_its_marks
 def test_state_table_is_up_to_date():
     page = generate.STATES.read_text("utf-8")
     assert generate.states(page) == page
+    page = generate.FAULT_TABLE.read_text("utf-8")
+    assert generate.faults(page) == page
 
 
 def test_readme_opens_with_the_two_commands_and_they_are_there():

@@ -13,17 +13,19 @@ from pathlib import Path
 import pytest
 
 from aioirqfd import WouldBlock
+from aioirqfd.faults.command import COMPLETIONS, INTERRUPTS, parse, parse_script
+from aioirqfd.faults.virtio import BLOCK_KINDS
 from aioirqfd.vhost_user import Backend
 from aioirqfd.vhost_user.driver import DriverError
 from aioirqfd.vhost_user.features import ProtocolFeature
 from aioirqfd.vhost_user.messages import Inflight, Request
 from aioirqfd.virtio.features import VirtioFeature
-from examples.chaos_blk import Chaos
-from examples.chaos_command import COMPLETIONS, INTERRUPTS, parse, parse_script
+from examples.chaos_blk import Chaos, say
 from examples.vhost_user_blk import Status, Type
 from tests.vhost_user.frontend import FEATURES, PROTOCOL_FEATURES, FrontEnd
 
 ROOT = Path(__file__).parents[2]
+BLOCK = (*BLOCK_KINDS.values(), "other")
 NEVER = 3_600_000
 """Milliseconds."""
 
@@ -31,8 +33,7 @@ NEVER = 3_600_000
 @contextlib.asynccontextmanager
 async def served(disk, path, *, queues=1, features=FEATURES):
     device = Chaos(str(disk), num_queues=queues)
-    async with Backend(device, path) as backend, FrontEnd(path) as front:
-        device.backend = backend
+    async with Backend(device, path), FrontEnd(path) as front:
         await front.negotiate(features | device.features)
         await front.set_memory()
         for index in range(queues):
@@ -54,6 +55,10 @@ async def pair(path, disk):
         yield device, front.queues[0], front.queues[1]
 
 
+def line(device, queue=0):
+    return device.faults.targets[0].lines[queue]
+
+
 def request(kind, sector=0):
     return struct.pack("<IIQ", kind, 0, sector)
 
@@ -73,7 +78,7 @@ def count(eventfd):
 
 async def answered(device, number, queue=0):
     """Wait until the device has answered so many requests, whether the driver looks or not; and a little longer."""
-    while device.backend.statistics().queues[queue].answers < number:
+    while device.transport.answers(queue) < number:
         await asyncio.sleep(0)
     await turns()
 
@@ -182,14 +187,15 @@ async def test_a_full_group_takes_its_timer_along(chaos, what):
     """It would break up the next group, otherwise."""
     device, queue = chaos
     await device.command(f"set {what}=2 hold={NEVER}")
-    (group,) = device._to_reorder if what == "reorder" else device._to_merge
+    (active,) = device.faults.active
     for _ in range(3):
         put(queue, 1)
         await turns()
-        assert group._timer is not None
+        (group,) = active.groups.values()
+        assert group.timer is not None
         put(queue, 1)
         assert len(await queue.answers(2)) == 2
-        assert group._timer is None
+        assert group.timer is None
 
 
 async def test_merged_completions_come_in_order_with_one_interrupt(chaos):
@@ -261,13 +267,13 @@ async def test_settings_are_for_a_queue_or_a_type(pair):
     put(two, 2)
     assert len(await two.answers(2)) == 2
     heads = put(two, 1, Type.OUT) + put(two, 1, Type.FLUSH)
-    while len(device.held) < 2:
+    while len(device.faults.held) < 2:
         await asyncio.sleep(0)
     # What a command is for shares its number: two of them all, not of each.
     after = put(two, 1, Type.OUT)
     assert [used.head for used in await two.answers(1)] == after
     await device.command("release queue=0")
-    assert len(device.held) == 2
+    assert len(device.faults.held) == 2
     await device.command("release type=flush")
     assert [used.head for used in await two.answers(1)] == heads[1:]
     await device.command("release queue=1")
@@ -278,7 +284,7 @@ async def test_those_of_other_types_stay_in_the_group(chaos):
     device, queue = chaos
     await device.command(f"set merge=3 hold={NEVER}")
     write, read = put(queue, 1, Type.OUT) + put(queue, 1)
-    while len(device.held) < 2:
+    while len(device.faults.held) < 2:
         await asyncio.sleep(0)
     await device.command("release type=write")
     assert [used.head for used in await queue.answers(1)] == [write]
@@ -298,15 +304,14 @@ async def test_completions_are_duplicated(chaos):
     assert queue.driver.collect() == []
     assert queue.driver.outstanding == 0
     await device.command("reset")
-    statistics = device.backend.statistics().queues[0]
+    statistics = device.transport.statistics().queues[0]
     assert (statistics.requests, statistics.answers) == (1, 3)
 
 
 async def test_duplicates_and_the_disk_starts_again(path, disk):
     """With the inflight buffer, too, from which the next start would come out too far ahead."""
     device = Chaos(str(disk))
-    async with Backend(device, path) as backend, FrontEnd(path) as front:
-        device.backend = backend
+    async with Backend(device, path), FrontEnd(path) as front:
         await front.negotiate(FEATURES | device.features, PROTOCOL_FEATURES | ProtocolFeature.INFLIGHT_SHMFD)
         await front.set_memory()
         reply = await front.ask(Request.GET_INFLIGHT_FD, Inflight(0, 0, 1, 64))
@@ -337,7 +342,7 @@ async def test_duplicates_and_the_disk_starts_again(path, disk):
 async def ask_for(device, queue, number):
     """Requests one at a time, whose answers nobody collects; return after which the interrupts came."""
     came = []
-    before = device.backend.statistics().queues[queue.index].answers
+    before = device.transport.answers(queue.index)
     for sector in range(number):
         queue.put([request(Type.IN, sector)], [512, 1])
         await answered(device, before + sector + 1, queue.index)
@@ -413,7 +418,7 @@ async def test_interrupts_are_duplicated_and_come_for_nothing(chaos):
     total = 0
     while total < 3:
         total += await queue.call.read()
-    assert device.interrupts[0].rung == 3
+    assert line(device).rung == 3
     await device.command("set irq-duplicate=0 irq-spurious=0.5")
     for _ in range(3):
         assert await queue.call.read() >= 1
@@ -432,7 +437,7 @@ async def test_all_is_let_go_when_the_queue_stops(chaos, manners):
     if manners != "withhold=100":
         await device.command("set withhold=2")
     put(queue, 5)
-    while len(device.held) < 5:
+    while len(device.faults.held) < 5:
         await asyncio.sleep(0)
     assert await queue.stop() == 5
     assert len(queue.driver.collect()) == 5
@@ -453,7 +458,7 @@ async def test_a_request_that_is_served_while_the_queue_stops_is_not_kept_back(c
     put(queue, 1, Type.FLUSH)
     await turns()
     stopping = asyncio.ensure_future(queue.stop())
-    while not device._ending:
+    while not device.faults.targets[0].ending:
         await asyncio.sleep(0)
     gate.set_result(None)
     assert await stopping == 1
@@ -493,22 +498,21 @@ BAD = {
 @pytest.mark.parametrize(("line", "why"), BAD.items(), ids=BAD)
 def test_bad_commands(line, why):
     with pytest.raises(ValueError) as caught:
-        parse(line, 2)
+        parse(line, 2, BLOCK)
     assert why in str(caught.value)
 
 
 def test_a_script_is_read_as_a_whole():
-    (command,) = parse_script(["# nothing", "", "set delay=0.25  # but this"], 1)
+    (command,) = parse_script(["# nothing", "", "set delay=0.25  # but this"], 1, BLOCK)
     assert command.settings == {"delay": 0.25}
     with pytest.raises(ValueError, match=r"^line 3: no setting 'irq-witholt'"):
-        parse_script(["set delay=1", "", "set irq-witholt=1"], 1)
+        parse_script(["set delay=1", "", "set irq-witholt=1"], 1, BLOCK)
 
 
 async def test_a_script_waits_for_requests(chaos, capsys):
     device, queue = chaos
-    script = asyncio.ensure_future(
-        device.run_script(parse_script(["set withhold=1", "requests 2 type=read", "release"], 1))
-    )
+    commands = device.control.parse_script(["set withhold=1", "requests 2 type=read", "release"])
+    script = asyncio.ensure_future(device.control.run_script(commands, say))
     await turns()
     put(queue, 2, Type.FLUSH)
     assert len(await queue.answers(1)) == 1
@@ -532,14 +536,14 @@ async def test_status(pair):
     said = dict(pair.split("=") for pair in (await device.command("status queue=1 type=read")).split())
     assert (said["delay"], said["error"], said["irq-merge"], said["requests"]) == ("0.5", "3", "2", "0")
     await device.command("reset")
-    for manners in device.manners.values():
-        assert manners.shown() == COMPLETIONS
-    assert [interrupt.settings for interrupt in device.interrupts] == [INTERRUPTS] * 2
+    for cell in device.control.settings.completions:
+        assert device.control.settings.shown(cell) == COMPLETIONS
+    assert device.control.settings.interrupts == {0: INTERRUPTS, 1: INTERRUPTS}
 
 
 async def test_the_control_socket(chaos):
     device, _ = chaos
-    server = await asyncio.start_unix_server(device.serve_control, "control")
+    server = await asyncio.start_unix_server(device.control.serve, "control")
     reader, writer = await asyncio.open_unix_connection("control")
     for command, answer in (
         ("set delay=3", "ok"),

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 LIMIT = 50
 # What is imported by others, and is no program.
-PARTS = {"__init__", "chaos_command", "chaos_interrupt"}
+PARTS = {"__init__", "howto_guest"}
 # These serve, or go on for a while, and are asked for their help. All others end by themselves.
 WITH_OPTIONS = {
     "chaos_blk",

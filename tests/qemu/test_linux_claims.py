@@ -31,8 +31,7 @@ def image(tmp_path):
 async def misbehaving(image):
     """A guest with a disk that does as it is told."""
     with contextlib.closing(Chaos(str(image))) as chaos:
-        async with linux(chaos, "vhost-user-blk-pci", modules=["virtio_blk"]) as (qemu, backend):
-            chaos.backend = backend
+        async with linux(chaos, "vhost-user-blk-pci", modules=["virtio_blk"]) as (qemu, _):
             yield qemu, chaos
 
 
@@ -65,7 +64,7 @@ async def test_linux_resets_a_device_only_after_its_requests(image):
         await started(qemu, f"{READ} skip=100")
         await started(qemu, "echo virtio0 >/sys/bus/virtio/drivers/virtio_blk/unbind")
         await guest(qemu, "sleep 2")
-        assert len(chaos.held) == 1
+        assert len(chaos.faults.held) == 1
         await chaos.command("release")
         for _ in range(2):
             assert (await qemu.wait_for("CODE=")).endswith("CODE=0")
@@ -77,10 +76,10 @@ async def test_nothing_is_kept_back_from_a_guest_that_ends_or_is_paused(image, e
     async with misbehaving(image) as (qemu, chaos):
         await chaos.command("set withhold=1000 irq-withhold=1")
         await started(qemu, f"{READ} skip=100")
-        assert len(chaos.held) == 1
+        assert len(chaos.faults.held) == 1
         if end == "pause":
             await qemu.qmp.execute("stop")
-            assert not chaos.held
+            assert not chaos.faults.held
             await qemu.qmp.execute("cont")
             assert (await qemu.wait_for("CODE=")).endswith("CODE=0")
         else:

@@ -208,7 +208,7 @@ async def test_a_driver_stands_a_disk_that_misbehaves(image):
             await chaos.command("reset")
             await chaos.command(f"set {manners}")
             assert await guest(qemu, read) == digest(data[: 4 * MIB]), manners
-        (interrupt,) = chaos.interrupts
+        interrupt = chaos.faults.targets[0].lines[0]
         assert interrupt.rung != interrupt.wanted
         await chaos.command("reset")
         # An I/O error is the reader's, and not the next one's.
@@ -221,7 +221,7 @@ async def test_a_driver_stands_a_disk_that_misbehaves(image):
         writing = asyncio.ensure_future(guest(qemu, "dd if=/new of=/dev/vda bs=64k conv=fsync 2>/dev/null"))
         await chaos.command("requests 3")
         await chaos.command("set withhold=5 irq-withhold=1")
-        while not chaos.held and not interrupt.silent:
+        while not chaos.faults.held and not interrupt.silent:
             await asyncio.sleep(0.01)
         assert not writing.done()
         await chaos.command("release")
