@@ -16,9 +16,15 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
     from aioirqfd.irqfd.manager import IrqManager
     from aioirqfd.sinks import RecordingSink
+    from aioirqfd.testing.frontend import FrontEnd
+    from aioirqfd.testing.linux import Guest
     from aioirqfd.testing.tracer import RecordingTracer
+    from aioirqfd.vfio_user.client import Client
 
 
 class MakeManager(Protocol):
@@ -55,3 +61,27 @@ def irq_manager(recording_sink: RecordingSink, recording_tracer: RecordingTracer
         return IrqManager(sink, **arguments)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def vhost_user_frontend() -> Callable[..., AbstractAsyncContextManager[FrontEnd]]:
+    """Gives :func:`aioirqfd.testing.vhost_user_frontend`, an async context manager."""
+    from aioirqfd.testing.frontend import vhost_user_frontend  # noqa: PLC0415  as above
+
+    return vhost_user_frontend
+
+
+@pytest.fixture
+def vfio_user_client() -> Callable[..., AbstractAsyncContextManager[Client]]:
+    """Gives :func:`aioirqfd.testing.vfio_user_client`, an async context manager."""
+    from aioirqfd.testing.vfio import vfio_user_client  # noqa: PLC0415  as above
+
+    return vfio_user_client
+
+
+@pytest.fixture
+def guest() -> Callable[..., AbstractAsyncContextManager[Guest]]:
+    """Gives :func:`aioirqfd.testing.guest`, an async context manager. What fails in it shows the console."""
+    from aioirqfd.testing.linux import guest  # noqa: PLC0415  as above
+
+    return guest
