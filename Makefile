@@ -19,7 +19,7 @@ PYTEST := $(PY) -P -W error -m pytest
 C_FOLDERS := aioirqfd/counter aioirqfd/virtio/fast
 C_SOURCES := $(wildcard $(C_FOLDERS:%=%/*.c) $(C_FOLDERS:%=%/*.h))
 C_ALL := $(C_SOURCES) $(wildcard tests/native/*.c tests/native/*.h)
-SHELL_SCRIPTS := $(wildcard .ci/run tests/qemu/*.sh)
+SHELL_SCRIPTS := $(wildcard .ci/run tests/*.sh tests/*/*.sh)
 NATIVE_TESTS := $(wildcard tests/native/*.c)
 
 .PHONY: help vmm test test-all test-c test-python test-qemu conformance bench fuzz lint format docs sanitize tsan dist clean install
