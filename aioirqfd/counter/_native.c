@@ -104,6 +104,9 @@ native_free(void *module)
 
 static PyModuleDef_Slot native_slots[] = {
     {Py_mod_exec, (void *)native_exec},
+#ifdef Py_mod_gil
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED}, /* why: _turn.h */
+#endif
     {0, NULL},
 };
 

@@ -7,6 +7,7 @@
 
 #include "_core.h"
 #include "_fifo.h"
+#include "_turn.h"
 
 /* Its types, and the names that it looks up. */
 #define NATIVE_TYPES(X) X(counter) X(eventfd_ctx) X(top_half) X(drain) X(ready_run) X(stepped) X(flight_ring)
@@ -57,14 +58,16 @@ enum seen {
 };
 
 /* The in-process half of an eventfd (the kernel's struct eventfd_ctx), base class of aioirqfd.EventFd.
-   Everything but the counter and the node is guarded by the GIL. */
+   The counter and the node are any thread's. What is under `place` says so; all the rest is the loop's, see _turn.h. */
 struct eventfd_ctx_object {
     PyObject_HEAD
     PyObject *weakrefs;
     counter_t count; /* signals of this process that are not in the kernel's counter; only while listening */
     mailbox_node_t node;
-    DrainObject *posted_to;  /* borrowed; whose mailbox the node hangs in, of meaning only while it is linked */
-    DrainObject *drain;      /* strong, while registered */
+    LEAF(place)
+    DrainObject *posted_to;  /* place: borrowed; whose mailbox the node hangs in, of meaning only while it is linked */
+    DrainObject *drain;      /* place and turn: strong, while registered */
+    TURN(turn)               /* place: strong; of the loop where it was registered last */
     TopHalfObject *top_half; /* strong, while bound to an irqfd */
     PyObject *irqfd;         /* strong, while bound */
     PyObject *route;     /* strong: the cell with its gsi's Interrupt, which is emptied when the gsi goes elsewhere, or
@@ -77,12 +80,12 @@ struct eventfd_ctx_object {
     uint64_t wakeups;    /* dispatches to the irqfd */
     uint64_t fast;       /* of these, taken by the sink at once */
     uint32_t gsi;        /* for the flight ring */
-    int fd;              /* -1 once closed */
+    int fd;              /* place and turn: -1 once closed */
     uint32_t index;      /* slot in the drain */
     uint32_t generation; /* of that slot */
     uint32_t held_at;    /* its place in top_half->held, while held */
     bool semaphore;
-    bool listening;     /* somebody in this process hears the signals: count them here, not in the kernel */
+    bool listening;     /* place: somebody in this process hears the signals: count them here, not in the kernel */
     bool want_count;    /* a handler asks for the count: read at every event */
     bool event;         /* an epoll event was taken and not dispatched yet: the kernel's counter is to be looked at */
     bool fresh;         /* the next event stems from a count that was there at assign time */
@@ -119,6 +122,7 @@ struct top_half_object {
     PyObject *context;        /* strong: in which all of the manager's is called; NULL or None: as it comes */
     PyObject *entered;        /* strong: the context that it is in, by top_half_enter() */
     FlightRingObject *flight; /* strong, or NULL */
+    TURN(turn)                /* strong: of its manager's loop, from the first irqfd on */
     bool watched;
     TopHalfObject *touched_next; /* chain of one pass, strong */
     bool touched;
@@ -127,7 +131,8 @@ struct top_half_object {
     bool full;
 };
 
-/* What may be injected for it without asking IrqFd, borrowed; NULL: nothing. Any call may change it. */
+/* What may be injected for it without asking IrqFd, borrowed; NULL: nothing. Any call may change it. (And none that is not here: what
+   is in a cell of a manager's routes is changed on its loop's thread alone.) */
 static inline PyObject *
 top_half_interrupt(const EventFdCtxObject *ctx)
 {
@@ -152,7 +157,10 @@ struct ready_run_object {
 
 typedef struct {
     EventFdCtxObject *ctx; /* borrowed: the ctx leaves the drain before it dies */
-    uint32_t generation;   /* counts the slot's tenants, so that a stale event finds nobody */
+#ifdef Py_GIL_DISABLED
+    PyObject *ref; /* strong: a weak reference to it; its last reference may be dropped while it is looked up */
+#endif
+    uint32_t generation; /* counts the slot's tenants, so that a stale event finds nobody */
     uint32_t next_free;
 } drain_slot;
 
@@ -174,9 +182,11 @@ struct drain_object {
     bool dispatching;
     bool passing; /* in run(), which the loop itself has called: it is awake */
     bool nudged;  /* woken by drain_nudge(), and not come round since */
-    bool dead;    /* closed, or inherited by a forked child */
+    TURN(turn)    /* strong */
+    LEAF(mail)
+    bool dead; /* mail and turn: closed, or inherited by a forked child; so is wakefd closed */
     mailbox_t mailbox;
-    mailbox_node_t *backlog; /* taken from the mailbox, not dispatched yet; oldest first */
+    mailbox_node_t *backlog; /* mail: taken from the mailbox, not dispatched yet; oldest first */
     mailbox_node_t *backlog_tail;
     drain_slot *slots;
     uint32_t slots_cap, free_head;
@@ -201,17 +211,27 @@ int eventfd_read_now(int fd, uint64_t *value);
 int eventfd_peek(int fd, uint64_t *count, long *id, int *semaphore);
 int eventfd_add(int fd, uint64_t n, uint64_t *added);
 
-/* eventfd_ctx.c */
+/* consume.c */
 /* A semaphore is read one at a time, which takes some 200 ns each: so many of whoever counts them in one dispatch, and so many where
    it is to be emptied. What is beyond that stays in the eventfd: nobody can be made to read 2**64 ones. */
 #define SEMAPHORE_AT_ONCE UINT64_C(256)
 #define SEMAPHORE_AT_MOST (UINT64_C(1) << 20)
-extern PyType_Spec eventfd_ctx_spec;
 bool eventfd_ctx_by_ones(const EventFdCtxObject *ctx);
 int eventfd_ctx_read(EventFdCtxObject *ctx, uint64_t most, uint64_t *value);
 bool eventfd_ctx_consume(EventFdCtxObject *ctx, bool exact, uint64_t *count);
 void eventfd_ctx_put_back(EventFdCtxObject *ctx, uint64_t n);
+
+/* eventfd_ctx.c */
+extern PyType_Spec eventfd_ctx_spec;
 PyObject *eventfd_ctx_signal(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+#ifdef Py_GIL_DISABLED
+turn_t *eventfd_ctx_turn(PyObject *op);
+turn_t *top_half_turn(PyObject *op);
+turn_t *ready_run_turn(PyObject *op);
+turn_t *drain_turn(PyObject *op);
+#endif
+
+void native_unraisable(PyObject *about); /* calls.c */
 
 /* Whether the context was entered; NULL or None: as it comes. */
 static inline bool
@@ -221,7 +241,7 @@ native_enter(PyObject *context)
         return false;
     }
     if (PyContext_Enter(context) < 0) {
-        PyErr_WriteUnraisable(context);
+        native_unraisable(context);
         return false;
     }
     return true;
@@ -232,7 +252,7 @@ static inline void
 native_exit(PyObject *context, bool entered)
 {
     if (entered && PyContext_Exit(context) < 0) {
-        PyErr_WriteUnraisable(context);
+        native_unraisable(context);
     }
 }
 
@@ -241,10 +261,13 @@ int native_call(PyObject *callable, PyObject *argument);
 int native_call_method(PyObject *object, PyObject *name, PyObject *argument);
 void native_dealloc(PyObject *op);
 
-/* top_half.c */
-extern PyType_Spec top_half_spec;
+/* held.c */
 void top_half_hold(TopHalfObject *top_half, EventFdCtxObject *ctx);
 void top_half_unhold(EventFdCtxObject *ctx);
+EventFdCtxObject *top_half_next_held(TopHalfObject *top_half);
+
+/* top_half.c */
+extern PyType_Spec top_half_spec;
 bool top_half_enter(TopHalfObject *top_half);
 void top_half_exit(TopHalfObject *top_half, bool entered);
 bool top_half_inject(native_state *state, EventFdCtxObject *ctx);
@@ -294,11 +317,50 @@ PyObject *native_of_awaited(PyObject *awaited, const char *what);
         NULL, NULL, NULL, NULL, NULL                                                                                   \
     }
 
+/* mail.c */
+void drain_wake(const DrainObject *drain);
+void drain_post(EventFdCtxObject *ctx);
+void drain_post_in_place(EventFdCtxObject *ctx);
+void drain_withdraw_in_place(EventFdCtxObject *ctx);
+void drain_take_mail(DrainObject *self);
+bool drain_has_mail(DrainObject *self);
+EventFdCtxObject *drain_next_mail(DrainObject *self);
+void drain_release_mail(DrainObject *self);
+int drain_visit_mail(DrainObject *self, visitproc visit, void *arg);
+
+/* Whether it is registered there; asked of one that may be another loop's by now. */
+static inline bool
+ctx_is_of(const EventFdCtxObject *ctx, const DrainObject *drain)
+{
+    return SEEN(ctx->drain) == drain;
+}
+
+/* The same of its manager. */
+static inline bool
+ctx_is_at(const EventFdCtxObject *ctx, const TopHalfObject *top_half)
+{
+    return SEEN(ctx->top_half) == top_half;
+}
+
+/* Taken by the sink at once; which may have moved it to another loop in the same breath. */
+static inline void
+top_half_count_fast(const TopHalfObject *top_half, EventFdCtxObject *ctx)
+{
+    if (ctx_is_at(ctx, top_half)) {
+        ctx->fast++;
+    }
+}
+
+/* tenants.c */
+#define NO_SLOT UINT32_MAX
+int drain_settle(DrainObject *self, EventFdCtxObject *ctx);
+EventFdCtxObject *drain_tenant(const drain_slot *slot);
+EventFdCtxObject *drain_tenant_of(const DrainObject *self, uint64_t data);
+void drain_forget(EventFdCtxObject *ctx);
+
 /* drain.c */
 extern PyType_Spec drain_spec;
-void drain_post(DrainObject *drain, EventFdCtxObject *ctx);
 void drain_nudge(DrainObject *drain);
-void drain_forget(EventFdCtxObject *ctx);
 void drain_ask_room(EventFdCtxObject *ctx);
 int drain_collect(DrainObject *self);
 bool drain_is_here(DrainObject *drain);

@@ -5,6 +5,15 @@
    ownership before (the debt, the place in a list), and asks again what it knew. */
 #include "_native.h"
 
+/* PyErr_WriteUnraisable(), which calls a hook of the program's. */
+void
+native_unraisable(PyObject *about)
+{
+    OUT_OF_TURN
+    PyErr_WriteUnraisable(about);
+    OUT_OF_TURN_END
+}
+
 /* 0; -1: it raised, which is reported. Without an argument if that is NULL; nothing happens without a callable. */
 int
 native_call(PyObject *callable, PyObject *argument)
@@ -12,14 +21,17 @@ native_call(PyObject *callable, PyObject *argument)
     if (callable == NULL || callable == Py_None) {
         return 0;
     }
+    int called;
     Py_INCREF(callable);
+    OUT_OF_TURN
     PyObject *done = argument != NULL ? PyObject_CallOneArg(callable, argument) : PyObject_CallNoArgs(callable);
-    int called = done != NULL ? 0 : -1;
+    called = done != NULL ? 0 : -1;
     if (done == NULL) {
         PyErr_WriteUnraisable(callable);
     }
     Py_XDECREF(done);
     Py_DECREF(callable);
+    OUT_OF_TURN_END
     return called;
 }
 
@@ -27,14 +39,17 @@ native_call(PyObject *callable, PyObject *argument)
 int
 native_call_method(PyObject *object, PyObject *name, PyObject *argument)
 {
+    int called;
+    OUT_OF_TURN
     PyObject *done =
         argument != NULL ? PyObject_CallMethodOneArg(object, name, argument) : PyObject_CallMethodNoArgs(object, name);
+    called = done != NULL ? 0 : -1;
     if (done == NULL) {
         PyErr_WriteUnraisable(object);
-        return -1;
     }
-    Py_DECREF(done);
-    return 0;
+    Py_XDECREF(done);
+    OUT_OF_TURN_END
+    return called;
 }
 
 /* Of a type that is collected and has no more to give up than what its tp_clear does. */

@@ -29,13 +29,6 @@
 
 #define WAKE_EVENT  UINT64_MAX
 #define TIMER_EVENT (UINT64_MAX - 1)
-#define NO_SLOT     UINT32_MAX
-
-static EventFdCtxObject *
-ctx_of(mailbox_node_t *node)
-{
-    return (EventFdCtxObject *)((char *)node - offsetof(EventFdCtxObject, node));
-}
 
 /* Whether this is the drain's thread: the one in which its loop is running now, not the one that has run it last. A loop may be set
    up by one thread and run by another. Asked at each signal. */
@@ -43,7 +36,7 @@ bool
 drain_is_here(DrainObject *drain)
 {
     if (drain->running_loop == NULL) {
-        return drain->thread == PyThread_get_thread_ident();
+        return SEEN(drain->thread) == PyThread_get_thread_ident();
     }
 #if PY_VERSION_HEX < 0x030C0000
     /* Up to 3.11 the answer costs a getpid(2), as much as all the rest of a signal. But there asyncio keeps it in the dict of the
@@ -54,41 +47,43 @@ drain_is_here(DrainObject *drain)
         return era == drain->era;
     }
 #endif
+    bool here;
+    OUT_OF_TURN
     PyObject *running = PyObject_CallNoArgs(drain->running_loop);
     if (running == NULL) {
         PyErr_WriteUnraisable(drain->running_loop);
     }
-    bool here = running != NULL && running == drain->loop;
+    here = running != NULL && running == drain->loop;
     Py_XDECREF(running);
+    OUT_OF_TURN_END
 #if PY_VERSION_HEX < 0x030C0000
     *(here ? &drain->era : &drain->other_era) = era;
 #endif
     return here;
 }
 
-static void
-drain_wake(const DrainObject *drain)
-{
-    const uint64_t one = 1;
-    ssize_t put;
-    do {
-        put = write(drain->wakefd, &one, sizeof(one));
-    } while (put < 0 && errno == EINTR);
-}
-
 /* in_a_step() of asyncio's own dict of the tasks that are running. */
 static bool
 is_key_of(DrainObject *drain, PyObject *running)
 {
-#if PY_VERSION_HEX < 0x030C0000
+#if defined(Py_GIL_DISABLED)
+    PyObject *task = NULL; /* the dict is every thread's */
+    if (PyDict_GetItemRef(running, drain->loop, &task) < 0) {
+        native_unraisable(running);
+    }
+    drain->in_step = task != NULL;
+    Py_XDECREF(task);
+#else
+#    if PY_VERSION_HEX < 0x030C0000
     /* Asked at each signal, many in one step: the dict is as it was as long as its version tag is. */
     uint64_t era = ((PyDictObject *)running)->ma_version_tag;
     if (era == drain->step_era) {
         return drain->in_step;
     }
     drain->step_era = era;
-#endif
+#    endif
     drain->in_step = PyDict_GetItemWithError(running, drain->loop) != NULL;
+#endif
     return drain->in_step;
 }
 
@@ -102,12 +97,16 @@ in_a_step(DrainObject *drain)
     if (PyDict_CheckExact(drain->current_task)) {
         return is_key_of(drain, drain->current_task);
     }
+    bool in_one;
+    OUT_OF_TURN
     PyObject *task = PyObject_CallOneArg(drain->current_task, drain->loop);
     if (task == NULL) {
         PyErr_WriteUnraisable(drain->current_task);
     }
+    in_one = task != NULL && task != Py_None;
     Py_XDECREF(task);
-    return task != NULL && task != Py_None;
+    OUT_OF_TURN_END
+    return in_one;
 }
 
 /* Something was made ready on the loop's thread, a future or a callback. To be on that thread is not to be inside the loop: a signal
@@ -123,18 +122,14 @@ drain_nudge(DrainObject *drain)
     }
 }
 
-/* Post an owed ctx, from any thread. */
-void
-drain_post(DrainObject *drain, EventFdCtxObject *ctx)
+#ifdef Py_GIL_DISABLED
+/* A new reference. */
+turn_t *
+drain_turn(PyObject *op)
 {
-    if (!drain->dead && mailbox_link(&ctx->node)) {
-        ctx->posted_to = drain;
-        Py_INCREF(ctx);
-        if (mailbox_push(&drain->mailbox, &ctx->node)) {
-            drain_wake(drain);
-        }
-    }
+    return turn_ref(((DrainObject *)op)->turn);
 }
+#endif
 
 /* Have events tell whether the counter is full (no EPOLLOUT, E17). Only where counts stay unread: each read makes an event then. */
 void
@@ -145,123 +140,9 @@ drain_ask_room(EventFdCtxObject *ctx)
     ctx->asks_room = epoll_ctl(ctx->drain->epfd, EPOLL_CTL_MOD, ctx->fd, &event) == 0;
 }
 
-/* Take the ctx out of its drain; also from its dealloc, and when the fd is closed already. Its debt goes with it: what is counted
-   stays counted, and is an event again wherever it is added next. */
-void
-drain_forget(EventFdCtxObject *ctx)
-{
-    DrainObject *drain = ctx->drain;
-    if (drain == NULL) {
-        return;
-    }
-    drain_slot *slot = &drain->slots[ctx->index];
-    slot->ctx = NULL;
-    slot->generation++;
-    slot->next_free = drain->free_head;
-    drain->free_head = ctx->index;
-    drain->attached--;
-    /* An fd that was closed behind our back may be another eventfd's by now, which must not be unregistered instead. */
-    if (ctx->fd >= 0 && (size_t)ctx->fd < drain->by_fd_cap && drain->by_fd[ctx->fd] == ctx->index) {
-        drain->by_fd[ctx->fd] = NO_SLOT;
-        if (!drain->dead) {
-            (void)epoll_ctl(drain->epfd, EPOLL_CTL_DEL, ctx->fd, NULL);
-        }
-    }
-    (void)mailbox_discharge(&ctx->node);
-    ctx->event = ctx->fresh = ctx->asks_room = ctx->full = ctx->in_unread = false;
-    ctx->drain = NULL;
-    Py_DECREF(drain);
-}
-
-static int
-slots_grow(DrainObject *self)
-{
-    uint32_t cap = self->slots_cap ? 2 * self->slots_cap : 16;
-    drain_slot *grown = PyMem_Realloc(self->slots, cap * sizeof(*grown));
-    if (grown == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    for (uint32_t i = self->slots_cap; i < cap; i++) {
-        grown[i] = (drain_slot){.next_free = i + 1 < cap ? i + 1 : NO_SLOT};
-    }
-    self->free_head = self->slots_cap;
-    self->slots = grown;
-    self->slots_cap = cap;
-    return 0;
-}
-
-static int
-by_fd_grow(DrainObject *self, int fd)
-{
-    size_t cap = self->by_fd_cap ? self->by_fd_cap : 64;
-    while (cap <= (size_t)fd) {
-        cap *= 2;
-    }
-    uint32_t *grown = PyMem_Realloc(self->by_fd, cap * sizeof(*grown));
-    if (grown == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    for (size_t i = self->by_fd_cap; i < cap; i++) {
-        grown[i] = NO_SLOT;
-    }
-    self->by_fd = grown;
-    self->by_fd_cap = cap;
-    return 0;
-}
-
-static void
-take_mailbox(DrainObject *self)
-{
-    mailbox_node_t *chain = mailbox_pop_all(&self->mailbox);
-    if (chain == NULL) {
-        return;
-    }
-    if (self->backlog_tail != NULL) {
-        self->backlog_tail->next = chain;
-    } else {
-        self->backlog = chain;
-    }
-    while (chain->next != NULL) {
-        chain = chain->next;
-    }
-    self->backlog_tail = chain;
-}
-
-/* Take a ctx out of the mail of a drain that it has left, so that it can be posted elsewhere. Rare: it changed loops with a post
-   under way. Perhaps not the owner's thread, but with the GIL held nobody else is at either list. */
-static void
-withdraw(DrainObject *self, EventFdCtxObject *ctx)
-{
-    take_mailbox(self);
-    mailbox_node_t *before = NULL;
-    mailbox_node_t *node = self->backlog;
-    while (node != NULL && node != &ctx->node) {
-        before = node;
-        node = node->next;
-    }
-    if (node != NULL) {
-        if (before != NULL) {
-            before->next = node->next;
-        } else {
-            self->backlog = node->next;
-        }
-        if (self->backlog_tail == node) {
-            self->backlog_tail = before;
-        }
-        mailbox_unlink(node);
-        Py_DECREF(ctx);
-    }
-    if (self->backlog != NULL) {
-        drain_wake(self);
-    }
-}
-
 static PyObject *
-drain_add(PyObject *op, PyObject *arg)
+drain_add_now(PyObject *op, PyObject *arg)
 {
-    DrainObject *self = (DrainObject *)op;
     native_state *state = native_state_of_final(op);
     if (state == NULL) {
         return NULL;
@@ -270,46 +151,9 @@ drain_add(PyObject *op, PyObject *arg)
         PyErr_SetString(PyExc_TypeError, "add() takes an EventFdCtx");
         return NULL;
     }
-    EventFdCtxObject *ctx = (EventFdCtxObject *)arg;
-    if (ctx->drain != NULL || self->dead) {
-        PyErr_SetString(PyExc_RuntimeError, "add() takes an unregistered eventfd, and an open drain");
-        return NULL;
-    }
-    if (self->free_head == NO_SLOT && slots_grow(self) < 0) {
-        return NULL;
-    }
-    if (ctx->fd >= 0 && (size_t)ctx->fd >= self->by_fd_cap && by_fd_grow(self, ctx->fd) < 0) {
-        return NULL;
-    }
-    uint32_t index = self->free_head;
-    drain_slot *slot = &self->slots[index];
-    bool fresh = eventfd_has_count(ctx->fd) == 1;
-    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u64 = ((uint64_t)slot->generation << 32) | index};
-    if (epoll_ctl(self->epfd, EPOLL_CTL_ADD, ctx->fd, &event) < 0) {
-        /* Under a number that nobody of ours has it is a leftover: it was closed behind our back, which no DEL undoes (E22), and is
-           back under its number. */
-        bool leftover = errno == EEXIST && self->by_fd[ctx->fd] == NO_SLOT;
-        if (!leftover || epoll_ctl(self->epfd, EPOLL_CTL_MOD, ctx->fd, &event) < 0) {
-            return PyErr_SetFromErrno(PyExc_OSError);
-        }
-    }
-    if (mailbox_is_linked(&ctx->node) && ctx->posted_to != self) {
-        withdraw(ctx->posted_to, ctx);
-    }
-    self->free_head = slot->next_free;
-    slot->ctx = ctx;
-    self->by_fd[ctx->fd] = index;
-    self->attached++;
-    ctx->index = index;
-    ctx->generation = slot->generation;
-    ctx->fresh = fresh;
-    ctx->event = false;
-    ctx->drain = (DrainObject *)Py_NewRef(self);
-    if (counter_peek(&ctx->count) > 0 && mailbox_owe(&ctx->node)) {
-        drain_post(self, ctx);
-    }
-    Py_RETURN_NONE;
+    return drain_settle((DrainObject *)op, (EventFdCtxObject *)arg) == 0 ? Py_NewRef(Py_None) : NULL;
 }
+METHOD_IN_TURN(drain_add, drain_turn)
 
 /* The argument as an eventfd of this drain; NULL with TypeError. */
 static EventFdCtxObject *
@@ -319,7 +163,7 @@ own_ctx(PyObject *op, PyObject *arg, const char *method)
     if (state == NULL) {
         return NULL;
     }
-    if (!PyObject_TypeCheck(arg, state->eventfd_ctx_type) || (PyObject *)((EventFdCtxObject *)arg)->drain != op) {
+    if (!PyObject_TypeCheck(arg, state->eventfd_ctx_type) || !ctx_is_of((EventFdCtxObject *)arg, (DrainObject *)op)) {
         PyErr_Format(PyExc_TypeError, "%s() takes an EventFdCtx of this drain", method);
         return NULL;
     }
@@ -327,7 +171,7 @@ own_ctx(PyObject *op, PyObject *arg, const char *method)
 }
 
 static PyObject *
-drain_remove(PyObject *op, PyObject *arg)
+drain_remove_now(PyObject *op, PyObject *arg)
 {
     EventFdCtxObject *ctx = own_ctx(op, arg, "remove");
     if (ctx == NULL) {
@@ -336,16 +180,7 @@ drain_remove(PyObject *op, PyObject *arg)
     drain_forget(ctx);
     Py_RETURN_NONE;
 }
-
-static EventFdCtxObject *
-slot_tenant(const DrainObject *self, uint64_t data)
-{
-    uint32_t index = (uint32_t)data;
-    if (index >= self->slots_cap || self->slots[index].generation != (uint32_t)(data >> 32)) {
-        return NULL;
-    }
-    return self->slots[index].ctx;
-}
+METHOD_IN_TURN(drain_remove, drain_turn)
 
 static int
 wait_now(DrainObject *self)
@@ -359,34 +194,27 @@ wait_now(DrainObject *self)
     return n;
 }
 
-/* What an event says: the ctx, if it did not owe a dispatch before and does now. */
+/* What an event says: the ctx, a new reference, if it did not owe a dispatch before and does now. */
 static EventFdCtxObject *
 note_event(const DrainObject *self, const struct epoll_event *event)
 {
-    EventFdCtxObject *ctx = slot_tenant(self, event->data.u64);
-    if (ctx == NULL || (event->events & (EPOLLIN | EPOLLERR)) == 0) {
-        return NULL; /* gone; or somebody read it, and now there is room */
+    EventFdCtxObject *ctx = drain_tenant_of(self, event->data.u64);
+    if (ctx == NULL) {
+        return NULL; /* gone */
+    }
+    if ((event->events & (EPOLLIN | EPOLLERR)) == 0) {
+        turn_drop(ctx);
+        return NULL; /* somebody read it, and now there is room */
     }
     ctx->event = true;
     if (ctx->asks_room && (event->events & EPOLLOUT) == 0) {
         ctx->full = true;
     }
-    return mailbox_owe(&ctx->node) ? ctx : NULL;
-}
-
-static EventFdCtxObject *
-pop_backlog(DrainObject *self)
-{
-    mailbox_node_t *node = self->backlog;
-    if (node == NULL) {
+    if (!mailbox_owe(&ctx->node)) {
+        turn_drop(ctx);
         return NULL;
     }
-    self->backlog = node->next;
-    if (self->backlog == NULL) {
-        self->backlog_tail = NULL;
-    }
-    mailbox_unlink(node);
-    return ctx_of(node);
+    return ctx;
 }
 
 /* Note every event there is, without dispatching: afterwards whatever was signalled before the call is owed, in the mailbox. */
@@ -403,7 +231,8 @@ drain_collect(DrainObject *self)
         for (int i = 0; i < n; i++) {
             EventFdCtxObject *ctx = note_event(self, &self->events[i]);
             if (ctx != NULL) {
-                drain_post(self, ctx);
+                drain_post(ctx);
+                turn_drop(ctx);
             } else if (self->events[i].data.u64 == TIMER_EVENT) {
                 unread_read_later(self); /* run() is to hear of it, and this was its one event */
             } else if (self->events[i].data.u64 == WAKE_EVENT) {
@@ -412,14 +241,14 @@ drain_collect(DrainObject *self)
         }
         left -= n;
     } while (n == self->max_events && left > 0);
-    if (woken && (self->nudged || self->backlog != NULL || atomic_load(&self->mailbox.head) != NULL)) {
+    if (woken && (self->nudged || drain_has_mail(self))) {
         drain_wake(self); /* nobody wakes for mail that is there already, nor twice for what is ready */
     }
     return n;
 }
 
 static PyObject *
-drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
+drain_run_now(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     DrainObject *self = (DrainObject *)op;
     native_state *state = native_state_of_final(op);
@@ -429,33 +258,34 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
     if (self->dead || self->dispatching) {
         return PyLong_FromLong(0);
     }
-    self->thread = PyThread_get_thread_ident(); /* a loop may be run by one thread after another */
+    SAY(self->thread, PyThread_get_thread_ident()); /* a loop may be run by one thread after another */
     int n = wait_now(self);
     if (n < 0) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     Py_INCREF(self);
-    self->dispatching = self->passing = true;
+    SAY(self->dispatching, true);
+    self->passing = true;
     self->nudged = false;
     EventFdCtxObject **ready = self->ready;
     Py_ssize_t len = 0;
     /* The mailbox first: what was held back for want of room comes through it, and must not be overtaken for ever. */
-    take_mailbox(self);
+    drain_take_mail(self);
     for (int i = 0; i < self->max_events; i++) {
-        EventFdCtxObject *ctx = pop_backlog(self);
+        EventFdCtxObject *ctx = drain_next_mail(self);
         if (ctx == NULL) {
             break;
         }
         ready[len++] = ctx;
     }
-    if (self->backlog != NULL) {
+    if (drain_has_mail(self)) {
         drain_wake(self);
     }
     bool read_out_now = false;
     for (int i = 0; i < n; i++) {
         EventFdCtxObject *ctx = note_event(self, &self->events[i]);
         if (ctx != NULL) {
-            ready[len++] = (EventFdCtxObject *)Py_NewRef(ctx);
+            ready[len++] = ctx;
         } else if (self->events[i].data.u64 == TIMER_EVENT) {
             read_out_now = true;
         }
@@ -465,20 +295,20 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
     TopHalfObject *touched = NULL;
     Py_ssize_t slow = 0;
     Py_ssize_t found = len;
-    if (len == 1 && ready[0]->top_half != NULL) {
+    if (len == 1 && ctx_is_of(ready[0], self) && ready[0]->top_half != NULL) {
         TopHalfObject *top_half = (TopHalfObject *)Py_NewRef(ready[0]->top_half);
         bool entered = top_half_enter(top_half);
         if (top_half_inject(state, ready[0])) {
-            Py_DECREF(ready[0]);
+            turn_drop(ready[0]);
             len = 0;
         }
         top_half_exit(top_half, entered);
-        Py_DECREF(top_half);
+        turn_drop(top_half);
     }
     for (Py_ssize_t i = 0; i < len; i++) {
         EventFdCtxObject *ctx = ready[i];
         TopHalfObject *top_half = ctx->top_half;
-        if (top_half_interrupt(ctx) == NULL) {
+        if (!ctx_is_of(ctx, self) || top_half_interrupt(ctx) == NULL) {
             ready[slow++] = ctx;
             continue;
         }
@@ -487,15 +317,15 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
                 top_half_wakeup(state, ctx);
             }
         } else if (top_half_batch(top_half, ctx) < 0) {
-            PyErr_WriteUnraisable((PyObject *)ctx);
-            drain_post(self, ctx);
+            native_unraisable((PyObject *)ctx);
+            drain_post(ctx);
         }
         if (!top_half->touched) {
             top_half->touched = true;
             top_half->touched_next = touched;
             touched = (TopHalfObject *)Py_NewRef(top_half);
         }
-        Py_DECREF(ctx);
+        turn_drop(ctx);
     }
     while (touched != NULL) {
         TopHalfObject *top_half = touched;
@@ -510,31 +340,33 @@ drain_run(PyObject *op, PyObject *Py_UNUSED(ignored))
             top_half_flush(state, top_half);
         }
         top_half_exit(top_half, entered);
-        Py_DECREF(top_half);
+        turn_drop(top_half);
     }
     for (Py_ssize_t i = 0; i < slow; i++) {
         EventFdCtxObject *ctx = ready[i];
-        if (ctx->drain == self && mailbox_is_owed(&ctx->node)) {
+        if (ctx_is_of(ctx, self) && mailbox_is_owed(&ctx->node)) {
             TopHalfObject *top_half = (TopHalfObject *)Py_XNewRef(ctx->top_half);
             bool entered = top_half != NULL && top_half_enter(top_half);
             top_half_wakeup(state, ctx);
             if (top_half != NULL) {
                 top_half_exit(top_half, entered);
-                Py_DECREF(top_half);
+                turn_drop(top_half);
             }
         }
-        Py_DECREF(ctx);
+        turn_drop(ctx);
     }
     if (read_out_now) {
         unread_read_some(self, UNREAD_AT_ONCE);
     }
-    self->dispatching = self->passing = false;
-    Py_DECREF(self);
+    SAY(self->dispatching, false);
+    self->passing = false;
+    turn_drop(self);
     return PyLong_FromSsize_t(found);
 }
+METHOD_IN_TURN(drain_run, drain_turn)
 
 static PyObject *
-drain_note(PyObject *op, PyObject *Py_UNUSED(ignored))
+drain_note_now(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     DrainObject *self = (DrainObject *)op;
     if (!self->dead && drain_collect(self) < 0) {
@@ -542,9 +374,10 @@ drain_note(PyObject *op, PyObject *Py_UNUSED(ignored))
     }
     Py_RETURN_NONE;
 }
+METHOD_IN_TURN(drain_note, drain_turn)
 
 static PyObject *
-drain_read_out(PyObject *op, PyObject *arg)
+drain_read_out_now(PyObject *op, PyObject *arg)
 {
     DrainObject *self = (DrainObject *)op;
     EventFdCtxObject *ctx = own_ctx(op, arg, "read_out");
@@ -557,9 +390,10 @@ drain_read_out(PyObject *op, PyObject *arg)
     }
     return PyLong_FromUnsignedLongLong(owed);
 }
+METHOD_IN_TURN(drain_read_out, drain_turn)
 
 static PyObject *
-drain_read_unread(PyObject *op, PyObject *arg)
+drain_read_unread_now(PyObject *op, PyObject *arg)
 {
     Py_ssize_t limit = PyNumber_AsSsize_t(arg, PyExc_OverflowError);
     if (limit == -1 && PyErr_Occurred() != NULL) {
@@ -567,56 +401,54 @@ drain_read_unread(PyObject *op, PyObject *arg)
     }
     return PyLong_FromSsize_t(unread_read_some((DrainObject *)op, limit));
 }
-
-static void
-release_mail(DrainObject *self)
-{
-    take_mailbox(self);
-    EventFdCtxObject *ctx;
-    while ((ctx = pop_backlog(self)) != NULL) {
-        Py_DECREF(ctx);
-    }
-}
+METHOD_IN_TURN(drain_read_unread, drain_turn)
 
 static void
 shut(DrainObject *self)
 {
     int *const fds[] = {&self->epfd, &self->wakefd, &self->timerfd};
+    LEAF_LOCK(&self->mail);
+    SAY(self->dead, true);
     for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
-        if (*fds[i] >= 0) {
-            close(*fds[i]);
-            *fds[i] = -1;
+        int fd = *fds[i];
+        if (fd >= 0) {
+            SAY(*fds[i], -1);
+            close(fd);
         }
     }
-    self->dead = true;
-    release_mail(self);
+    LEAF_UNLOCK(&self->mail);
+    drain_release_mail(self);
     (void)unread_read_some(self, PY_SSIZE_T_MAX);
 }
 
 static PyObject *
-drain_close(PyObject *op, PyObject *Py_UNUSED(ignored))
+drain_close_now(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     DrainObject *self = (DrainObject *)op;
     shut(self);
     Py_RETURN_NONE;
 }
+METHOD_IN_TURN(drain_close, drain_turn)
 
 static PyObject *
-drain_tenants(PyObject *op, PyObject *Py_UNUSED(ignored))
+drain_tenants_now(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     DrainObject *self = (DrainObject *)op;
     PyObject *tenants = PyList_New(0);
     for (uint32_t i = 0; tenants != NULL && i < self->slots_cap; i++) {
-        PyObject *ctx = (PyObject *)self->slots[i].ctx;
+        PyObject *ctx = (PyObject *)drain_tenant(&self->slots[i]);
         if (ctx != NULL && PyList_Append(tenants, ctx) < 0) {
             Py_CLEAR(tenants);
         }
+        Py_XDECREF(ctx);
     }
     return tenants;
 }
+METHOD_IN_TURN(drain_tenants, drain_turn)
 
+/* In a forked child, which has one thread. */
 static PyObject *
-drain_abandon(PyObject *op, PyObject *ignored)
+drain_abandon_now(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     DrainObject *self = (DrainObject *)op;
     for (uint32_t i = 0; i < self->slots_cap; i++) {
@@ -624,20 +456,23 @@ drain_abandon(PyObject *op, PyObject *ignored)
             (void)counter_take(&self->slots[i].ctx->count);
         }
     }
-    return drain_close(op, ignored);
+    shut(self);
+    Py_RETURN_NONE;
 }
+METHOD_IN_TURN(drain_abandon, drain_turn)
 
 static PyObject *
-drain_nudge_method(PyObject *op, PyObject *Py_UNUSED(ignored))
+drain_nudge_method_now(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     drain_nudge((DrainObject *)op);
     Py_RETURN_NONE;
 }
+METHOD_IN_TURN(drain_nudge_method, drain_turn)
 
 static PyObject *
 drain_fileno(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
-    return PyLong_FromLong(((DrainObject *)op)->epfd);
+    return PyLong_FromLong(SEEN(((DrainObject *)op)->epfd));
 }
 
 static PyObject *
@@ -658,12 +493,20 @@ drain_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     self->epfd = self->wakefd = self->timerfd = -1;
+    LEAF_INIT(&self->mail);
     self->free_head = NO_SLOT;
     self->max_events = (int)max_events;
     self->loop = Py_NewRef(loop);
     self->running_loop = running_loop != Py_None ? Py_NewRef(running_loop) : NULL;
     self->current_task = current_task != Py_None ? Py_NewRef(current_task) : NULL;
     self->thread = PyThread_get_thread_ident();
+#ifdef Py_GIL_DISABLED
+    self->turn = turn_new();
+    if (self->turn == NULL) {
+        Py_DECREF(self);
+        return NULL;
+    }
+#endif
     self->events = PyMem_Calloc((size_t)max_events, sizeof(*self->events));
     self->ready = PyMem_Calloc(2 * (size_t)max_events, sizeof(*self->ready));
     if (self->events == NULL || self->ready == NULL) {
@@ -693,12 +536,8 @@ drain_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(self->loop);
     Py_VISIT(self->running_loop);
     Py_VISIT(self->current_task);
-    /* Posts come with the GIL held, so both chains stand still while the collector looks. */
-    for (mailbox_node_t *node = self->backlog; node != NULL; node = node->next) {
-        Py_VISIT(ctx_of(node));
-    }
-    for (mailbox_node_t *node = atomic_load(&self->mailbox.head); node != NULL; node = node->next) {
-        Py_VISIT(ctx_of(node));
+    if (drain_visit_mail(self, visit, arg) != 0) {
+        return -1;
     }
     return fifo_traverse(&self->unread, visit, arg);
 }
@@ -707,7 +546,9 @@ static int
 drain_clear(PyObject *op)
 {
     DrainObject *self = (DrainObject *)op;
+    IN_TURN(turn_ref(self->turn))
     shut(self);
+    IN_TURN_END
     Py_CLEAR(self->loop);
     Py_CLEAR(self->running_loop);
     Py_CLEAR(self->current_task);
@@ -726,15 +567,20 @@ drain_dealloc(PyObject *op)
     PyMem_Free(self->ready);
     PyMem_Free(self->slots);
     PyMem_Free(self->by_fd);
+    LEAF_END(&self->mail);
+#ifdef Py_GIL_DISABLED
+    turn_unref(self->turn);
+#endif
     type->tp_free(op);
     Py_DECREF(type);
 }
 
 static PyObject *
-drain_get_unread(PyObject *op, void *Py_UNUSED(closure))
+drain_get_unread_now(PyObject *op, void *Py_UNUSED(closure))
 {
     return PyLong_FromSsize_t(fifo_len(&((DrainObject *)op)->unread));
 }
+GETTER_IN_TURN(drain_get_unread, drain_turn)
 
 static PyMethodDef drain_methods[] = {
     {"add", drain_add, METH_O,

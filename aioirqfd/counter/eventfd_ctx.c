@@ -5,144 +5,69 @@
    kernel's counter was injected and not read is marked by `seen`, so that nobody injects it again (unread.c).
 
    Tempting, and wrong:
-   - to read the kernel's counter at every event. It costs as much as all the rest, and tells nothing that an irqfd wants to know.
-   - to leave it unread when it may be full: with no room for 1 the next writer is refused, or waits (E08, E17). So where counts
-     stay unread, events tell of room too.
-   - to look whether somebody listens and then to count without the GIL: the loop may stop listening in between. */
+   - to look whether somebody listens and then to count, in two steps: the loop may stop listening in between. They are one under
+     the place (_turn.h). */
 #include "_native.h"
 
 #include <structmember.h>
 
-/* Whether a dispatch takes 1: of a semaphore (P06), but not if somebody has to be told of every signal. */
-bool
-eventfd_ctx_by_ones(const EventFdCtxObject *ctx)
+#ifdef Py_GIL_DISABLED
+/* A new reference; NULL where it was never registered. */
+turn_t *
+eventfd_ctx_turn(PyObject *op)
 {
-    return ctx->semaphore && !ctx->want_count;
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    LEAF_LOCK(&self->place);
+    turn_t *turn = turn_ref(self->turn);
+    LEAF_UNLOCK(&self->place);
+    return turn;
 }
+#endif
 
-/* Say that the kernel's counter cannot be read: its fd was closed behind our back, say. Once, for every event comes here. */
-static void
-report_unreadable(EventFdCtxObject *ctx)
+/* A signal where nobody in this process listens: to whoever else has the eventfd. That somebody begins to listen meanwhile does no
+   harm, for he hears of what is in the fd. */
+static PyObject *
+write_signal(EventFdCtxObject *self, uint64_t n)
 {
-    if (!ctx->unreadable) {
-        ctx->unreadable = true;
+    uint64_t added = 0;
+    int failed;
+    bool open;
+    OBJECT_SECTION((PyObject *)self)
+    int fd = SEEN(self->fd);
+    open = fd >= 0;
+    failed = open ? eventfd_add(fd, n, &added) : -1;
+    if (open && failed < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
-        PyErr_WriteUnraisable((PyObject *)ctx);
     }
-}
-
-/* Take a dispatch's part of the kernel's counter, and of a semaphore that somebody counts so many at the most: 1; 0 when nothing is
-   there; -1 when it cannot be read, which was reported. Whatever an event stood for, there is no more to be known of it then. */
-int
-eventfd_ctx_read(EventFdCtxObject *ctx, uint64_t most, uint64_t *value)
-{
-    *value = 0;
-    if (ctx->fd < 0) {
-        return 0;
+    OBJECT_SECTION_END()
+    if (failed == 0) {
+        return PyLong_FromUnsignedLongLong(added);
     }
-    int got = eventfd_read_now(ctx->fd, value);
-    if (got != 1) {
-        *value = 0;
-        if (got < 0) {
-            report_unreadable(ctx);
-        }
-        return got;
-    }
-    if (ctx->semaphore && ctx->want_count) {
-        uint64_t one;
-        while (*value < most && eventfd_read_now(ctx->fd, &one) == 1) {
-            (*value)++;
-        }
-        if (*value == most) {
-            /* No event comes for the rest. */
-            ctx->event = true;
-            if (mailbox_owe(&ctx->node)) {
-                drain_post(ctx->drain, ctx);
-            }
+    native_state *state = open ? NULL : native_state_of_object((PyObject *)self);
+    if (state != NULL) {
+        PyObject *error = PyObject_CallFunction(state->closed_error, "s", "the eventfd is closed");
+        if (error != NULL) {
+            PyErr_SetObject(state->closed_error, error);
+            Py_DECREF(error);
         }
     }
-    return 1;
+    return NULL;
 }
 
-/* What becomes of the kernel's counter in a dispatch. */
-enum deed {
-    LEAVE_LEFTOVER, /* it was there at assign time, is injected once, and stays until the next write (P01, P03) */
-    LEAVE_UNREAD,   /* nobody asks how much it is: it is read some time later (unread.c) */
-    READ,
-};
-
-static enum deed
-deed_of(const EventFdCtxObject *ctx, bool exact)
+/* What was signalled on the loop's own thread, in its turn. */
+static inline void
+dispatch_one(native_state *state, DrainObject *drain, EventFdCtxObject *ctx)
 {
-    if (ctx->want_count) {
-        return READ;
-    }
-    return ctx->fresh ? LEAVE_LEFTOVER : exact || ctx->full || ctx->semaphore ? READ : LEAVE_UNREAD;
-}
-
-/* Take what this dispatch stands for. False: nothing is there (somebody else read it), so there is nothing to inject.
-   count: what was taken; 0 where it was left. With `exact` nothing is left unread. */
-bool
-eventfd_ctx_consume(EventFdCtxObject *ctx, bool exact, uint64_t *count)
-{
-    bool by_ones = eventfd_ctx_by_ones(ctx);
-    uint64_t total = by_ones ? counter_take_one(&ctx->count) : counter_take(&ctx->count);
-    uint64_t value = 0;
-    bool known = total > 0;
-    /* What was there at assign time goes with the next signal, wherever that comes from, and is owed no injection of its own (P04). */
-    bool along = !ctx->event && ctx->seen == SEEN_LEFTOVER && total > 0;
-    *count = total;
-    ctx->signals += total;
-    if (!ctx->event && !along) {
-        return known;
-    }
-    enum deed deed = deed_of(ctx, exact || (ctx->seen == SEEN_LEFTOVER && total > 0));
-    ctx->event = ctx->fresh = ctx->full = false;
-    switch (deed) {
-    case LEAVE_LEFTOVER:
-        ctx->seen = SEEN_LEFTOVER;
-        return true;
-    case LEAVE_UNREAD:
-        ctx->seen = SEEN_UNREAD;
-        unread_mark(ctx->drain, ctx);
-        return true;
-    case READ:
-        break;
-    }
-    ctx->seen = SEEN_NOTHING;
-    /* Of a semaphore one in all, wherever it is. */
-    if ((by_ones && total > 0) || eventfd_ctx_read(ctx, SEMAPHORE_AT_ONCE, &value) == 0) {
-        return known;
-    }
-    ctx->signals += value;
-    if (!along) {
-        if (value > UINT64_MAX - total) {
-            /* Two counters near the top: hand on one now and the other by a dispatch of its own. */
-            uint64_t kept = counter_add(&ctx->count, value);
-            ctx->signals -= kept;
-            value -= kept;
-            if (mailbox_owe(&ctx->node)) {
-                drain_post(ctx->drain, ctx);
-            }
-        }
-        *count = total + value;
-    }
-    return true;
-}
-
-/* Undo a consume whose injection could not even be queued: the next dispatch finds n again. */
-void
-eventfd_ctx_put_back(EventFdCtxObject *ctx, uint64_t n)
-{
-    if (n > 0) {
-        ctx->signals -= counter_add(&ctx->count, n);
+#ifdef Py_GIL_DISABLED
+    /* Another thread may have had the turn in between. */
+    if (!ctx_is_of(ctx, drain) || drain->dispatching) {
+        drain_post(ctx);
         return;
     }
-    ctx->event = true;
-    if (ctx->seen == SEEN_LEFTOVER) {
-        ctx->seen = SEEN_NOTHING;
-        ctx->fresh = true;
-    }
+#else
+    (void)drain;
+#endif
+    top_half_one(state, ctx);
 }
 
 PyObject *
@@ -158,35 +83,28 @@ eventfd_ctx_signal(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     if (nargs == 1 && native_u64_from(args[0], 1, "a signal", &n) < 0) {
         return NULL;
     }
-    if (self->fd < 0) {
-        native_state *state = native_state_of_object(op);
-        if (state != NULL) {
-            PyObject *error = PyObject_CallFunction(state->closed_error, "s", "the eventfd is closed");
-            if (error != NULL) {
-                PyErr_SetObject(state->closed_error, error);
-                Py_DECREF(error);
-            }
-        }
-        return NULL;
-    }
-    DrainObject *drain = self->drain;
-    if (!self->listening || drain == NULL || drain->dead) {
-        if (eventfd_add(self->fd, n, &added) < 0) {
-            return PyErr_SetFromErrno(PyExc_OSError);
-        }
-        return PyLong_FromUnsignedLongLong(added);
+    LEAF_LOCK(&self->place);
+    DrainObject *drain = self->listening ? self->drain : NULL;
+    if (self->fd < 0 || drain == NULL || SEEN(drain->dead)) {
+        LEAF_UNLOCK(&self->place);
+        return write_signal(self, n);
     }
     added = counter_add(&self->count, n);
-    if (mailbox_owe(&self->node)) {
-        if (!drain->dispatching && drain_is_here(drain)) {
-            native_state *state = native_state_of_final(drain);
-            if (state == NULL) {
-                return NULL;
-            }
-            top_half_one(state, self);
+    bool owes_now = mailbox_owe(&self->node);
+    if (owes_now) {
+        SHARED_INCREF(drain);
+    }
+    LEAF_UNLOCK(&self->place);
+    if (owes_now) {
+        native_state *state = native_state_of_final(drain);
+        if (!SEEN(drain->dispatching) && drain_is_here(drain) && state != NULL) {
+            IN_TURN(turn_ref(drain->turn))
+            dispatch_one(state, drain, self);
+            IN_TURN_END
         } else {
-            drain_post(drain, self);
+            drain_post(self);
         }
+        SHARED_DECREF(drain);
     }
     return PyLong_FromUnsignedLongLong(added);
 }
@@ -196,53 +114,108 @@ ctx_take(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
     uint64_t total = self->semaphore ? counter_take_one(&self->count) : counter_take(&self->count);
-    if (self->fd >= 0 && !(self->semaphore && total > 0)) {
+    int got = 0;
+    OBJECT_SECTION(op)
+    int fd = SEEN(self->fd);
+    if (fd >= 0 && !(self->semaphore && total > 0)) {
         uint64_t value = 0;
-        int got = eventfd_read_now(self->fd, &value);
+        got = eventfd_read_now(fd, &value);
         if (got < 0) {
             if (total > 0) {
                 counter_add(&self->count, total);
             }
-            return PyErr_SetFromErrno(PyExc_OSError);
-        }
-        if (got == 1) {
+            PyErr_SetFromErrno(PyExc_OSError);
+        } else if (got == 1) {
             if (value > UINT64_MAX - total) {
                 value -= counter_add(&self->count, value);
             }
             total += value;
         }
     }
-    return PyLong_FromUnsignedLongLong(total);
+    OBJECT_SECTION_END()
+    return got >= 0 ? PyLong_FromUnsignedLongLong(total) : NULL;
+}
+
+/* Move what was counted here into the kernel's counter: 0, or -1 with an exception. In the object's section. */
+static int
+spill(EventFdCtxObject *self)
+{
+    uint64_t rest = counter_take(&self->count);
+    uint64_t added = 0;
+    int fd = SEEN(self->fd);
+    if (rest > 0 && fd >= 0 && eventfd_add(fd, rest, &added) < 0) {
+        counter_add(&self->count, rest);
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    /* What does not fit in there stays here, for the next read. */
+    (void)counter_add(&self->count, rest - added);
+    return 0;
 }
 
 static PyObject *
 ctx_spill(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
-    EventFdCtxObject *self = (EventFdCtxObject *)op;
-    uint64_t rest = counter_take(&self->count);
-    uint64_t added = 0;
-    if (rest > 0 && self->fd >= 0 && eventfd_add(self->fd, rest, &added) < 0) {
-        counter_add(&self->count, rest);
-        return PyErr_SetFromErrno(PyExc_OSError);
-    }
-    /* What does not fit in there stays here, for the next read. */
-    (void)counter_add(&self->count, rest - added);
-    Py_RETURN_NONE;
+    int spilt;
+    OBJECT_SECTION(op)
+    spilt = spill((EventFdCtxObject *)op);
+    OBJECT_SECTION_END()
+    return spilt == 0 ? Py_NewRef(Py_None) : NULL;
 }
+
+/* Whoever reads or writes the fd has the turn or the object's section: here both are had once, so all of them are through. */
+static PyObject *
+ctx_let_go_now(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    int fd;
+    OBJECT_SECTION(op)
+    LEAF_LOCK(&self->place);
+    fd = self->fd;
+    SAY(self->fd, -1);
+    LEAF_UNLOCK(&self->place);
+    OBJECT_SECTION_END()
+    return PyLong_FromLong(fd);
+}
+METHOD_IN_TURN(ctx_let_go, eventfd_ctx_turn)
 
 static PyObject *
 ctx_readable(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
-    if (counter_peek(&self->count) > 0) {
-        Py_RETURN_TRUE;
+    int found = 1;
+    if (counter_peek(&self->count) == 0) {
+        OBJECT_SECTION(op)
+        int fd = SEEN(self->fd);
+        found = fd >= 0 ? eventfd_has_count(fd) : 0;
+        if (found < 0) {
+            PyErr_SetFromErrno(PyExc_OSError);
+        }
+        OBJECT_SECTION_END()
     }
-    int found = self->fd >= 0 ? eventfd_has_count(self->fd) : 0;
-    return found >= 0 ? PyBool_FromLong(found) : PyErr_SetFromErrno(PyExc_OSError);
+    return found >= 0 ? PyBool_FromLong(found) : NULL;
+}
+
+/* A top half is one loop's, as its manager is. False with RuntimeError. */
+static bool
+share_turn(const EventFdCtxObject *self, TopHalfObject *top_half)
+{
+#ifdef Py_GIL_DISABLED
+    if (top_half->turn == NULL) {
+        __atomic_store_n(&top_half->turn, turn_ref(self->turn), __ATOMIC_RELEASE);
+    } else if (top_half->turn != self->turn) {
+        PyErr_SetString(PyExc_RuntimeError, "_bind() takes a top half of the same loop");
+        return false;
+    }
+#else
+    (void)self;
+    (void)top_half;
+#endif
+    return true;
 }
 
 static PyObject *
-ctx_bind(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+ctx_bind_now(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
     native_state *state = native_state_of_object(op);
@@ -261,42 +234,56 @@ ctx_bind(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         PyErr_SetString(PyExc_RuntimeError, "_bind() takes a registered, unbound eventfd");
         return NULL;
     }
-    self->top_half = (TopHalfObject *)Py_NewRef(args[0]);
-    self->irqfd = Py_NewRef(args[1]);
+    if (!share_turn(self, (TopHalfObject *)args[0])) {
+        return NULL;
+    }
+    SAY(self->top_half, (TopHalfObject *)Py_NewRef(args[0]));
+    SAY(self->irqfd, Py_NewRef(args[1]));
     if (args[3] != Py_None) {
         self->handler = Py_NewRef(args[3]);
         self->who = Py_NewRef(args[4]);
     }
     self->want_count = want_count != 0;
-    self->listening = true;
     self->seen = SEEN_NOTHING;
+    LEAF_LOCK(&self->place);
+    SAY(self->listening, true);
+    LEAF_UNLOCK(&self->place);
     if (!self->want_count && !self->semaphore && !self->drain->dead) {
         drain_ask_room(self);
     }
     Py_RETURN_NONE;
 }
+VECTORCALL_IN_TURN(ctx_bind, eventfd_ctx_turn)
 
 static PyObject *
-ctx_unbind(PyObject *op, PyObject *Py_UNUSED(ignored))
+ctx_unbind_now(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
-    self->listening = self->want_count = false;
+    PyObject *const bound[] = {self->route, self->handler, self->who, self->irqfd, (PyObject *)self->top_half};
+    LEAF_LOCK(&self->place);
+    SAY(self->listening, false);
+    (void)mailbox_discharge(&self->node);
+    LEAF_UNLOCK(&self->place);
+    self->want_count = false;
     self->event = self->fresh = self->full = false;
     self->seen = SEEN_NOTHING;
-    (void)mailbox_discharge(&self->node);
     top_half_unhold(self);
     self->run = NULL; /* a handler that is under way is the old irqfd's, and knows it */
-    Py_CLEAR(self->route);
-    Py_CLEAR(self->handler);
-    Py_CLEAR(self->who);
-    Py_CLEAR(self->irqfd);
-    Py_CLEAR(self->top_half);
+    self->route = self->handler = self->who = NULL;
+    SAY(self->irqfd, NULL);
+    SAY(self->top_half, NULL);
+    OUT_OF_TURN
+    for (size_t i = 0; i < sizeof(bound) / sizeof(bound[0]); i++) {
+        Py_XDECREF(bound[i]);
+    }
+    OUT_OF_TURN_END
     Py_RETURN_NONE;
 }
+METHOD_IN_TURN(ctx_unbind, eventfd_ctx_turn)
 
 /* Take back what waits for the handler: the count, 0 when nothing does. */
 static PyObject *
-ctx_recall(PyObject *op, PyObject *Py_UNUSED(ignored))
+ctx_recall_now(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
     uint64_t count = self->taken;
@@ -304,42 +291,111 @@ ctx_recall(PyObject *op, PyObject *Py_UNUSED(ignored))
     self->queued = false;
     return PyLong_FromUnsignedLongLong(count);
 }
+METHOD_IN_TURN(ctx_recall, eventfd_ctx_turn)
 
 static PyObject *
-ctx_get_queued(PyObject *op, void *Py_UNUSED(closure))
+ctx_get_queued_now(PyObject *op, void *Py_UNUSED(closure))
 {
     return PyBool_FromLong(((EventFdCtxObject *)op)->taken > 0);
 }
+GETTER_IN_TURN(ctx_get_queued, eventfd_ctx_turn)
 
 static PyObject *
-ctx_get_running(PyObject *op, void *Py_UNUSED(closure))
+ctx_get_taken_now(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(((EventFdCtxObject *)op)->taken);
+}
+GETTER_IN_TURN(ctx_get_taken, eventfd_ctx_turn)
+
+static PyObject *
+ctx_get_fd(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(SEEN(((EventFdCtxObject *)op)->fd));
+}
+
+static int
+ctx_set_fd(PyObject *op, PyObject *value, void *Py_UNUSED(closure))
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    long fd = value != NULL ? PyLong_AsLong(value) : -1;
+    if (value == NULL || (fd == -1 && PyErr_Occurred() != NULL)) {
+        PyErr_SetString(PyExc_TypeError, "_fd is an integer");
+        return -1;
+    }
+    LEAF_LOCK(&self->place);
+    SAY(self->fd, (int)fd);
+    LEAF_UNLOCK(&self->place);
+    return 0;
+}
+
+static PyObject *
+ctx_get_listening(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(SEEN(((EventFdCtxObject *)op)->listening));
+}
+
+static int
+ctx_set_listening(PyObject *op, PyObject *value, void *Py_UNUSED(closure))
+{
+    EventFdCtxObject *self = (EventFdCtxObject *)op;
+    if (value == NULL || !PyBool_Check(value)) {
+        PyErr_SetString(PyExc_TypeError, "_listening is a bool");
+        return -1;
+    }
+    LEAF_LOCK(&self->place);
+    SAY(self->listening, value == Py_True);
+    LEAF_UNLOCK(&self->place);
+    return 0;
+}
+
+static PyObject *
+ctx_get_owed(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(mailbox_is_owed(&((EventFdCtxObject *)op)->node));
+}
+
+static PyObject *
+ctx_get_count(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(counter_peek(&((EventFdCtxObject *)op)->count));
+}
+
+static PyObject *
+ctx_get_running_now(PyObject *op, void *Py_UNUSED(closure))
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
     return Py_NewRef(self->run != NULL ? self->run->task : Py_None);
 }
+GETTER_IN_TURN(ctx_get_running, eventfd_ctx_turn)
 
 static PyObject *
-ctx_get_told(PyObject *op, void *Py_UNUSED(closure))
+ctx_get_told_now(PyObject *op, void *Py_UNUSED(closure))
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
     return PyLong_FromUnsignedLongLong(self->run != NULL ? self->run->count : 0);
 }
+GETTER_IN_TURN(ctx_get_told, eventfd_ctx_turn)
 
 static PyObject *
-ctx_arm(PyObject *op, PyObject *route)
+ctx_arm_now(PyObject *op, PyObject *route)
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
     if (route != Py_None && !PyCell_Check(route)) {
         return PyErr_Format(PyExc_TypeError, "_arm() takes a cell or None, not %R", route);
     }
-    Py_XSETREF(self->route, self->top_half != NULL && route != Py_None ? Py_NewRef(route) : NULL);
+    PyObject *old = self->route;
+    self->route = self->top_half != NULL && route != Py_None ? Py_NewRef(route) : NULL;
+    OUT_OF_TURN
+    Py_XDECREF(old);
+    OUT_OF_TURN_END
     Py_RETURN_NONE;
 }
+METHOD_IN_TURN(ctx_arm, eventfd_ctx_turn)
 
 static PyObject *
 ctx_get_registered(PyObject *op, void *Py_UNUSED(closure))
 {
-    return PyBool_FromLong(((EventFdCtxObject *)op)->drain != NULL);
+    return PyBool_FromLong(SEEN(((EventFdCtxObject *)op)->drain) != NULL);
 }
 
 static PyObject *
@@ -358,11 +414,11 @@ ctx_init(PyObject *op, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$p:EventFdCtx", keywords, &fd, &semaphore)) {
         return -1;
     }
-    if (self->drain != NULL) {
+    if (SEEN(self->drain) != NULL) {
         PyErr_SetString(PyExc_RuntimeError, "a registered eventfd cannot be initialised again");
         return -1;
     }
-    self->fd = fd;
+    SAY(self->fd, fd);
     self->semaphore = semaphore != 0;
     return 0;
 }
@@ -373,6 +429,7 @@ ctx_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwarg
     EventFdCtxObject *self = (EventFdCtxObject *)type->tp_alloc(type, 0);
     if (self != NULL) {
         self->fd = -1;
+        LEAF_INIT(&self->place);
     }
     return (PyObject *)self;
 }
@@ -395,7 +452,11 @@ static int
 ctx_clear(PyObject *op)
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
-    drain_forget(self);
+    if (self->drain != NULL) {
+        IN_TURN(turn_ref(self->drain->turn))
+        drain_forget(self);
+        IN_TURN_END
+    }
     Py_CLEAR(self->route);
     Py_CLEAR(self->top_half);
     Py_CLEAR(self->irqfd);
@@ -413,12 +474,16 @@ ctx_dealloc(PyObject *op)
         PyObject_ClearWeakRefs(op);
     }
     (void)ctx_clear(op);
+    LEAF_END(&((EventFdCtxObject *)op)->place);
+#ifdef Py_GIL_DISABLED
+    turn_unref(((EventFdCtxObject *)op)->turn);
+#endif
     type->tp_free(op);
     Py_DECREF(type);
 }
 
 static PyObject *
-ctx_dispatch(PyObject *op, PyObject *Py_UNUSED(ignored))
+ctx_dispatch_now(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     EventFdCtxObject *self = (EventFdCtxObject *)op;
     native_state *state = native_state_of_object(op);
@@ -430,6 +495,7 @@ ctx_dispatch(PyObject *op, PyObject *Py_UNUSED(ignored))
     }
     Py_RETURN_NONE;
 }
+METHOD_IN_TURN(ctx_dispatch, eventfd_ctx_turn)
 
 static PyMethodDef ctx_methods[] = {
     {"signal", _PyCFunction_CAST(eventfd_ctx_signal), METH_FASTCALL,
@@ -445,6 +511,9 @@ static PyMethodDef ctx_methods[] = {
          "Source:\n    eventfd(2); rows E07, E18.")},
     {"_take", ctx_take, METH_NOARGS, PyDoc_STR("Read both counters; 0 when there is nothing.")},
     {"_spill", ctx_spill, METH_NOARGS, PyDoc_STR("Move what was counted in this process into the kernel's counter.")},
+    {"_let_go", ctx_let_go, METH_NOARGS,
+     PyDoc_STR(
+         "Forget the fd and return it, -1 if it was forgotten before. Nobody uses it any more then, in any thread.")},
     {"_readable", ctx_readable, METH_NOARGS, PyDoc_STR("Whether the count is above 0; consumes nothing.")},
     {"_dispatch", ctx_dispatch, METH_NOARGS,
      PyDoc_STR("Do now what the drain's next pass would; nothing from within a pass. The loop's thread.")},
@@ -460,27 +529,22 @@ static PyMethodDef ctx_methods[] = {
 
 static PyMemberDef ctx_members[] = {
     {"__weaklistoffset__", T_PYSSIZET, offsetof(EventFdCtxObject, weakrefs), READONLY, NULL},
-    {"_fd", T_INT, offsetof(EventFdCtxObject, fd), 0, PyDoc_STR("The file descriptor, -1 once closed.")},
     {"_semaphore", T_BOOL, offsetof(EventFdCtxObject, semaphore), READONLY, PyDoc_STR("Made with EFD_SEMAPHORE.")},
-    {"_listening", T_BOOL, offsetof(EventFdCtxObject, listening), 0,
-     PyDoc_STR("Somebody in this process hears signals.")},
     {"_gsi", T_UINT, offsetof(EventFdCtxObject, gsi), 0, PyDoc_STR("The gsi it is bound to; for the flight ring.")},
-    /* Both change with the GIL held, so that a plain look at them is one. */
-    {"_owed", T_BOOL, offsetof(EventFdCtxObject, node.owed), READONLY,
-     PyDoc_STR("A signal was seen and is not dispatched yet.")},
-    {"_count", T_ULONGLONG, offsetof(EventFdCtxObject, count.value), READONLY,
-     PyDoc_STR("Counted in this process and not taken yet.")},
     {"_held", T_BOOL, offsetof(EventFdCtxObject, held), READONLY, PyDoc_STR("Waits in its top half.")},
     {"_signals", T_ULONGLONG, offsetof(EventFdCtxObject, signals), 0,
      PyDoc_STR("Counted out of the counters, modulo 2**64.")},
-    {"_taken", T_ULONGLONG, offsetof(EventFdCtxObject, taken), READONLY,
-     PyDoc_STR("The count that waits for the handler.")},
     {"_wakeups", T_ULONGLONG, offsetof(EventFdCtxObject, wakeups), 0, PyDoc_STR("Dispatches.")},
     {"_fast", T_ULONGLONG, offsetof(EventFdCtxObject, fast), 0, PyDoc_STR("Dispatches that the sink took at once.")},
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyGetSetDef ctx_getset[] = {
+    {"_fd", ctx_get_fd, ctx_set_fd, PyDoc_STR("The file descriptor, -1 once closed."), NULL},
+    {"_listening", ctx_get_listening, ctx_set_listening, PyDoc_STR("Somebody in this process hears signals."), NULL},
+    {"_owed", ctx_get_owed, NULL, PyDoc_STR("A signal was seen and is not dispatched yet."), NULL},
+    {"_count", ctx_get_count, NULL, PyDoc_STR("Counted in this process and not taken yet."), NULL},
+    {"_taken", ctx_get_taken, NULL, PyDoc_STR("The count that waits for the handler."), NULL},
     {"_queued", ctx_get_queued, NULL, PyDoc_STR("A count waits for the handler."), NULL},
     {"_running", ctx_get_running, NULL, PyDoc_STR("The task that runs the handler just now, or None."), NULL},
     {"_told", ctx_get_told, NULL, PyDoc_STR("The count that the handler which runs just now was given."), NULL},

@@ -3,7 +3,6 @@
 #include "_native.h"
 
 #include <string.h>
-#include <structmember.h>
 #include <time.h>
 
 /* What snapshot() returns, as struct format "=QQIiBxxxI". */
@@ -19,6 +18,7 @@ typedef struct {
 
 struct flight_ring_object {
     PyObject_HEAD
+    LEAF(leaf) /* the managers of several loops may share a ring; records and total are under it */
     flight_record *records;
     uint64_t total; /* records written since it was made */
     uint64_t mask;  /* capacity - 1; the capacity is a power of 2 */
@@ -38,8 +38,10 @@ flight_put(FlightRingObject *ring, uint64_t time_ns, enum flight_kind kind, cons
     if (count == 0 && kind != FLIGHT_HELD) {
         count = 1; /* left unread: one at least */
     }
-    ring->records[ring->total++ & ring->mask] =
-        (flight_record){.time_ns = time_ns, .count = count, .gsi = ctx->gsi, .fd = ctx->fd, .kind = (uint8_t)kind};
+    LEAF_LOCK(&ring->leaf);
+    ring->records[ring->total++ & ring->mask] = (flight_record){
+        .time_ns = time_ns, .count = count, .gsi = ctx->gsi, .fd = SEEN(ctx->fd), .kind = (uint8_t)kind};
+    LEAF_UNLOCK(&ring->leaf);
 }
 
 static PyObject *
@@ -64,6 +66,7 @@ ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     self->mask = size - 1;
+    LEAF_INIT(&self->leaf);
     self->records = PyMem_Calloc((size_t)size, sizeof(*self->records));
     if (self->records == NULL) {
         Py_DECREF(self);
@@ -77,6 +80,7 @@ ring_dealloc(PyObject *op)
 {
     PyTypeObject *type = Py_TYPE(op);
     PyMem_Free(((FlightRingObject *)op)->records);
+    LEAF_END(&((FlightRingObject *)op)->leaf);
     type->tp_free(op);
     Py_DECREF(type);
 }
@@ -92,9 +96,20 @@ ring_put(PyObject *op, PyObject *args)
     if (!PyArg_ParseTuple(args, "bIiK:put", &kind, &gsi, &fd, &count)) {
         return NULL;
     }
+    LEAF_LOCK(&self->leaf);
     self->records[self->total++ & self->mask] =
         (flight_record){.time_ns = flight_now(), .count = count, .gsi = gsi, .fd = fd, .kind = kind};
+    LEAF_UNLOCK(&self->leaf);
     Py_RETURN_NONE;
+}
+
+static uint64_t
+ring_total(FlightRingObject *self)
+{
+    LEAF_LOCK(&self->leaf);
+    uint64_t total = self->total;
+    LEAF_UNLOCK(&self->leaf);
+    return total;
 }
 
 static PyObject *
@@ -102,16 +117,26 @@ ring_snapshot(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     FlightRingObject *self = (FlightRingObject *)op;
     uint64_t size = self->mask + 1;
-    uint64_t n = self->total < size ? self->total : size;
-    uint64_t first = self->total - n;
+    /* As many as there are now; what is written meanwhile takes the place of the oldest. */
+    uint64_t n = ring_total(self);
+    n = n < size ? n : size;
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(n * sizeof(flight_record)));
     if (bytes != NULL) {
         flight_record *out = (flight_record *)(void *)PyBytes_AS_STRING(bytes);
+        LEAF_LOCK(&self->leaf);
+        uint64_t first = self->total - n;
         for (uint64_t i = 0; i < n; i++) {
             memcpy(&out[i], &self->records[(first + i) & self->mask], sizeof(flight_record));
         }
+        LEAF_UNLOCK(&self->leaf);
     }
     return bytes;
+}
+
+static PyObject *
+ring_get_total(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(ring_total((FlightRingObject *)op));
 }
 
 static PyObject *
@@ -128,13 +153,8 @@ static PyMethodDef ring_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyMemberDef ring_members[] = {
-    {"total", T_ULONGLONG, offsetof(FlightRingObject, total), READONLY,
-     PyDoc_STR("Records written since it was made.")},
-    {NULL, 0, 0, 0, NULL},
-};
-
 static PyGetSetDef ring_getset[] = {
+    {"total", ring_get_total, NULL, PyDoc_STR("Records written since it was made."), NULL},
     {"capacity", ring_capacity, NULL, PyDoc_STR("Records it keeps; a power of 2."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -144,7 +164,6 @@ static PyType_Slot ring_slots[] = {
     {Py_tp_new, (void *)ring_new},
     {Py_tp_dealloc, (void *)ring_dealloc},
     {Py_tp_methods, ring_methods},
-    {Py_tp_members, ring_members},
     {Py_tp_getset, ring_getset},
     {0, NULL},
 };

@@ -41,7 +41,7 @@ lane_put(TopHalfObject *top_half, EventFdCtxObject *ctx)
         return; /* the run to come, or another one after the one under way, has the count */
     }
     if (fifo_put(&top_half->lane, ctx) < 0) {
-        PyErr_WriteUnraisable((PyObject *)ctx);
+        native_unraisable((PyObject *)ctx);
         return;
     }
     top_half->has_new = true;
@@ -54,11 +54,11 @@ lane_next(TopHalfObject *top_half)
 {
     EventFdCtxObject *ctx;
     while ((ctx = fifo_next(&top_half->lane)) != NULL) {
-        if (ctx->queued && ctx->top_half == top_half) {
+        if (ctx_is_at(ctx, top_half) && ctx->queued) {
             ctx->queued = false;
             break;
         }
-        Py_DECREF(ctx); /* taken back in the meantime; perhaps it waits in another manager's, on another loop, by now */
+        turn_drop(ctx); /* taken back in the meantime; perhaps it waits in another manager's, on another loop, by now */
     }
     return ctx;
 }
@@ -69,6 +69,16 @@ lane_tell_new(TopHalfObject *top_half)
     top_half->has_new = false;
     (void)native_call(top_half->on_ready, NULL);
 }
+
+#ifdef Py_GIL_DISABLED
+/* A new reference. */
+turn_t *
+ready_run_turn(PyObject *op)
+{
+    TopHalfObject *top_half = ((ReadyRunObject *)op)->top_half;
+    return top_half != NULL ? top_half_turn((PyObject *)top_half) : NULL;
+}
+#endif
 
 PyObject *
 ready_run_new(native_state *state, TopHalfObject *top_half, PyObject *task)
@@ -96,10 +106,14 @@ static PySendResult
 step(ReadyRunObject *self, PyObject *arg, PyObject **value)
 {
     PyObject *context = Py_XNewRef(self->context);
+    PyObject *handler = self->handler; /* which nobody else drives */
+    PySendResult sent;
+    OUT_OF_TURN
     bool entered = native_enter(context);
-    PySendResult sent = PyIter_Send(self->handler, arg, value);
+    sent = PyIter_Send(handler, arg, value);
     native_exit(context, entered);
     Py_XDECREF(context);
+    OUT_OF_TURN_END
     return sent;
 }
 
@@ -111,11 +125,15 @@ leave(native_state *state, ReadyRunObject *self)
     EventFdCtxObject *ctx = self->ctx;
     TopHalfObject *top_half = self->top_half;
     PyObject *irqfd = self->irqfd;
-    bool bound = ctx != NULL && ctx->run == self; /* not deassigned since; the eventfd may be another irqfd's by now */
+    PyObject *handler = self->handler, *context = self->context;
     self->ctx = NULL;
-    self->irqfd = NULL;
-    Py_CLEAR(self->handler);
-    Py_CLEAR(self->context);
+    self->irqfd = self->handler = self->context = NULL;
+    OUT_OF_TURN
+    Py_XDECREF(handler);
+    Py_XDECREF(context);
+    OUT_OF_TURN_END
+    /* Not deassigned since; the eventfd may be another irqfd's by now, and on another loop. */
+    bool bound = ctx != NULL && ctx_is_at(ctx, top_half) && ctx->run == self;
     bool entered = top_half_enter(top_half);
     if (bound) {
         ctx->run = NULL;
@@ -126,8 +144,10 @@ leave(native_state *state, ReadyRunObject *self)
     if (irqfd != NULL && !(bound && top_half_interrupt(ctx) != NULL)) {
         (void)native_call_method(irqfd, state->str_left, NULL);
     }
+    OUT_OF_TURN
     Py_XDECREF(irqfd);
     Py_XDECREF(ctx);
+    OUT_OF_TURN_END
     tell_progress(top_half);
     top_half_exit(top_half, entered);
 }
@@ -138,22 +158,27 @@ deliver(native_state *state, ReadyRunObject *self)
 {
     EventFdCtxObject *ctx = self->ctx;
     bool taken = false;
-    Py_CLEAR(self->handler);
+    PyObject *handler = self->handler;
+    self->handler = NULL;
+    turn_drop(handler);
     bool entered = top_half_enter(self->top_half);
     /* Perhaps deassigned and assigned anew while the handler ran: the interrupt that is cached now is another irqfd's. */
-    PyObject *interrupt = ctx->run == self && ctx->drain != NULL ? top_half_interrupt(ctx) : NULL;
+    PyObject *interrupt =
+        ctx_is_at(ctx, self->top_half) && ctx->run == self && ctx->drain != NULL ? top_half_interrupt(ctx) : NULL;
     if (interrupt != NULL) {
         DrainObject *drain = (DrainObject *)Py_NewRef(ctx->drain);
         Py_INCREF(interrupt);
         bool nested = drain->dispatching;
-        drain->dispatching = true; /* what the sink signals comes later: it is not entered from within itself */
+        SAY(drain->dispatching, true); /* what the sink signals comes later: it is not entered from within itself */
         taken = top_half_try(self->top_half, interrupt);
-        drain->dispatching = nested;
+        SAY(drain->dispatching, nested);
+        OUT_OF_TURN
         Py_DECREF(interrupt);
         Py_DECREF(drain);
+        OUT_OF_TURN_END
     }
     if (taken) {
-        ctx->fast++;
+        top_half_count_fast(self->top_half, ctx);
         if (HAS_FLIGHT(self->top_half)) {
             flight_put(self->top_half->flight, flight_now(), FLIGHT_INJECTED, ctx, self->count);
         }
@@ -175,21 +200,28 @@ fail(native_state *state, ReadyRunObject *self)
         PyException_SetTraceback(error, traceback);
     }
     bool entered = top_half_enter(self->top_half);
-    PyObject *count = PyLong_FromUnsignedLongLong(self->count);
+    PyObject *irqfd = self->irqfd;
+    uint64_t told = self->count;
+    int is_ours;
+    OUT_OF_TURN
+    PyObject *count = PyLong_FromUnsignedLongLong(told);
     PyObject *ours =
-        count == NULL ? NULL : PyObject_CallMethodObjArgs(self->irqfd, state->str_handler_failed, error, count, NULL);
-    int is_ours = ours != NULL ? PyObject_IsTrue(ours) : 0;
+        count == NULL ? NULL : PyObject_CallMethodObjArgs(irqfd, state->str_handler_failed, error, count, NULL);
+    is_ours = ours != NULL ? PyObject_IsTrue(ours) : 0;
     if (ours == NULL || is_ours < 0) {
-        PyErr_WriteUnraisable(self->irqfd);
+        PyErr_WriteUnraisable(irqfd);
     }
     Py_XDECREF(ours);
     Py_XDECREF(count);
+    OUT_OF_TURN_END
     leave(state, self);
     top_half_exit(self->top_half, entered);
     if (is_ours > 0) {
+        OUT_OF_TURN
         Py_XDECREF(type);
         Py_XDECREF(error);
         Py_XDECREF(traceback);
+        OUT_OF_TURN_END
         return 0;
     }
     PyErr_Restore(type, error, traceback);
@@ -209,12 +241,14 @@ first_step(ReadyRunObject *self, PyObject **value)
     PyObject *context = copied ? PyContext_Copy(mine) : NULL;
     PySendResult sent = PYGEN_ERROR;
     self->context = Py_XNewRef(context);
+    OUT_OF_TURN
     if (number != NULL && (context != NULL || !copied)) {
         bool entered = native_enter(context);
         PyObject *coroutine = PyObject_Vectorcall(handler, args, 2, NULL);
-        self->handler = coroutine != NULL ? native_iterator_of(coroutine) : NULL;
-        if (self->handler != NULL) {
-            sent = PyIter_Send(self->handler, Py_None, value);
+        PyObject *steps = coroutine != NULL ? native_iterator_of(coroutine) : NULL;
+        SAY(self->handler, steps); /* out of turn, but nothing was there before */
+        if (steps != NULL) {
+            sent = PyIter_Send(steps, Py_None, value);
         }
         native_exit(context, entered);
         Py_XDECREF(coroutine);
@@ -223,6 +257,7 @@ first_step(ReadyRunObject *self, PyObject **value)
     Py_DECREF(handler);
     Py_DECREF(who);
     Py_XDECREF(number);
+    OUT_OF_TURN_END
     return sent;
 }
 
@@ -272,9 +307,9 @@ begin(native_state *state, ReadyRunObject *self, PySendResult *sent, PyObject **
         PyObject *irqfd = Py_XNewRef(ctx->irqfd);
         if (irqfd != NULL) {
             irqfd_hand(ctx, irqfd, state->str_defer, count);
-            Py_DECREF(irqfd);
+            turn_drop(irqfd);
         }
-        Py_DECREF(ctx);
+        turn_drop(ctx);
         tell_progress(top_half);
     }
     return false;
@@ -303,7 +338,7 @@ proceed(native_state *state, ReadyRunObject *self, PySendResult sent, PyObject *
 }
 
 static PySendResult
-ready_run_send_slot(PyObject *op, PyObject *arg, PyObject **result)
+ready_run_send_now(PyObject *op, PyObject *arg, PyObject **result)
 {
     ReadyRunObject *self = (ReadyRunObject *)op;
     native_state *state = native_state_of_final(op);
@@ -330,12 +365,22 @@ ready_run_send_slot(PyObject *op, PyObject *arg, PyObject **result)
         sent = PYGEN_RETURN;
     }
     top_half_exit(top_half, entered);
-    Py_DECREF(top_half);
+    turn_drop(top_half);
+    return sent;
+}
+
+static PySendResult
+ready_run_send_slot(PyObject *op, PyObject *arg, PyObject **result)
+{
+    PySendResult sent;
+    IN_TURN_OF(op, ready_run_turn)
+    sent = ready_run_send_now(op, arg, result);
+    IN_TURN_END
     return sent;
 }
 
 static PyObject *
-ready_run_throw(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+ready_run_throw_now(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
     ReadyRunObject *self = (ReadyRunObject *)op;
     native_state *state = native_state_of_final(op);
@@ -346,7 +391,9 @@ ready_run_throw(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         PyErr_SetString(PyExc_TypeError, "throw() takes one to three arguments");
         return NULL;
     }
-    PyObject *method = self->handler != NULL ? PyObject_GetAttr(self->handler, state->str_throw) : NULL;
+    PyObject *handler = self->handler, *method;
+    OUT_OF_TURN
+    method = handler != NULL ? PyObject_GetAttr(handler, state->str_throw) : NULL;
     if (method == NULL) {
         PyErr_Clear();
         if (PyExceptionInstance_Check(args[0])) {
@@ -354,17 +401,23 @@ ready_run_throw(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         } else {
             PyErr_SetObject(args[0], nargs > 1 ? args[1] : NULL);
         }
+    }
+    OUT_OF_TURN_END
+    if (method == NULL) {
         if (self->handler != NULL && fail(state, self) == 0) {
             return native_next(op);
         }
         return NULL;
     }
     PyObject *context = Py_XNewRef(self->context);
+    PyObject *value;
+    OUT_OF_TURN
     bool entered = native_enter(context);
-    PyObject *value = PyObject_Vectorcall(method, args, (size_t)nargs, NULL);
+    value = PyObject_Vectorcall(method, args, (size_t)nargs, NULL);
     native_exit(context, entered);
     Py_XDECREF(context);
     Py_DECREF(method);
+    OUT_OF_TURN_END
     PySendResult sent = PYGEN_NEXT;
     if (value == NULL) {
         sent = PYGEN_ERROR;
@@ -377,9 +430,10 @@ ready_run_throw(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     sent = proceed(state, self, sent, value, &result);
     return native_answer(sent, result);
 }
+VECTORCALL_IN_TURN(ready_run_throw, ready_run_turn)
 
 static PyObject *
-ready_run_close(PyObject *op, PyObject *Py_UNUSED(ignored))
+ready_run_close_now(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     ReadyRunObject *self = (ReadyRunObject *)op;
     native_state *state = native_state_of_final(op);
@@ -387,11 +441,13 @@ ready_run_close(PyObject *op, PyObject *Py_UNUSED(ignored))
         return NULL;
     }
     if (self->handler != NULL) {
-        PyObject *context = Py_XNewRef(self->context);
+        PyObject *context = Py_XNewRef(self->context), *handler = self->handler;
+        OUT_OF_TURN
         bool entered = native_enter(context);
-        (void)native_call_method(self->handler, state->str_close, NULL);
+        (void)native_call_method(handler, state->str_close, NULL);
         native_exit(context, entered);
         Py_XDECREF(context);
+        OUT_OF_TURN_END
         if (self->irqfd != NULL) {
             /* Not injected: it is the irqfd's again, and its owner's to give back. */
             irqfd_call(self->irqfd, state->str_defer, self->count);
@@ -400,6 +456,7 @@ ready_run_close(PyObject *op, PyObject *Py_UNUSED(ignored))
     }
     Py_RETURN_NONE;
 }
+METHOD_IN_TURN(ready_run_close, ready_run_turn)
 
 static int
 ready_run_traverse(PyObject *op, visitproc visit, void *arg)
@@ -419,8 +476,12 @@ static int
 ready_run_clear(PyObject *op)
 {
     ReadyRunObject *self = (ReadyRunObject *)op;
-    if (self->ctx != NULL && self->ctx->run == self) {
-        self->ctx->run = NULL;
+    if (self->ctx != NULL) {
+        IN_TURN_OF((PyObject *)self->ctx, eventfd_ctx_turn)
+        if (self->ctx->run == self) {
+            self->ctx->run = NULL;
+        }
+        IN_TURN_END
     }
     Py_CLEAR(self->ctx);
     Py_CLEAR(self->irqfd);
@@ -434,7 +495,13 @@ ready_run_clear(PyObject *op)
 static PyObject *
 ready_run_of_handler(PyObject *op, void *what)
 {
-    return native_of_awaited(((ReadyRunObject *)op)->handler, (const char *)what);
+    PyObject *handler;
+    IN_TURN_OF(op, ready_run_turn)
+    handler = Py_XNewRef(SEEN(((ReadyRunObject *)op)->handler));
+    IN_TURN_END
+    PyObject *answer = native_of_awaited(handler, (const char *)what);
+    Py_XDECREF(handler);
+    return answer;
 }
 
 static PyGetSetDef ready_run_getset[] = {NATIVE_OF_AWAITED(ready_run_of_handler)};

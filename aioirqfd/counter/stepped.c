@@ -23,8 +23,8 @@ enter(const SteppedObject *self)
     entry made = {false, false};
     made.in_context = native_enter(self->context);
     if (self->drain != NULL) {
-        made.nested = self->drain->dispatching;
-        self->drain->dispatching = true;
+        made.nested = SEEN(self->drain->dispatching);
+        SAY(self->drain->dispatching, true);
     }
     return made;
 }
@@ -33,7 +33,7 @@ static void
 leave(const SteppedObject *self, entry made)
 {
     if (self->drain != NULL) {
-        self->drain->dispatching = made.nested;
+        SAY(self->drain->dispatching, made.nested);
     }
     native_exit(self->context, made.in_context);
 }

@@ -41,48 +41,6 @@ top_half_exit(TopHalfObject *top_half, bool entered)
     }
 }
 
-/* Keep the irqfd, still owed, until the manager resumes or its queue has room. */
-void
-top_half_hold(TopHalfObject *top_half, EventFdCtxObject *ctx)
-{
-    if (ctx->held) {
-        return;
-    }
-    ctx->held_at = top_half->held.tail;
-    if (fifo_put(&top_half->held, ctx) < 0) {
-        PyErr_WriteUnraisable((PyObject *)ctx);
-        return;
-    }
-    ctx->held = true;
-    top_half->held_count++;
-    if (HAS_FLIGHT(top_half)) {
-        flight_put(top_half->flight, flight_now(), FLIGHT_HELD, ctx, 0);
-    }
-}
-
-/* It is being unbound: the next manager has to hold it anew. The caller's reference keeps it alive. */
-void
-top_half_unhold(EventFdCtxObject *ctx)
-{
-    if (ctx->held) {
-        ctx->held = false;
-        ctx->top_half->held_count--;
-        Py_DECREF(fifo_take(&ctx->top_half->held, ctx->held_at));
-    }
-}
-
-/* The oldest that is held, and is so no more: the fifo's reference; NULL when there is none. */
-static EventFdCtxObject *
-next_held(TopHalfObject *top_half)
-{
-    EventFdCtxObject *ctx = fifo_next(&top_half->held);
-    if (ctx != NULL) {
-        ctx->held = false;
-        top_half->held_count--;
-    }
-    return ctx;
-}
-
 /* Line the irqfd up for the next flush. It stays owed until then. */
 int
 top_half_batch(TopHalfObject *top_half, EventFdCtxObject *ctx)
@@ -105,6 +63,7 @@ static void
 report(TopHalfObject *top_half)
 {
     PyObject *type, *error, *traceback;
+    OUT_OF_TURN
     PyErr_Fetch(&type, &error, &traceback);
     PyErr_NormalizeException(&type, &error, &traceback);
     if (error != NULL) {
@@ -113,6 +72,7 @@ report(TopHalfObject *top_half)
     Py_XDECREF(type);
     Py_XDECREF(error);
     Py_XDECREF(traceback);
+    OUT_OF_TURN_END
 }
 
 /* 0; -1: it raised, which is reported. */
@@ -121,7 +81,7 @@ irqfd_call(PyObject *irqfd, PyObject *method, uint64_t count)
 {
     PyObject *number = PyLong_FromUnsignedLongLong(count > 0 ? count : 1);
     if (number == NULL) {
-        PyErr_WriteUnraisable(irqfd);
+        native_unraisable(irqfd);
         return -1;
     }
     int called = native_call_method(irqfd, method, number);
@@ -134,10 +94,10 @@ irqfd_call(PyObject *irqfd, PyObject *method, uint64_t count)
 void
 irqfd_hand(EventFdCtxObject *ctx, PyObject *irqfd, PyObject *method, uint64_t count)
 {
-    if (irqfd_call(irqfd, method, count) < 0 && ctx->irqfd == irqfd && ctx->drain != NULL) {
+    if (irqfd_call(irqfd, method, count) < 0 && SEEN(ctx->irqfd) == irqfd && SEEN(ctx->drain) != NULL) {
         eventfd_ctx_put_back(ctx, count);
         if (mailbox_owe(&ctx->node)) {
-            drain_post(ctx->drain, ctx);
+            drain_post(ctx);
         }
     }
 }
@@ -149,7 +109,7 @@ defer(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx, PyObj
     if (HAS_FLIGHT(top_half)) {
         flight_put(top_half->flight, flight_now(), FLIGHT_DEFERRED, ctx, count);
     }
-    if ((top_half->full || top_half->paused) && ctx->top_half == top_half) {
+    if ((top_half->full || top_half->paused) && ctx_is_at(ctx, top_half)) {
         eventfd_ctx_put_back(ctx, count);
         if (mailbox_owe(&ctx->node)) {
             top_half_hold(top_half, ctx);
@@ -167,11 +127,14 @@ top_half_try(TopHalfObject *top_half, PyObject *interrupt)
     if (callable == NULL) {
         return 0;
     }
+    int taken;
     Py_INCREF(callable);
+    OUT_OF_TURN
     PyObject *answer = PyObject_CallOneArg(callable, interrupt);
     Py_DECREF(callable);
-    int taken = answer == NULL ? -1 : PyObject_IsTrue(answer);
+    taken = answer == NULL ? -1 : PyObject_IsTrue(answer);
     Py_XDECREF(answer);
+    OUT_OF_TURN_END
     if (taken < 0) {
         report(top_half);
         return 0;
@@ -188,10 +151,13 @@ try_many(TopHalfObject *top_half, PyObject *interrupts)
         return -1;
     }
     PyObject *callable = Py_NewRef(top_half->try_inject_batch);
+    Py_ssize_t taken;
+    OUT_OF_TURN
     PyObject *answer = PyObject_CallOneArg(callable, interrupts);
     Py_DECREF(callable);
-    Py_ssize_t taken = answer == NULL ? -1 : PyNumber_AsSsize_t(answer, NULL); /* clipped */
+    taken = answer == NULL ? -1 : PyNumber_AsSsize_t(answer, NULL); /* clipped */
     Py_XDECREF(answer);
+    OUT_OF_TURN_END
     if (taken == -1 && PyErr_Occurred() != NULL) {
         report(top_half);
         return 0;
@@ -219,7 +185,7 @@ inject_one(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx, 
     }
     ctx->wakeups++;
     if (top_half_try(top_half, interrupt)) {
-        ctx->fast++;
+        top_half_count_fast(top_half, ctx);
         if (HAS_FLIGHT(top_half)) {
             flight_put(top_half->flight, flight_now(), FLIGHT_INJECTED, ctx, count);
         }
@@ -227,8 +193,10 @@ inject_one(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx, 
         defer(state, top_half, ctx, irqfd, count);
     }
 done:
+    OUT_OF_TURN
     Py_DECREF(interrupt);
     Py_DECREF(irqfd);
+    OUT_OF_TURN_END
     Py_DECREF(top_half);
 }
 
@@ -258,26 +226,28 @@ top_half_flush(native_state *state, TopHalfObject *top_half)
     PyObject *interrupts = PyList_New(lined_up);
     for (Py_ssize_t i = 0; i < lined_up; i++) {
         EventFdCtxObject *ctx = batch[i].ctx;
-        PyObject *interrupt = ctx->top_half == top_half ? top_half_interrupt(ctx) : NULL;
+        PyObject *interrupt = ctx_is_at(ctx, top_half) ? top_half_interrupt(ctx) : NULL;
         if (interrupts == NULL || interrupt == NULL) {
             /* Masked, re-routed, unbound or bound elsewhere since, by a sink that was called in between: through the mailbox
                once more. */
-            if (ctx->drain != NULL && mailbox_is_owed(&ctx->node)) {
-                drain_post(ctx->drain, ctx);
+            if (mailbox_is_owed(&ctx->node)) {
+                drain_post(ctx);
             }
-            Py_DECREF(ctx);
+            turn_drop(ctx);
             continue;
         }
         if (!mailbox_discharge(&ctx->node)) {
-            Py_DECREF(ctx);
+            turn_drop(ctx);
             continue;
         }
         batch_entry entry = {.ctx = ctx, .irqfd = Py_NewRef(ctx->irqfd)};
         Py_INCREF(interrupt);
         if (!eventfd_ctx_consume(ctx, false, &entry.count)) {
+            OUT_OF_TURN
             Py_DECREF(interrupt);
             Py_DECREF(entry.irqfd);
             Py_DECREF(ctx);
+            OUT_OF_TURN_END
             continue;
         }
         ctx->wakeups++;
@@ -285,7 +255,7 @@ top_half_flush(native_state *state, TopHalfObject *top_half)
         batch[n++] = entry;
     }
     if (interrupts == NULL) {
-        PyErr_WriteUnraisable((PyObject *)top_half);
+        native_unraisable((PyObject *)top_half);
     } else if (n > 0) {
         Py_SET_SIZE(interrupts, n);
         Py_ssize_t taken = try_many(top_half, interrupts);
@@ -294,18 +264,22 @@ top_half_flush(native_state *state, TopHalfObject *top_half)
         for (Py_ssize_t i = 0; i < n; i++) {
             batch_entry entry = batch[i];
             if (taken >= 0 ? i < taken : top_half_try(top_half, PyList_GET_ITEM(interrupts, i))) {
-                entry.ctx->fast++;
+                top_half_count_fast(top_half, entry.ctx);
                 if (HAS_FLIGHT(top_half)) {
                     flight_put(top_half->flight, now, FLIGHT_INJECTED, entry.ctx, entry.count);
                 }
             } else {
                 defer(state, top_half, entry.ctx, entry.irqfd, entry.count);
             }
+            OUT_OF_TURN
             Py_DECREF(entry.irqfd);
             Py_DECREF(entry.ctx);
+            OUT_OF_TURN_END
         }
     }
+    OUT_OF_TURN
     Py_XDECREF(interrupts);
+    OUT_OF_TURN_END
     if (top_half->batch == NULL) {
         top_half->batch = batch;
         top_half->batch_cap = cap;
@@ -347,7 +321,7 @@ top_half_wakeup(native_state *state, EventFdCtxObject *ctx)
         }
         PyObject *irqfd = Py_NewRef(ctx->irqfd);
         irqfd_hand(ctx, irqfd, state->str_wakeup, count);
-        Py_DECREF(irqfd);
+        turn_drop(irqfd);
     }
 }
 
@@ -358,21 +332,30 @@ top_half_one(native_state *state, EventFdCtxObject *ctx)
     DrainObject *drain = (DrainObject *)Py_NewRef(ctx->drain);
     TopHalfObject *top_half = (TopHalfObject *)Py_XNewRef(ctx->top_half);
     bool entered = top_half != NULL && top_half_enter(top_half);
-    drain->dispatching = true;
+    SAY(drain->dispatching, true);
     if (!top_half_inject(state, ctx)) {
         top_half_wakeup(state, ctx);
         if (top_half != NULL && top_half->has_new) {
             lane_tell_new(top_half);
         }
     }
-    drain->dispatching = false;
+    SAY(drain->dispatching, false);
     if (top_half != NULL) {
         top_half_exit(top_half, entered);
-        Py_DECREF(top_half);
+        turn_drop(top_half);
     }
     drain_nudge(drain);
-    Py_DECREF(drain);
+    turn_drop(drain);
 }
+
+#ifdef Py_GIL_DISABLED
+/* A new reference; NULL where nothing was bound yet. */
+turn_t *
+top_half_turn(PyObject *op)
+{
+    return turn_ref(__atomic_load_n(&((TopHalfObject *)op)->turn, __ATOMIC_ACQUIRE));
+}
+#endif
 
 static PyObject *
 top_half_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -440,7 +423,7 @@ top_half_clear(PyObject *op)
     Py_CLEAR(self->context);
     Py_CLEAR(self->entered);
     Py_CLEAR(self->touched_next);
-    while ((ctx = lane_next(self)) != NULL || (ctx = next_held(self)) != NULL) {
+    while ((ctx = lane_next(self)) != NULL || (ctx = top_half_next_held(self)) != NULL) {
         Py_DECREF(ctx);
     }
     while (self->batch_len > 0) {
@@ -460,6 +443,9 @@ top_half_dealloc(PyObject *op)
     PyMem_Free(self->batch);
     PyMem_Free(self->lane.items);
     PyMem_Free(self->held.items);
+#ifdef Py_GIL_DISABLED
+    turn_unref(self->turn);
+#endif
     PyTypeObject *type = Py_TYPE(op);
     type->tp_free(op);
     Py_DECREF(type);
@@ -468,7 +454,7 @@ top_half_dealloc(PyObject *op)
 /* Dispatch what was held, oldest first, until the queue is full again; after a while, or from within a dispatch, let the loop do
    it through the mailbox. What is held meanwhile comes behind what is left. */
 static PyObject *
-top_half_release(PyObject *op, PyObject *Py_UNUSED(ignored))
+top_half_release_now(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     TopHalfObject *self = (TopHalfObject *)op;
     native_state *state = native_state_of_final(op);
@@ -478,18 +464,19 @@ top_half_release(PyObject *op, PyObject *Py_UNUSED(ignored))
     Py_ssize_t released = 0;
     EventFdCtxObject *ctx;
     for (Py_ssize_t n = self->held_count;
-         released < n && !self->full && !self->paused && (ctx = next_held(self)) != NULL; released++) {
-        if (ctx->top_half == self && ctx->drain != NULL && mailbox_is_owed(&ctx->node)) {
+         released < n && !self->full && !self->paused && (ctx = top_half_next_held(self)) != NULL; released++) {
+        if (ctx_is_at(ctx, self) && ctx->drain != NULL && mailbox_is_owed(&ctx->node)) {
             if (released < RELEASE_AT_ONCE && !ctx->drain->dispatching && drain_is_here(ctx->drain)) {
                 top_half_one(state, ctx);
             } else {
-                drain_post(ctx->drain, ctx);
+                drain_post(ctx);
             }
         }
-        Py_DECREF(ctx);
+        turn_drop(ctx);
     }
     return PyLong_FromSsize_t(released);
 }
+METHOD_IN_TURN(top_half_release, top_half_turn)
 
 static PyObject *
 top_half_run_ready(PyObject *op, PyObject *task)
@@ -499,10 +486,11 @@ top_half_run_ready(PyObject *op, PyObject *task)
 }
 
 static PyObject *
-top_half_ready(PyObject *op, void *Py_UNUSED(closure))
+top_half_ready_now(PyObject *op, void *Py_UNUSED(closure))
 {
     return PyLong_FromUnsignedLong(fifo_len(&((TopHalfObject *)op)->lane));
 }
+GETTER_IN_TURN(top_half_ready, top_half_turn)
 
 static PyObject *
 top_half_within(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
@@ -517,11 +505,11 @@ top_half_within(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     DrainObject *drain = (DrainObject *)args[0];
-    bool nested = drain->dispatching;
+    bool nested = SEEN(drain->dispatching);
     bool entered = top_half_enter(self);
-    drain->dispatching = true;
+    SAY(drain->dispatching, true);
     PyObject *answer = PyObject_Vectorcall(args[1], args + 2, (size_t)(nargs - 2), NULL);
-    drain->dispatching = nested;
+    SAY(drain->dispatching, nested);
     top_half_exit(self, entered);
     return answer;
 }

@@ -21,7 +21,7 @@ unread_mark(DrainObject *drain, EventFdCtxObject *ctx)
         return;
     }
     if (fifo_put(&drain->unread, ctx) < 0) {
-        PyErr_WriteUnraisable((PyObject *)ctx);
+        native_unraisable((PyObject *)ctx);
         return;
     }
     ctx->in_unread = true;
@@ -85,18 +85,18 @@ unread_read_some(DrainObject *self, Py_ssize_t limit)
     for (limit = Py_MIN(limit, fifo_len(&self->unread)); limit > 0 && (ctx = fifo_next(&self->unread)) != NULL;
          limit--) {
         uint64_t owed = 0;
-        if (ctx->drain == self) { /* or it is gone; perhaps it is in another drain's */
+        if (ctx_is_of(ctx, self)) { /* or it is gone; perhaps it is in another drain's */
             ctx->in_unread = false;
             /* Unless it was read in the meantime, or is about to be dispatched. */
             if (!self->dead && ctx->seen == SEEN_UNREAD && !mailbox_is_owed(&ctx->node) &&
                 unread_read(self, ctx, &owed) == 0 && owed > 0) {
                 eventfd_ctx_put_back(ctx, owed);
                 if (mailbox_owe(&ctx->node)) {
-                    drain_post(self, ctx);
+                    drain_post(ctx);
                 }
             }
         }
-        Py_DECREF(ctx);
+        turn_drop(ctx);
     }
     if (fifo_len(&self->unread) > 0 && !self->dead) {
         unread_read_later(self);

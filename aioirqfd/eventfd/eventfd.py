@@ -468,10 +468,9 @@ class EventFd(EventFdCtx):
         waiters.fail(partial(ClosedError, "the eventfd was closed"))
 
     def _close_fd(self) -> None:
-        fd, self._fd = self._fd, -1
-        # Once more, for its lock: another thread's write to the fd is over before the number can become another file's.
-        self._spill()
-        if self._owns:
+        # Another thread's write to the fd is over before the number can become another file's; and who closes it is one.
+        fd = self._let_go()
+        if fd >= 0 and self._owns:
             os.close(fd)
 
     def __enter__(self) -> Self:

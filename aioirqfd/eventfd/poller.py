@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, cast, final
@@ -79,11 +80,13 @@ class Poller:
             loop gets its turn again; 1..2**20.
     """
 
-    __slots__ = ("__weakref__", "_count", "_fd", "_reader", "_users", "drain", "loop")
+    __slots__ = ("__weakref__", "_count", "_counting", "_fd", "_reader", "_users", "drain", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, max_events: int = 1024) -> None:
         self._users: weakref.WeakSet[User] = weakref.WeakSet()
         self._count = 0
+        # An eventfd may be closed, or dropped, in any thread; in the middle of this, too, by the collector.
+        self._counting = threading.RLock()
         self._fd = -1  # under which the loop knows the epoll
         self._reader: weakref.ref[Callable[[], int]] | None = None
         self.loop = loop
@@ -131,7 +134,8 @@ class Poller:
 
     def acquire(self, user: User | None = None) -> None:
         """Count one more user; one that is named hears of the end of the loop."""
-        self._count += 1
+        with self._counting:
+            self._count += 1
         if user is not None:
             self._users.add(user)
 
@@ -139,8 +143,15 @@ class Poller:
         """Count one user less; the last one closes the epoll."""
         if user is not None:
             self._users.discard(user)
-        self._count -= 1
-        if self._count == 0:
+        with self._counting:
+            self._count -= 1
+            last = self._count == 0
+        if not last:
+            return
+        if self._runs_elsewhere():
+            # Whether it was the last is the loop's to say, where somebody may be about to come.
+            self.loop.call_soon_threadsafe(self._close_unused)
+        else:
             self._close()
 
     def attach(self, eventfd: EventFd) -> None:
@@ -181,13 +192,20 @@ class Poller:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
+    def _runs_elsewhere(self) -> bool:
+        return self.loop.is_running() and asyncio._get_running_loop() is not self.loop
+
+    def _close_unused(self) -> None:
+        if self._count == 0 and self.drain.fileno() >= 0:
+            self._close()
+
     def _close(self) -> None:
         self._forget()
         registered, self._reader = self._reader is not None, None
         loop = self.loop
         stop = partial(_stop_reading, loop, self.drain, self._fd, registered=registered)
-        if loop.is_running() and asyncio._get_running_loop() is not loop:
-            # The last user was dropped open, and the collector ran in another thread than the loop.
+        if self._runs_elsewhere():
+            # It was dropped by the collector, in another thread than the loop.
             loop.call_soon_threadsafe(stop)
         else:
             stop()
@@ -234,6 +252,7 @@ class Poller:
         )
 
     def _inherit(self) -> None:
+        self._counting = threading.RLock()  # a thread that had it is the parent's
         for eventfd in self._eventfds():
             eventfd._inherit()
         if self._fd not in {self.drain.fileno(), -1}:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from aioirqfd.eventfd import Poller
 
-bound: Final[set[int]] = set()
-"""The eventfd-ids that are bound, by whichever manager of this process (row I12)."""
+bound: Final[dict[int, object]] = {}
+"""The eventfd-ids that are bound, by whichever manager of this process, in whichever thread (row I12); each with who claimed it."""
 
 # What the parent has bound is bound there.
 os.register_at_fork(after_in_child=bound.clear)
@@ -38,12 +38,40 @@ def id_of(value: EventFd | int) -> int:
 
 
 def check_free(eventfd: EventFd, eventfd_id: int, poller: Poller | None) -> None:
-    """Raise unless the eventfd can be bound on this loop (row I12)."""
+    """Raise unless the eventfd could be bound on this loop just now (row I12)."""
     if eventfd_id in bound:
-        raise EventFdBusyError(f"fd {eventfd.fileno()} is bound to an irqfd already")
+        raise _busy(eventfd)
+    _check_loop(eventfd, poller)
+
+
+def claim(eventfd: EventFd, eventfd_id: int, poller: Poller | None, claimant: object) -> None:
+    """Have the eventfd for oneself, until :func:`release`; raises as :func:`check_free` does.
+
+    To look and to take is one step, for the managers of other threads claim theirs at the same time.
+    """
+    if bound.setdefault(eventfd_id, claimant) is not claimant:
+        raise _busy(eventfd)
+    try:
+        _check_loop(eventfd, poller)
+    except WrongLoopError:
+        release(eventfd_id, claimant)
+        raise
+
+
+def _busy(eventfd: EventFd) -> EventFdBusyError:
+    return EventFdBusyError(f"fd {eventfd.fileno()} is bound to an irqfd already")
+
+
+def _check_loop(eventfd: EventFd, poller: Poller | None) -> None:
     other = eventfd._poller
     if other is not None and other is not poller and eventfd._waiters and not other.gone:
         raise WrongLoopError("the eventfd is in use on another event loop")
+
+
+def release(eventfd_id: int, claimant: object) -> None:
+    """It is nobody's, if it was this claimant's."""
+    if bound.get(eventfd_id) is claimant:
+        del bound[eventfd_id]
 
 
 def reference(eventfd: EventFd) -> EventFd:

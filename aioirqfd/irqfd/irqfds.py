@@ -280,12 +280,18 @@ class Irqfds:
         gsi = integer(gsi, "a gsi", 0, MAX_GSI)
         handlers = coroutine_functions(wakeup, "a wakeup handler")
         references: list[EventFd] = []
+        claimant, eventfd_id = object(), -1
         try:
             trigger, eventfd_id = identity.eventfd_and_id(eventfd, references)
             resample = None if resamplefd is None else identity.eventfd_and_id(resamplefd, references)[0]
-            identity.check_free(trigger, eventfd_id, self.poller)
+            identity.claim(trigger, eventfd_id, self.poller, claimant)
             irqfd = Binding(
-                self, Trigger(trigger, eventfd_id), gsi=gsi, resamplefd=resample, handlers=handlers, masked=masked
+                self,
+                Trigger(trigger, eventfd_id, claimant),
+                gsi=gsi,
+                resamplefd=resample,
+                handlers=handlers,
+                masked=masked,
             )
             irqfd.face = IrqFd(irqfd)
             if resample is not None:
@@ -298,10 +304,10 @@ class Irqfds:
                 self.lines.leave(irqfd, gsi)
                 raise
         except BaseException:
+            identity.release(eventfd_id, claimant)
             identity.close_all(references)
             raise
         irqfd.trigger.references = tuple(references)
-        identity.bound.add(eventfd_id)
         irqfd.trigger.bind(irqfd)
         self.bound[eventfd_id] = irqfd
         if masked:

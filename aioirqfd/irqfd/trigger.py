@@ -51,13 +51,15 @@ class Trigger:
     Args:
         eventfd: The eventfd.
         eventfd_id: The kernel's number of it.
+        claimant: Who has claimed it.
     """
 
-    __slots__ = ("_final", "_run", "eventfd", "eventfd_id", "left", "references")
+    __slots__ = ("_claimant", "_final", "_run", "eventfd", "eventfd_id", "left", "references")
 
-    def __init__(self, eventfd: EventFd, eventfd_id: int) -> None:
+    def __init__(self, eventfd: EventFd, eventfd_id: int, claimant: object) -> None:
         self.eventfd = eventfd
         self.eventfd_id = eventfd_id
+        self._claimant = claimant
         self.left = False
         self.references: tuple[EventFd, ...] = ()
         """What was made for ints, and is closed with the irqfd."""
@@ -230,7 +232,7 @@ class Trigger:
         eventfd = self.eventfd
         self._final = self.counts
         eventfd._binding = None
-        identity.bound.discard(self.eventfd_id)
+        identity.release(self.eventfd_id, self._claimant)
         if poller is not None:
             eventfd._go_on_waiting(poller)
 

@@ -95,7 +95,7 @@ def an_eventfd_is_known_by_its_fd(patch):
 
 @mutant("I12", "C05")
 def a_bound_eventfd_is_bound_once_more(patch):
-    patch.setattr(identity, "check_free", lambda *_: None)
+    patch.setattr(identity, "claim", lambda *_: None)
 
 
 @mutant("I09")
@@ -107,7 +107,7 @@ def what_is_refused_stays_bound(patch):
             return original(self, eventfd, **rest)
         except OSError:
             if isinstance(eventfd, EventFd):
-                identity.bound.add(eventfd.id)
+                identity.bound[eventfd.id] = None
             raise
 
     patch.setattr(IrqManager, "assign", assign)

@@ -11,7 +11,7 @@ from aioirqfd.irqfd import identity
 
 @pytest.fixture(autouse=True)
 def nothing_stays_bound():
-    before = set(identity.bound)
+    before = dict(identity.bound)
     yield
     assert identity.bound == before
 

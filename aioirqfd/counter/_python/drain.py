@@ -81,22 +81,22 @@ class Drain:
 
     def add(self, ctx: EventFdCtx, /) -> None:
         """Register an eventfd; a count that is there is an event."""
-        if ctx._drain is not None or self._dead:
-            raise RuntimeError("add() takes an unregistered eventfd, and an open drain")
-        fresh = has_count(ctx._fd)
-        try:
-            self._epoll.register(ctx._fd, select.EPOLLIN | select.EPOLLET)
-        except FileExistsError:
-            if ctx._fd in self._generations:
-                raise
-            # A leftover: it was closed behind our back, which no unregister undoes (row E22), and is back under its number.
-            self._epoll.modify(ctx._fd, select.EPOLLIN | select.EPOLLET)
-        self._registrations += 1
-        self._generations[ctx._fd] = ctx._generation = self._registrations
-        ctx._fresh, ctx._event = fresh, False
-        self._tenants[ctx._fd] = ctx
-        self.attached += 1
         with lock:
+            if ctx._drain is not None or self._dead:
+                raise RuntimeError("add() takes an unregistered eventfd, and an open drain")
+            fresh = has_count(ctx._fd)
+            try:
+                self._epoll.register(ctx._fd, select.EPOLLIN | select.EPOLLET)
+            except FileExistsError:
+                if ctx._fd in self._generations:
+                    raise
+                # A leftover: it was closed behind our back, which no unregister undoes (row E22), and is back under its number.
+                self._epoll.modify(ctx._fd, select.EPOLLIN | select.EPOLLET)
+            self._registrations += 1
+            self._generations[ctx._fd] = ctx._generation = self._registrations
+            ctx._fresh, ctx._event = fresh, False
+            self._tenants[ctx._fd] = ctx
+            self.attached += 1
             if ctx._posted_to is not None and ctx._posted_to is not self:
                 # It has changed loops with a post under way there.
                 ctx._posted_to._mailbox.remove(ctx)
@@ -107,19 +107,20 @@ class Drain:
 
     def remove(self, ctx: EventFdCtx, /) -> None:
         """Take it out again; no event of it is dispatched from here on."""
-        if ctx._drain is not self:
-            raise TypeError("remove() takes an EventFdCtx of this drain")
-        ctx._drain = None
-        self.attached -= 1
-        # Its debt goes with it: what is counted stays counted, and is an event again wherever it is added next.
-        ctx._discharge()
-        ctx._event = ctx._fresh = False
-        if self._generations.get(ctx._fd) == ctx._generation:
-            del self._generations[ctx._fd]
-            self._tenants.pop(ctx._fd, None)
-            if not self._dead:
-                with contextlib.suppress(OSError, ValueError):
-                    self._epoll.unregister(ctx._fd)
+        with lock:
+            if ctx._drain is not self:
+                raise TypeError("remove() takes an EventFdCtx of this drain")
+            ctx._drain = None
+            self.attached -= 1
+            # Its debt goes with it: what is counted stays counted, and is an event again wherever it is added next.
+            ctx._discharge()
+            ctx._event = ctx._fresh = False
+            if self._generations.get(ctx._fd) == ctx._generation:
+                del self._generations[ctx._fd]
+                self._tenants.pop(ctx._fd, None)
+                if not self._dead:
+                    with contextlib.suppress(OSError, ValueError):
+                        self._epoll.unregister(ctx._fd)
 
     def _post(self, ctx: EventFdCtx) -> None:
         """Post an owed ctx; from any thread."""

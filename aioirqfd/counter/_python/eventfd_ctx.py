@@ -128,11 +128,17 @@ class EventFdCtx:
         if finish is not None:
             return finish()
         if owes_now and drain is not None:
-            if not drain.dispatching and drain._here():
+            if not drain.dispatching and drain._here() and self._drain is drain:
                 drain._dispatch(self)
             else:
-                drain._post(self)
+                self._post()
         return added
+
+    def _post(self) -> None:
+        """Post it, owed as it is, to where it is registered just now; from any thread."""
+        with lock:  # it may be about to change loops
+            if self._drain is not None:
+                self._drain._post(self)
 
     def _add(self, n: int) -> int:
         with lock:
@@ -198,8 +204,8 @@ class EventFdCtx:
                 if total + value > MASK:
                     # Two counters near the top: hand on one now and the other by a dispatch of its own.
                     value -= self._add(value)
-                    if self._owe() and self._drain is not None:
-                        self._drain._post(self)
+                    if self._owe():
+                        self._post()
                 total += value
         self._signals = (self._signals + total) & MASK
         return total if known else None
@@ -225,19 +231,20 @@ class EventFdCtx:
         if value == most and self._semaphore and self._want_count:
             # No event comes for the rest.
             self._event = True
-            if self._owe() and self._drain is not None:
-                self._drain._post(self)
+            if self._owe():
+                self._post()
         return value
 
     def _take(self) -> int:
         total = self._take_counted(by_ones=self._semaphore)
-        if self._fd < 0 or (self._semaphore and total):
-            return total
-        try:
-            value = read_now(self._fd)
-        except OSError:
-            self._add(total)
-            raise
+        with lock:  # the fd is not closed meanwhile
+            if self._fd < 0 or (self._semaphore and total):
+                return total
+            try:
+                value = read_now(self._fd)
+            except OSError:
+                self._add(total)
+                raise
         if total + value > MASK:
             value -= self._add(value)
         return total + value
@@ -254,8 +261,15 @@ class EventFdCtx:
         finally:
             self._add(rest - added)  # what does not fit in there stays here, for the next read
 
+    def _let_go(self) -> int:
+        """Forget the fd and return it, -1 if it was forgotten before. Nobody uses it any more then, in any thread."""
+        with lock:
+            fd, self._fd = self._fd, -1
+        return fd
+
     def _readable(self) -> bool:
-        return self._count > 0 or (self._fd >= 0 and has_count(self._fd))
+        with lock:
+            return self._count > 0 or (self._fd >= 0 and has_count(self._fd))
 
     def _dispatch(self) -> None:
         """Do now what the drain's next pass would; nothing from within a pass. The loop's thread."""
@@ -278,8 +292,9 @@ class EventFdCtx:
         self._listening, self._leftover = True, False
 
     def _unbind(self) -> None:
-        self._listening = self._want_count = self._event = self._fresh = self._leftover = False
-        self._discharge()
+        with lock:
+            self._listening = self._want_count = self._event = self._fresh = self._leftover = False
+            self._discharge()
         if self._top_half is not None:
             self._top_half._unhold(self)
         self._running, self._told = None, 0  # a handler that is under way is the old irqfd's, and knows it

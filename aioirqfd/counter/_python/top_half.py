@@ -41,7 +41,7 @@ def _hand(ctx: EventFdCtx, irqfd: Irqfd, method: Callable[[int], object], count:
         if ctx._irqfd is irqfd and ctx._drain is not None:
             ctx._put_back(count)
             if ctx._owe():
-                ctx._drain._post(ctx)
+                ctx._post()
 
 
 @final
@@ -198,7 +198,7 @@ class TopHalf:
                 if released < BATCH and not drain.dispatching and drain._here():
                     drain._dispatch(ctx)
                 else:
-                    drain._post(ctx)
+                    ctx._post()
             released += 1
         # The rest keeps its place, before whatever was held just now.
         newer, self._held = self._held, {}
@@ -278,8 +278,8 @@ class TopHalf:
             if irqfd is None or ctx._top_half is not self or interrupt is None:
                 # Masked, re-routed, unbound or bound elsewhere since, by a sink that was called in between: through the mailbox
                 # once more.
-                if ctx._drain is not None and ctx._owed:
-                    ctx._drain._post(ctx)
+                if ctx._owed:
+                    ctx._post()
             elif ctx._discharge() and (count := ctx._consume()) is not None:
                 ctx._wakeups += 1
                 taking.append((ctx, irqfd, count))

@@ -56,6 +56,11 @@ fast_free(void *module)
 
 static PyModuleDef_Slot fast_slots[] = {
     {Py_mod_exec, (void *)fast_exec},
+#ifdef Py_mod_gil
+    /* Where a Transfer's ring stands is under its own section. The lists that Kicks and Transfer are given are their queues', which
+       belong to one loop's thread. walk() and begin() keep nothing. */
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
     {0, NULL},
 };
 

@@ -9,6 +9,15 @@
 
 #include "_virtqueue.h"
 
+/* An object's own lock, where there is no GIL; with one it is nothing. Given up, as a GIL is, while its holder waits. */
+#ifdef Py_GIL_DISABLED
+#    define OBJECT_SECTION(op)   Py_BEGIN_CRITICAL_SECTION(op);
+#    define OBJECT_SECTION_END() Py_END_CRITICAL_SECTION();
+#else
+#    define OBJECT_SECTION(op)   {
+#    define OBJECT_SECTION_END() }
+#endif
+
 typedef struct {
     PyTypeObject *transfer_type;
     PyTypeObject *kicks_type;

@@ -10,20 +10,32 @@ typedef struct {
     PyObject *calls;     /* list: by queue, the EventFd to signal, or None: then it is not for here */
 } KicksObject;
 
+/* A new reference; NULL beyond the end. */
+static PyObject *
+item(PyObject *list, Py_ssize_t index)
+{
+#ifdef Py_GIL_DISABLED
+    PyObject *found = PyList_GetItemRef(list, index);
+    if (found == NULL) {
+        PyErr_Clear();
+    }
+    return found;
+#else
+    return index < PyList_GET_SIZE(list) ? Py_NewRef(PyList_GET_ITEM(list, index)) : NULL;
+#endif
+}
+
 /* Whether all is done. */
 static bool
 serve(fast_state *state, const KicksObject *self, Py_ssize_t queue)
 {
-    if (queue >= PyList_GET_SIZE(self->transfers) || queue >= PyList_GET_SIZE(self->calls)) {
+    PyObject *transfer = item(self->transfers, queue);
+    PyObject *call = item(self->calls, queue);
+    if (transfer == NULL || call == NULL || !Py_IS_TYPE(transfer, state->transfer_type) || call == Py_None) {
+        Py_XDECREF(transfer);
+        Py_XDECREF(call);
         return false;
     }
-    PyObject *transfer = PyList_GET_ITEM(self->transfers, queue);
-    PyObject *call = PyList_GET_ITEM(self->calls, queue);
-    if (!Py_IS_TYPE(transfer, state->transfer_type) || call == Py_None) {
-        return false;
-    }
-    Py_INCREF(transfer);
-    Py_INCREF(call);
     int served = transfer_kick(transfer);
     if ((served & TRANSFER_CALL) != 0) {
         PyObject *added = PyObject_CallMethodNoArgs(call, state->str_signal);

@@ -204,11 +204,14 @@ int
 transfer_kick(PyObject *op)
 {
     TransferObject *self = (TransferObject *)op;
-    int served = serve(self);
+    int served;
+    OBJECT_SECTION(op)
+    served = serve(self);
     self->served += (unsigned long long)(served & TRANSFER_COUNT);
     if ((served & TRANSFER_RESTED) != 0) {
         *((served & TRANSFER_CALL) != 0 ? &self->notified : &self->suppressed) += 1;
     }
+    OBJECT_SECTION_END()
     return served;
 }
 
@@ -228,24 +231,30 @@ transfer_serve(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
             return NULL;
         }
     }
+    int served;
+    OBJECT_SECTION(op)
     self->next_avail = (uint16_t)numbers[0];
     self->used_idx = (uint16_t)numbers[1];
     self->unsignalled = numbers[2];
     self->force = numbers[3] != 0;
-    return PyLong_FromLong(serve(self));
+    served = serve(self);
+    OBJECT_SECTION_END()
+    return PyLong_FromLong(served);
 }
 
 static PyObject *
 transfer_taken(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     TransferObject *self = (TransferObject *)op;
-    if (self->served == 0) {
-        Py_RETURN_NONE;
-    }
-    PyObject *taken = Py_BuildValue("KKKk", self->served, self->notified, self->suppressed, self->unsignalled);
+    PyObject *taken;
+    OBJECT_SECTION(op)
+    taken = self->served == 0
+                ? Py_NewRef(Py_None)
+                : Py_BuildValue("KKKk", self->served, self->notified, self->suppressed, self->unsignalled);
     if (taken != NULL) {
         self->served = self->notified = self->suppressed = 0;
     }
+    OBJECT_SECTION_END()
     return taken;
 }
 
