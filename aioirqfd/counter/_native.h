@@ -9,6 +9,9 @@
 #include "_fifo.h"
 #include "_turn.h"
 
+/* A function of the vectorcall kind for a table of methods; it is called as what its flags say. */
+#define NATIVE_METHOD(function) ((PyCFunction)(void (*)(void))(function))
+
 /* Its types, and the names that it looks up. */
 #define NATIVE_TYPES(X) X(counter) X(eventfd_ctx) X(top_half) X(drain) X(ready_run) X(stepped) X(flight_ring)
 #define NATIVE_NAMES(X) X(wakeup) X(defer) X(_on_ready) X(rest) X(left) X(handler_failed) X(throw) X(close)
@@ -257,6 +260,8 @@ native_exit(PyObject *context, bool entered)
 }
 
 /* calls.c */
+PyObject *native_raised(void);
+void native_raise(PyObject *error);
 int native_call(PyObject *callable, PyObject *argument);
 int native_call_method(PyObject *object, PyObject *name, PyObject *argument);
 void native_dealloc(PyObject *op);

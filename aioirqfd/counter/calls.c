@@ -5,6 +5,36 @@
    ownership before (the debt, the place in a list), and asks again what it knew. */
 #include "_native.h"
 
+/* The exception that is set, with its traceback, and set no more: a new reference. */
+PyObject *
+native_raised(void)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (error != NULL && traceback != NULL) {
+        PyException_SetTraceback(error, traceback);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return error;
+#endif
+}
+
+/* Set it again; the reference is given up. */
+void
+native_raise(PyObject *error)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    PyErr_SetRaisedException(error);
+#else
+    PyErr_Restore(Py_NewRef(Py_TYPE(error)), error, PyException_GetTraceback(error));
+#endif
+}
+
 /* PyErr_WriteUnraisable(), which calls a hook of the program's. */
 void
 native_unraisable(PyObject *about)

@@ -128,7 +128,7 @@ counter_get_semaphore(PyObject *op, void *Py_UNUSED(closure))
 }
 
 static PyMethodDef counter_methods[] = {
-    {"signal", _PyCFunction_CAST(counter_signal), METH_FASTCALL,
+    {"signal", NATIVE_METHOD(counter_signal), METH_FASTCALL,
      PyDoc_STR(
          "signal($self, n=1, /)\n--\n\nAdd n (1..2**64-2), as much as fits below 2**64-2; return what was added.")},
     {"read", counter_read, METH_NOARGS,

@@ -498,7 +498,7 @@ ctx_dispatch_now(PyObject *op, PyObject *Py_UNUSED(ignored))
 METHOD_IN_TURN(ctx_dispatch, eventfd_ctx_turn)
 
 static PyMethodDef ctx_methods[] = {
-    {"signal", _PyCFunction_CAST(eventfd_ctx_signal), METH_FASTCALL,
+    {"signal", NATIVE_METHOD(eventfd_ctx_signal), METH_FASTCALL,
      PyDoc_STR(
          "signal($self, n=1, /)\n--\n\n"
          "Add n (1..2**64-2) to the count, saturating at 2**64-2, and wake whoever listens.\n\n"
@@ -517,7 +517,7 @@ static PyMethodDef ctx_methods[] = {
     {"_readable", ctx_readable, METH_NOARGS, PyDoc_STR("Whether the count is above 0; consumes nothing.")},
     {"_dispatch", ctx_dispatch, METH_NOARGS,
      PyDoc_STR("Do now what the drain's next pass would; nothing from within a pass. The loop's thread.")},
-    {"_bind", _PyCFunction_CAST(ctx_bind), METH_FASTCALL,
+    {"_bind", NATIVE_METHOD(ctx_bind), METH_FASTCALL,
      PyDoc_STR("_bind(top_half, irqfd, want_count, handler, who): signals go there; the handler is called with who.")},
     {"_recall", ctx_recall, METH_NOARGS, PyDoc_STR("Take back the count that waits for the handler.")},
     {"_unbind", ctx_unbind, METH_NOARGS, PyDoc_STR("Undo _bind; what is still owed is the caller's business.")},

@@ -193,12 +193,7 @@ deliver(native_state *state, ReadyRunObject *self)
 static int
 fail(native_state *state, ReadyRunObject *self)
 {
-    PyObject *type, *error, *traceback;
-    PyErr_Fetch(&type, &error, &traceback);
-    PyErr_NormalizeException(&type, &error, &traceback);
-    if (traceback != NULL) {
-        PyException_SetTraceback(error, traceback);
-    }
+    PyObject *error = native_raised();
     bool entered = top_half_enter(self->top_half);
     PyObject *irqfd = self->irqfd;
     uint64_t told = self->count;
@@ -217,14 +212,10 @@ fail(native_state *state, ReadyRunObject *self)
     leave(state, self);
     top_half_exit(self->top_half, entered);
     if (is_ours > 0) {
-        OUT_OF_TURN
-        Py_XDECREF(type);
-        Py_XDECREF(error);
-        Py_XDECREF(traceback);
-        OUT_OF_TURN_END
+        turn_drop(error);
         return 0;
     }
-    PyErr_Restore(type, error, traceback);
+    native_raise(error);
     return -1;
 }
 
@@ -508,7 +499,7 @@ static PyGetSetDef ready_run_getset[] = {NATIVE_OF_AWAITED(ready_run_of_handler)
 
 static PyMethodDef ready_run_methods[] = {
     {"send", native_send, METH_O, PyDoc_STR("As of a coroutine.")},
-    {"throw", _PyCFunction_CAST(ready_run_throw), METH_FASTCALL, PyDoc_STR("As of a coroutine.")},
+    {"throw", NATIVE_METHOD(ready_run_throw), METH_FASTCALL, PyDoc_STR("As of a coroutine.")},
     {"close", ready_run_close, METH_NOARGS, PyDoc_STR("As of a coroutine.")},
     {NULL, NULL, 0, NULL},
 };

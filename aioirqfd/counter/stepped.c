@@ -221,8 +221,7 @@ stepped_clear(PyObject *op)
 
 static PyMethodDef stepped_methods[] = {
     {"send", native_send, METH_O, PyDoc_STR("send($self, value, /)\n--\n\nAs of a coroutine.")},
-    {"throw", _PyCFunction_CAST(stepped_throw), METH_FASTCALL,
-     PyDoc_STR("throw($self, *error)\n--\n\nAs of a coroutine.")},
+    {"throw", NATIVE_METHOD(stepped_throw), METH_FASTCALL, PyDoc_STR("throw($self, *error)\n--\n\nAs of a coroutine.")},
     {"close", stepped_close, METH_NOARGS, PyDoc_STR("close($self, /)\n--\n\nAs of a coroutine.")},
     {NULL, NULL, 0, NULL},
 };

@@ -62,16 +62,12 @@ top_half_batch(TopHalfObject *top_half, EventFdCtxObject *ctx)
 static void
 report(TopHalfObject *top_half)
 {
-    PyObject *type, *error, *traceback;
     OUT_OF_TURN
-    PyErr_Fetch(&type, &error, &traceback);
-    PyErr_NormalizeException(&type, &error, &traceback);
+    PyObject *error = native_raised();
     if (error != NULL) {
         (void)native_call(top_half->on_error, error);
     }
-    Py_XDECREF(type);
     Py_XDECREF(error);
-    Py_XDECREF(traceback);
     OUT_OF_TURN_END
 }
 
@@ -515,7 +511,7 @@ top_half_within(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 }
 
 static PyMethodDef top_half_methods[] = {
-    {"within", _PyCFunction_CAST(top_half_within), METH_FASTCALL,
+    {"within", NATIVE_METHOD(top_half_within), METH_FASTCALL,
      PyDoc_STR("within($self, drain, call, /, *args)\n--\n\n"
                "Call it in the manager's context, with the drain dispatching. The loop's thread.")},
     {"run_ready", top_half_run_ready, METH_O,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self, SupportsIndex, final
 from aioirqfd.counter import MAX, EventFdCtx, fdinfo
 from aioirqfd.errors import ClosedError, EventFdInvalidError, WouldBlock, WrongLoopError
 from aioirqfd.eventfd import handing_over
+from aioirqfd.eventfd.loops import loop_here
 from aioirqfd.eventfd.poller import Poller
 from aioirqfd.eventfd.teardown import tear_down
 from aioirqfd.eventfd.waiters import Waiters
@@ -296,7 +297,7 @@ class EventFd(EventFdCtx):
         now, waiters = monotonic(), self._line()
         if not waiters.turn_ends:
             waiters.turn_ends = now + _SLICE
-        return now >= waiters.turn_ends and asyncio._get_running_loop() is not None  # and not another library's
+        return now >= waiters.turn_ends and loop_here() is not None  # and not another library's
 
     async def _give_way(self) -> None:
         await asyncio.sleep(0)

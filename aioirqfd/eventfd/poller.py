@@ -21,17 +21,17 @@ import os
 import threading
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, cast, final
+from typing import TYPE_CHECKING, Protocol, cast, final
 
 from aioirqfd.counter import Drain
 from aioirqfd.errors import WrongLoopError
-from aioirqfd.eventfd.loops import add_reader, remove_reader, running_loop
+from aioirqfd.eventfd.loops import add_reader, current_task, loop_here, remove_reader, running_loop
 from aioirqfd.eventfd.teardown import tear_down
 from aioirqfd.integers import integer
 from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from aioirqfd.eventfd.eventfd import EventFd
 
@@ -42,11 +42,6 @@ class User(Protocol):
     def loop_closed(self) -> None:
         """The loop is closed: nothing that was begun on it will end."""
 
-
-# Asked at each signal on the loop's thread. Up to 3.13 asyncio keeps the tasks that run in a dict, which costs a third of the call.
-_CURRENT_TASK: Final[Mapping[object, object] | Callable[..., object]] = getattr(
-    asyncio.tasks, "_current_tasks", asyncio.current_task
-)
 
 # Both sides weak: a poller refers to its loop, so a strong one would keep every loop there ever was.
 _pollers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[Poller]] = weakref.WeakKeyDictionary()
@@ -91,7 +86,7 @@ class Poller:
         self._reader: weakref.ref[Callable[[], int]] | None = None
         self.loop = loop
         bound = integer(max_events, "max_events", 1, 2**20)
-        self.drain = Drain(bound, loop, asyncio._get_running_loop, _CURRENT_TASK)
+        self.drain = Drain(bound, loop, loop_here, current_task)
         try:
             self._have_read()
         except BaseException:
@@ -184,7 +179,7 @@ class Poller:
 
         :meta private:
         """
-        if asyncio._get_running_loop() is not self.loop:
+        if loop_here() is not self.loop:
             running_loop()
             raise WrongLoopError(
                 "this object belongs to another event loop than the one that is running in this thread"
@@ -193,7 +188,7 @@ class Poller:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _runs_elsewhere(self) -> bool:
-        return self.loop.is_running() and asyncio._get_running_loop() is not self.loop
+        return self.loop.is_running() and loop_here() is not self.loop
 
     def _close_unused(self) -> None:
         if self._count == 0 and self.drain.fileno() >= 0:

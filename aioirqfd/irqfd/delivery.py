@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol, final
 
 from aioirqfd.counter import Stepped
 from aioirqfd.errors import InjectionError
+from aioirqfd.eventfd.loops import loop_here
 from aioirqfd.irqfd.coroutine import plain_function
 from aioirqfd.irqfd.guard import guarded, report
 from aioirqfd.irqfd.retry import Retry
@@ -123,7 +124,7 @@ class Delivery:
         try_inject, poller = self.tiers.try_inject, self._poller
         if try_inject is None or poller is None:
             return False
-        if asyncio._get_running_loop() is not poller.loop:
+        if loop_here() is not poller.loop:
             # A context is in use by one thread at a time.
             return bool(self.context.copy().run(try_inject, interrupt))
         return bool(self._top_half.within(poller.drain, try_inject, interrupt))
@@ -217,7 +218,7 @@ class Delivery:
     def call_soon(self, call: Callable[[], object]) -> bool:
         """Call it after the pass that is under way; False: none is, or not in this thread."""
         poller = self._poller
-        if poller is None or not poller.drain.dispatching or asyncio._get_running_loop() is not poller.loop:
+        if poller is None or not poller.drain.dispatching or loop_here() is not poller.loop:
             return False
         poller.loop.call_soon(call)
         return True

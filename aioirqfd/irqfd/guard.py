@@ -6,6 +6,7 @@ import asyncio
 from asyncio.log import logger
 from typing import TYPE_CHECKING, TypeVar, final
 
+from aioirqfd.eventfd.loops import loop_here
 from aioirqfd.irqfd.coroutine import plain_function
 from aioirqfd.tracer import NULL_TRACER
 
@@ -19,7 +20,7 @@ _T = TypeVar("_T")
 
 def report(message: str, error: BaseException) -> None:
     """Tell the running loop's exception handler; where none is running, asyncio's log."""
-    loop = asyncio._get_running_loop()
+    loop = loop_here()
     if loop is None:
         logger.error(message, exc_info=error)
     else:

@@ -20,6 +20,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Protocol, final
 
+from aioirqfd.eventfd.loops import loop_here
 from aioirqfd.irqfd.guard import is_failure
 from aioirqfd.irqfd.interrupt import Action, Interrupt
 from aioirqfd.irqfd.line_level import LOW, LineLevel
@@ -306,7 +307,7 @@ class Resampler:
             self._tell_once()
 
     def _schedule(self) -> None:
-        if asyncio._get_running_loop() is self._loop:
+        if loop_here() is self._loop:
             self._backpressure.schedule(self.work)
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._backpressure.schedule, self.work)

@@ -17,9 +17,9 @@ Tempting, and wrong:
 # (an underscore on an EventFd says "for this package"; this is where the package does)
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, NamedTuple, final
 
+from aioirqfd.eventfd.loops import loop_here
 from aioirqfd.irqfd import identity
 
 if TYPE_CHECKING:
@@ -137,14 +137,14 @@ class Trigger:
         poller = self.poller
         if poller is None:
             return False
-        if asyncio._get_running_loop() is poller.loop:
+        if loop_here() is poller.loop:
             poller.drain.collect()
         return self.eventfd._owed
 
     def look_unread(self) -> bool:
         """Whether there may be counts that were injected and left unread, and nothing else. Nothing off the loop."""
         poller = self.poller
-        if poller is None or asyncio._get_running_loop() is not poller.loop:
+        if poller is None or loop_here() is not poller.loop:
             return False
         # What was there when it was bound is left to be read, until somebody signals again (row P03). So is a semaphore's rest,
         # always.

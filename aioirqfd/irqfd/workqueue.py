@@ -27,7 +27,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol, Self, final
 
 from aioirqfd.errors import ClosedError, QueueFullError
-from aioirqfd.eventfd.loops import running_loop
+from aioirqfd.eventfd.loops import loop_here, running_loop
 from aioirqfd.integers import integer
 from aioirqfd.irqfd.coroutine import coroutine_function
 from aioirqfd.irqfd.guard import report
@@ -430,7 +430,7 @@ class WorkQueue:
         if self._scope is None or self._host is None:
             return
         loop = self._host.get_loop()
-        if asyncio._get_running_loop() is loop:
+        if loop_here() is loop:
             self._scope.cancel()
         elif not loop.is_closed():
             loop.call_soon_threadsafe(self._scope.cancel)

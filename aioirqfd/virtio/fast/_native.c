@@ -2,7 +2,7 @@
 #include "_native.h"
 
 static PyMethodDef fast_methods[] = {
-    {"walk", _PyCFunction_CAST(fast_walk), METH_FASTCALL,
+    {"walk", FAST_METHOD(fast_walk), METH_FASTCALL,
      PyDoc_STR(
          "walk(table, head, readable, writable, start, max_table, /)\n--\n\n"
          "Follow the descriptors of a virtqueue's request: (to read, to write, bytes to write), or None if it is not all\n"

@@ -18,6 +18,9 @@
 #    define OBJECT_SECTION_END() }
 #endif
 
+/* A function of the vectorcall kind for a table of methods; it is called as what its flags say. */
+#define FAST_METHOD(function) ((PyCFunction)(void (*)(void))(function))
+
 typedef struct {
     PyTypeObject *transfer_type;
     PyTypeObject *kicks_type;

@@ -379,7 +379,7 @@ transfer_dealloc(PyObject *op)
 }
 
 static PyMethodDef transfer_methods[] = {
-    {"serve", _PyCFunction_CAST(transfer_serve), METH_FASTCALL,
+    {"serve", FAST_METHOD(transfer_serve), METH_FASTCALL,
      PyDoc_STR(
          "serve($self, next_avail, used_idx, unsignalled, force, /)\n--\n\n"
          "Serve what can be; return how many (& 255), and 256: the ring was empty then, and 512: call, 1024: it is not\n"
