@@ -6,6 +6,9 @@ VENV ?= .venv
 ARGS ?=
 TARGET ?= vfio_user
 TIME ?= 60
+# What is installed: for an interpreter that has not everything, EXTRAS=uvloop TEST_GROUP=test-core, say.
+EXTRAS ?= all
+TEST_GROUP ?= test
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -63,12 +66,12 @@ $(VENV)/.stamp-install: $(VENV)/.stamp-venv pyproject.toml setup.py $(C_SOURCES)
 	@echo '== $(VENV): installing aioirqfd'
 	@suffix="$$($(PY) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')"; rm -f $(C_FOLDERS:%=%/_native"$$suffix")
 	@rm -rf build/temp.* build/lib.*
-	@PYTHONWARNINGS='ignore:Editable installation' $(PIP) install --editable '.[all]'
+	@PYTHONWARNINGS='ignore:Editable installation' $(PIP) install --editable '.[$(EXTRAS)]'
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-install
 	@echo '== $(VENV): installing the test dependencies'
-	@$(PIP) install --group test
+	@$(PIP) install --group $(TEST_GROUP)
 	@touch $@
 
 $(VENV)/.stamp-lint: $(VENV)/.stamp-install
