@@ -116,6 +116,20 @@ turn_drop(void *op)
     OUT_OF_TURN_END
 }
 
+/* The same, where it is known whether somebody else has a reference too, who cannot drop it before the turn is given up. */
+#ifdef Py_GIL_DISABLED
+#    define TURN_DROP_BESIDE(op, condition)                                                                            \
+        do {                                                                                                           \
+            if (condition) {                                                                                           \
+                Py_DECREF(op);                                                                                         \
+            } else {                                                                                                   \
+                turn_drop(op);                                                                                         \
+            }                                                                                                          \
+        } while (0)
+#else
+#    define TURN_DROP_BESIDE(op, condition) Py_DECREF(op)
+#endif
+
 /* A method, or the getter of an attribute, that is one step for all who have the loop's turn. */
 #define METHOD_IN_TURN(name, turn_of)                                                                                  \
     static PyObject *name(PyObject *op, PyObject *arg)                                                                 \

@@ -22,7 +22,7 @@ drain_forget(EventFdCtxObject *ctx)
     slot->generation++;
     slot->next_free = drain->free_head;
     drain->free_head = ctx->index;
-    drain->attached--;
+    SAY(drain->attached, drain->attached - 1);
     /* An fd that was closed behind our back may be another eventfd's by now, which must not be unregistered instead. */
     if (ctx->fd >= 0 && (size_t)ctx->fd < drain->by_fd_cap && drain->by_fd[ctx->fd] == ctx->index) {
         drain->by_fd[ctx->fd] = NO_SLOT;
@@ -111,7 +111,7 @@ settle_in_place(DrainObject *self, EventFdCtxObject *ctx, int fd)
     self->free_head = slot->next_free;
     slot->ctx = ctx;
     self->by_fd[fd] = index;
-    self->attached++;
+    SAY(self->attached, self->attached + 1);
     ctx->index = index;
     ctx->generation = slot->generation;
     ctx->fresh = fresh;

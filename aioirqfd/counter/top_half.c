@@ -189,11 +189,9 @@ inject_one(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx, 
         defer(state, top_half, ctx, irqfd, count);
     }
 done:
-    OUT_OF_TURN
-    Py_DECREF(interrupt);
-    Py_DECREF(irqfd);
-    OUT_OF_TURN_END
-    Py_DECREF(top_half);
+    TURN_DROP_BESIDE(interrupt, ctx_is_at(ctx, top_half) && top_half_interrupt(ctx) == interrupt);
+    TURN_DROP_BESIDE(irqfd, ctx_is_at(ctx, top_half) && ctx->irqfd == irqfd);
+    Py_DECREF(top_half); /* the caller has one */
 }
 
 /* A single ready irqfd of a plain kind, to which a list would be a detour; false: it is another kind. */
@@ -338,10 +336,10 @@ top_half_one(native_state *state, EventFdCtxObject *ctx)
     SAY(drain->dispatching, false);
     if (top_half != NULL) {
         top_half_exit(top_half, entered);
-        turn_drop(top_half);
+        TURN_DROP_BESIDE(top_half, ctx_is_of(ctx, drain) && ctx->top_half == top_half);
     }
     drain_nudge(drain);
-    turn_drop(drain);
+    TURN_DROP_BESIDE(drain, ctx_is_of(ctx, drain));
 }
 
 #ifdef Py_GIL_DISABLED

@@ -5,6 +5,16 @@
 
 #    include <stdatomic.h>
 
+/* ThreadSanitizer does not see into an interpreter that was built without it, nor its mutex. */
+#    ifdef __SANITIZE_THREAD__
+#        include <sanitizer/tsan_interface.h>
+#        define TAKEN(turn)    __tsan_acquire(turn)
+#        define GIVEN_UP(turn) __tsan_release(turn)
+#    else
+#        define TAKEN(turn)    ((void)0)
+#        define GIVEN_UP(turn) ((void)0)
+#    endif
+
 struct turn {
     atomic_int references;
     PyMutex mutex;
@@ -53,11 +63,13 @@ turn_switch(turn_t *turn)
     if (before != turn) {
         if (before != NULL) {
             turn_of_thread = NULL;
+            GIVEN_UP(before);
             PyMutex_Unlock(&before->mutex);
         }
         if (turn != NULL) {
             /* Detached from the interpreter, if it has to wait. */
             PyMutex_Lock(&turn->mutex);
+            TAKEN(turn);
             turn_of_thread = turn;
         }
     }

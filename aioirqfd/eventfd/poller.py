@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast, final
@@ -75,13 +74,13 @@ class Poller:
             loop gets its turn again; 1..2**20.
     """
 
-    __slots__ = ("__weakref__", "_count", "_counting", "_fd", "_reader", "_users", "drain", "loop")
+    __slots__ = ("__weakref__", "_count", "_fd", "_reader", "_users", "drain", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, max_events: int = 1024) -> None:
         self._users: weakref.WeakSet[User] = weakref.WeakSet()
-        self._count = 0
-        # An eventfd may be closed, or dropped, in any thread; in the middle of this, too, by the collector.
-        self._counting = threading.RLock()
+        self._count = (
+            0  # of users; the eventfds, which may be closed or dropped in any thread, are counted by the drain
+        )
         self._fd = -1  # under which the loop knows the epoll
         self._reader: weakref.ref[Callable[[], int]] | None = None
         self.loop = loop
@@ -129,8 +128,7 @@ class Poller:
 
     def acquire(self, user: User | None = None) -> None:
         """Count one more user; one that is named hears of the end of the loop."""
-        with self._counting:
-            self._count += 1
+        self._count += 1
         if user is not None:
             self._users.add(user)
 
@@ -138,16 +136,8 @@ class Poller:
         """Count one user less; the last one closes the epoll."""
         if user is not None:
             self._users.discard(user)
-        with self._counting:
-            self._count -= 1
-            last = self._count == 0
-        if not last:
-            return
-        if self._runs_elsewhere():
-            # Whether it was the last is the loop's to say, where somebody may be about to come.
-            self.loop.call_soon_threadsafe(self._close_unused)
-        else:
-            self._close()
+        self._count -= 1
+        self._look_for_users()
 
     def attach(self, eventfd: EventFd) -> None:
         """Hear of the eventfd's signals from now on. What it holds already counts as one.
@@ -155,7 +145,6 @@ class Poller:
         :meta private:
         """
         self.drain.add(eventfd)
-        self.acquire()
 
     def detach(self, eventfd: EventFd) -> None:
         """Hear nothing of it any more.
@@ -163,7 +152,7 @@ class Poller:
         :meta private:
         """
         self.drain.remove(eventfd)
-        self.release()
+        self._look_for_users()
 
     def nudge(self) -> None:
         """Something was made ready on the loop's thread, perhaps by a signal handler while the loop sleeps: have it look.
@@ -190,8 +179,14 @@ class Poller:
     def _runs_elsewhere(self) -> bool:
         return self.loop.is_running() and loop_here() is not self.loop
 
-    def _close_unused(self) -> None:
-        if self._count == 0 and self.drain.fileno() >= 0:
+    def _look_for_users(self) -> None:
+        """Close it if there are none any more."""
+        if self._count or self.drain.attached or self.drain.fileno() < 0:
+            return
+        if self._runs_elsewhere():
+            # To say so is the loop's, where somebody may be about to come.
+            self.loop.call_soon_threadsafe(self._look_for_users)
+        else:
             self._close()
 
     def _close(self) -> None:
@@ -247,7 +242,6 @@ class Poller:
         )
 
     def _inherit(self) -> None:
-        self._counting = threading.RLock()  # a thread that had it is the parent's
         for eventfd in self._eventfds():
             eventfd._inherit()
         if self._fd not in {self.drain.fileno(), -1}:

@@ -51,11 +51,12 @@ def claim(eventfd: EventFd, eventfd_id: int, poller: Poller | None, claimant: ob
     """
     if bound.setdefault(eventfd_id, claimant) is not claimant:
         raise _busy(eventfd)
-    try:
-        _check_loop(eventfd, poller)
-    except WrongLoopError:
-        release(eventfd_id, claimant)
-        raise
+    if eventfd._poller is not None:
+        try:
+            _check_loop(eventfd, poller)
+        except WrongLoopError:
+            release(eventfd_id, claimant)
+            raise
 
 
 def _busy(eventfd: EventFd) -> EventFdBusyError:

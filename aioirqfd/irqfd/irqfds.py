@@ -280,14 +280,14 @@ class Irqfds:
         gsi = integer(gsi, "a gsi", 0, MAX_GSI)
         handlers = coroutine_functions(wakeup, "a wakeup handler")
         references: list[EventFd] = []
-        claimant, eventfd_id = object(), -1
+        eventfd_id = -1
         try:
             trigger, eventfd_id = identity.eventfd_and_id(eventfd, references)
             resample = None if resamplefd is None else identity.eventfd_and_id(resamplefd, references)[0]
-            identity.claim(trigger, eventfd_id, self.poller, claimant)
+            identity.claim(trigger, eventfd_id, self.poller, references)
             irqfd = Binding(
                 self,
-                Trigger(trigger, eventfd_id, claimant),
+                Trigger(trigger, eventfd_id, references),
                 gsi=gsi,
                 resamplefd=resample,
                 handlers=handlers,
@@ -304,7 +304,7 @@ class Irqfds:
                 self.lines.leave(irqfd, gsi)
                 raise
         except BaseException:
-            identity.release(eventfd_id, claimant)
+            identity.release(eventfd_id, references)
             identity.close_all(references)
             raise
         irqfd.trigger.references = tuple(references)
