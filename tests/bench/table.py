@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tests.bench.measure import Row
 from tests.bench.scale import FEW, MANY
+from tests.bench.threads import GIL
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -37,6 +38,13 @@ ROWS: list[Row] = [
         "burst/{loop} aioirqfd",
         "burst/{loop} call_soon_threadsafe",
         (0.05, 0.25),
+    ),
+    # With a GIL they take turns, and twice as long.
+    *_both(
+        "two loops in two threads / one",
+        "loops/2/{loop}",
+        "loops/1/{loop}",
+        (None, None) if GIL else (0.65, 0.65),
     ),
     *_both(f"event beside {MANY} idle irqfds / none", f"idle/{MANY}/{{loop}}", "idle/0/{loop}", (1.1, 1.1)),
     *_both(f"assign at {MANY} / at {FEW}", f"assign/{MANY}/{{loop}}", f"assign/{FEW}/{{loop}}", (1.5, 1.5)),

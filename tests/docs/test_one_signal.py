@@ -22,7 +22,9 @@ def test_a_step_is_where_the_page_says(file, name):
     source = (ROOT / "aioirqfd" / file).read_text("utf-8")
     if file.endswith(".c"):
         assert re.search(rf"^{name}\(", source, re.MULTILINE), name
-        assert (ROOT / "aioirqfd" / "counter" / "_python").joinpath(Path(file).stem + ".py").exists() or "lane" in file
+        assert (ROOT / "aioirqfd" / "counter" / "_python").joinpath(Path(file).stem + ".py").exists() or Path(
+            file
+        ).stem in {"lane", "mail"}
         return
     owner: ast.AST = ast.parse(source)
     for part in name.split("."):
