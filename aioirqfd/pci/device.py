@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from aioirqfd.errors import ClosedError
@@ -10,6 +11,7 @@ from aioirqfd.pci.register import Register, RegisterFile
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from aioirqfd.eventfd import EventFd
     from aioirqfd.ioeventfd import IoEventFd
@@ -108,6 +110,26 @@ class PciDevice:
         The registers have their reset values already, what was pending of the interrupts is gone, the pin is down.
         """
         return None
+
+    async def read_config(self, offset: int, size: int) -> bytes:
+        """The guest reads the configuration space. Override it for a capability that is more than memory.
+
+        Args:
+            offset: Bytes from its beginning; the access does not go beyond its end.
+            size: Bytes.
+
+        Returns:
+            ``size`` bytes: here what is in ``function.config``.
+        """
+        return self._served().config.read(offset, size)
+
+    async def write_config(self, offset: int, data: bytes) -> None:
+        """The guest writes the configuration space. As :meth:`read_config`."""
+        self._served().config.write(offset, data)
+
+    def lifespan(self) -> AbstractAsyncContextManager[object]:
+        """What is to be open while the device is served, such as managers of its own; entered before the first access. Nothing here."""
+        return contextlib.nullcontext()
 
     async def background(self) -> None:
         """What the device does beside accesses. Does nothing here.

@@ -29,6 +29,19 @@ MAX_TRANSFER: Final = 1 << 30
 _LIMIT: Final = 2**64
 
 
+class DmaWatcher(Protocol):
+    """Who keeps views of the guest's memory for longer than a ``with``, and so must know when it changes."""
+
+    def mapped(self) -> None:
+        """There is a mapping more."""
+
+    async def unmapped(self, memory: memoryview) -> None:
+        """A mapping has gone from the table; its VMM waits until this has let go of the memory."""
+
+    async def gone(self) -> None:
+        """All mappings have, with the VMM."""
+
+
 class Remote(Protocol):
     """Memory of a VMM that gave no file descriptor for it."""
 
@@ -68,6 +81,9 @@ class Dma:
     Args:
         max_maps: How many mappings there may be at one time.
 
+    Attributes:
+        watchers: Told of each change.
+
     Threads:
         :meth:`view`, :meth:`views` and :meth:`fence` from any; the rest the loop's.
     """
@@ -75,6 +91,7 @@ class Dma:
     def __init__(self, *, max_maps: int = MAX_MAPS) -> None:
         self.remote: Remote | None = None
         self.interception: Interception | None = None
+        self.watchers: list[DmaWatcher] = []
         self.limit: Final = max_maps
         self._lock = threading.Lock()
         self._fence = threading.Lock()
@@ -217,6 +234,15 @@ class Dma:
             self._fence.acquire()
             self._fence.release()
 
+    def mappings(self) -> list[tuple[int, memoryview]]:
+        """Address and memory of each mapping that came with a file descriptor, and may be read and written; in order.
+
+        Whoever keeps one of them is a :class:`DmaWatcher`.
+        """
+        return [
+            (one.address, one.view) for one in self._table[1] if one.view is not None and one.readable and one.writable
+        ]
+
     def _pieces(self, address: int, size: int, *, write: bool) -> Sequence[tuple[_Mapping, int, int]]:
         """The parts of a range, all of them checked before the first is used."""
         starts, table = self._table
@@ -312,6 +338,8 @@ class Dma:
                 raise DmaMapError(errno.EINVAL, f"{size} bytes at {address:#x}: {error}") from error
         mapping = _Mapping(address, size, view, readable=readable, writable=writable)
         self._table = ([*starts[:index], address, *starts[index:]], [*table[:index], mapping, *table[index:]])
+        for watcher in self.watchers:
+            watcher.mapped()
 
     async def unmap(self, address: int, size: int) -> None:
         """Take a mapping away, once nobody uses it.
@@ -328,12 +356,18 @@ class Dma:
             raise DmaMapError(errno.ENOENT, f"no mapping of {size} bytes at {address:#x}")
         one = table[index]
         self._table = (starts[:index] + starts[index + 1 :], table[:index] + table[index + 1 :])
+        if one.view is not None:
+            for watcher in self.watchers:
+                await watcher.unmapped(one.view)
         await self._unused(one)
 
     async def unmap_all(self) -> None:
         """Take all mappings away, once nobody uses them. Cancellation as for :meth:`unmap`."""
         table = self._table[1]
         self._table = ([], [])
+        if table:
+            for watcher in self.watchers:
+                await watcher.gone()
         for one in table:
             await self._unused(one)
 

@@ -16,6 +16,7 @@ from aioirqfd.pci.device import PciDevice
 from aioirqfd.pci.dma import MAX_MAPS, Dma
 from aioirqfd.pci.errors import RegionError
 from aioirqfd.pci.interrupts import Interrupts
+from aioirqfd.serving.reports import Reports
 from aioirqfd.tracer import NULL_TRACER
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ class PciFunction(Generic[_Device]):
         interrupts: Its interrupts.
         dma: The guest's memory.
         shared: The memory behind BARs with shared parts.
+        tracer: Hears what happens.
+        reports: Tells what goes wrong; made on entering, unless a transport has given it one.
 
     Raises:
         ValueError: What the device says of itself cannot be.
@@ -103,7 +106,8 @@ class PciFunction(Generic[_Device]):
         failed: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.device: Final = device
-        self._tracer = tracer
+        self.tracer: Final = tracer
+        self.reports: Reports | None = None
         self._failed = failed
         self._once: set[object] = set()
         self.bars, capabilities = _with_msix(device)
@@ -149,6 +153,8 @@ class PciFunction(Generic[_Device]):
 
     async def __aenter__(self) -> Self:
         device = self.device
+        if self.reports is None:
+            self.reports = Reports(self.tracer, asyncio.get_running_loop())
         if device.function is not None:
             raise ValueError(f"{device!r} is served already, by {device.function!r}")
         async with contextlib.AsyncExitStack() as stack:
@@ -161,6 +167,7 @@ class PciFunction(Generic[_Device]):
             device.function = self
             self.look_again()
             stack.callback(self._let_go)
+            await stack.enter_async_context(device.lifespan())
             if type(device).background is not PciDevice.background:
                 task = asyncio.create_task(device.background(), name=f"aioirqfd {type(device).__qualname__}.background")
                 task.add_done_callback(self._background_ended)
@@ -212,7 +219,7 @@ class PciFunction(Generic[_Device]):
 
     async def _read(self, region: int, offset: int, size: int) -> bytes:
         if region == CONFIG_REGION:
-            return self._read_config(offset, size)
+            return _exactly(await self._read_config(offset, size), size)
         if region == ROM_REGION:
             return self._rom[offset : offset + size]
         special = self._special[region]
@@ -320,13 +327,13 @@ class PciFunction(Generic[_Device]):
 
     # -- the configuration space, and reset --------------------------------------------------------------------------
 
-    def _read_config(self, offset: int, size: int) -> bytes:
+    async def _read_config(self, offset: int, size: int) -> bytes:
         status = self.config.word(STATUS) & ~INTX_STATUS
         self.config.put(STATUS, status | (INTX_STATUS if self.interrupts.pin else 0))
-        return self.config.read(offset, size)
+        return await self.device.read_config(offset, size)
 
     async def _write_config(self, offset: int, data: bytes) -> None:
-        self.config.write(offset, data)
+        await self.device.write_config(offset, data)
         at = self._flr + 1 - offset  # the register's upper byte: its top bit asks for a reset
         if self._flr >= 0 and 0 <= at < len(data) and data[at] & 0x80:
             await self.reset()
@@ -342,7 +349,7 @@ class PciFunction(Generic[_Device]):
         Raises:
             Exception: What the device's ``reset()`` raises.
         """
-        self._tracer.emit("function_reset", device=type(self.device).__qualname__)
+        self.tracer.emit("function_reset", device=type(self.device).__qualname__)
         device = self.device
         device.registers.reset(device)
         self.config.reset()
@@ -359,7 +366,7 @@ class PciFunction(Generic[_Device]):
         key = (event, *fields.values())
         if key not in self._once and len(self._once) < _MAX_ONCE:
             self._once.add(key)
-            self._tracer.emit(event, device=device, **fields)
+            self.tracer.emit(event, device=device, **fields)
 
 
 _TABLE: Final = "table"

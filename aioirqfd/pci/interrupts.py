@@ -141,6 +141,14 @@ class Interrupts:
             trigger = self._trigger(one)
         trigger.signal()
 
+    def trigger(self, vector: int) -> EventFd:
+        """The eventfd that :meth:`signal` signals, for whoever can do that faster. It stays this object's.
+
+        Raises:
+            ClosedError: The device is not served, or no more.
+        """
+        return self._trigger(self._vectors[vector])
+
     @property
     def pin(self) -> bool:
         """Whether the device wants the interrupt pin up; set it. Any thread.

@@ -111,7 +111,7 @@ class Server:
         return f"<Server {self._path if self._sock is None else self._sock!r}>"
 
     async def __aenter__(self) -> Self:
-        self._reports = reports = Reports(self._tracer, asyncio.get_running_loop())
+        self._reports = self.function.reports = reports = Reports(self._tracer, asyncio.get_running_loop())
         async with contextlib.AsyncExitStack() as stack:
             peers = self._peers(stack, reports)
             await stack.enter_async_context(self.function)
