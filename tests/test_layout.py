@@ -43,6 +43,7 @@ FLOORS = (
     "pci",
     "virtio",
     "vfio_user",
+    "virtio_pci",
     "vhost_user",
     "faults",
     "testing",

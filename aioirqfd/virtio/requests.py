@@ -50,6 +50,7 @@ class Requests:
         enabled: Whether requests are taken from it.
         stopping: Whether :meth:`end` is under way.
         unanswered: Whether a request was left without an answer.
+        receives: Whether its requests wait for what may never come (:attr:`Device.receive_queues`).
 
     Threads: the loop's.
     """
@@ -83,7 +84,7 @@ class Requests:
         self._running: dict[asyncio.Task[int | None], Chain] = {}
         self._cancelled: set[asyncio.Task[int | None]] = set()
         self._done: list[tuple[Chain, int]] = []
-        self._receives = index in device.receive_queues
+        self.receives: Final = index in device.receive_queues
         self._order = InOrder()
         self._idle: asyncio.Future[None] | None = None
         self._starts = self._failed = 0
@@ -110,12 +111,12 @@ class Requests:
     @property
     def file(self) -> BlockFile | None:
         """What the ring is to read and write by itself."""
-        return None if self._receives else self._device.file
+        return None if self.receives else self._device.file
 
     def take_file(self) -> None:
         """The device's file may be another one."""
         self.take_back()
-        if self.queue is not None and not self._receives:
+        if self.queue is not None and not self.receives:
             self.queue.set_file(self._device.file)
 
     def look_again(self) -> None:
@@ -151,7 +152,7 @@ class Requests:
         try:
             queue = self.queue
             # Of a ring that is broken or abandoned, too: once this is answered, the guest's memory is the guest's again.
-            await self._settle(cancel=self._receives)
+            await self._settle(cancel=self.receives)
             if queue is None or queue is not self.queue:
                 return None
             # They are the last ones taken, because a receive queue's answers go back in order.
@@ -246,7 +247,7 @@ class Requests:
         handle = device.handle if between is None else between.handle
         run = self._eager.run
         running = self._running
-        receives = self._receives
+        receives = self.receives
         file = device.file if between is None else None
         index = self.index
         left = TURN
@@ -344,7 +345,7 @@ class Requests:
                 self._broken(error)
 
     def _push(self, queue: VirtQueue, answers: list[tuple[Chain, int]]) -> None:
-        if self._receives:
+        if self.receives:
             answers = self._order.ready(answers)
             if not answers:
                 return
@@ -360,7 +361,7 @@ class Requests:
         """A request is never answered, and holds up nothing."""
         queue.forget(chain)
         self.unanswered = True
-        if self._receives:
+        if self.receives:
             self._order.forget(chain)
             self._push(queue, [])
 
