@@ -13,7 +13,7 @@ from aioirqfd.pci.bar import Bar
 from aioirqfd.pci.capability import MsiX, PciExpress, PowerManagement
 from aioirqfd.pci.device import PciDevice
 from aioirqfd.pci.register import Register
-from aioirqfd.virtio.device import check
+from aioirqfd.virtio.device import MAX_CONFIG, check
 from aioirqfd.virtio.eager import Eager
 from aioirqfd.virtio.features import RING_FEATURES, VirtioFeature
 from aioirqfd.virtio.kicks import KickSink
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from aioirqfd.eventfd import EventFd
-    from aioirqfd.pci.capability import Capability
     from aioirqfd.serving.reports import Reports
     from aioirqfd.virtio.device import Device
     from aioirqfd.virtio.statistics import VringStatistics
@@ -124,17 +123,16 @@ class VirtioPci(PciDevice):
         self.class_code = _CLASSES.get(device.device_id, _OTHER) if class_code is None else class_code
         count = device.num_queues
         self.vectors = count + 1
-        capabilities: list[Capability] = [
+        self.capabilities = [
             PowerManagement(),
             PciExpress(),
             VirtioStructure(Structure.COMMON, 0, _COMMON_SIZE),
             VirtioStructure(Structure.ISR, ISR, 1),
             VirtioStructure(Structure.NOTIFY, NOTIFY, _NOTIFY_STEP * count, _NOTIFY_STEP),
+            # As much as there can be, and always: drivers of some types refuse a device without it. What is beyond reads as 0.
+            VirtioStructure(Structure.DEVICE, CONFIG, MAX_CONFIG),
             ConfigAccess(),
         ]
-        if device.config:
-            capabilities.insert(-1, VirtioStructure(Structure.DEVICE, CONFIG, len(device.config)))
-        self.capabilities = capabilities
         self._most = queue_size
         self._offered = int(RING_FEATURES | VirtioFeature.RING_RESET) | device.features
         self._queues: list[PciQueue] = []

@@ -40,14 +40,14 @@ async def test_the_structures_and_where_they_are(serve):
         (16, 1, 0, 0, 0x3C),
         (16, 3, 0, ISR, 1),
         (20, 2, 0, NOTIFY, 12),
-        (16, 4, 0, DEVICE_CONFIG, 12),
+        (16, 4, 0, DEVICE_CONFIG, 256),
         (20, 5, 0, 0, 0),
     ]
 
 
-async def test_a_device_without_a_configuration_has_no_structure_for_it(serve):
+async def test_the_configuration_of_a_device_without_one_is_zeros(serve):
     async with serve(Upper()) as guest:
-        assert [data[3] for _, data in (await guest.capabilities())[9]] == [1, 3, 2, 5]
+        assert await guest.client.read(0, DEVICE_CONFIG, 8) == bytes(8)
 
 
 async def test_registers_after_a_reset(serve):
