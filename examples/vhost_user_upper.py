@@ -1,11 +1,10 @@
-"""A virtio console that answers in capitals: ``python examples/vhost_user_upper.py upper.sock``."""
+"""A virtio console that answers in capitals: ``python examples/vhost_user_upper.py --socket-path upper.sock``."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 
-from aioirqfd.vhost_user import run
+from aioirqfd.vhost_user import main
 from aioirqfd.virtio import Chain, Device
 
 RECEIVE, TRANSMIT = 0, 1
@@ -36,4 +35,4 @@ class Upper(Device):
 
 
 if __name__ == "__main__":
-    run(Upper(), sys.argv[1] if sys.argv[1:] else sys.exit("usage: vhost_user_upper.py SOCKET"))
+    main(lambda _options: Upper(), kind="console")

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from aioirqfd.tracer import Tracer
 
 
-def run(device: PciDevice, path: str | os.PathLike[str], *, tracer: Tracer | None = None) -> None:
+def run(
+    device: PciDevice, path: str | os.PathLike[str], *, tracer: Tracer | None = None, name: str | None = None
+) -> None:
     """Serve a device until SIGINT or SIGTERM: the whole main program. On uvloop, where it is installed.
 
     Prints a line when it is ready.
@@ -26,11 +28,12 @@ def run(device: PciDevice, path: str | os.PathLike[str], *, tracer: Tracer | Non
         device: The device.
         path: Where the socket is made.
         tracer: Hears what happens. Without one, standard error hears what a client has done wrong.
+        name: What its lines begin with; None: the name of the device's class.
 
     Raises:
         SystemExit: It cannot listen at the path, with a line that says why.
     """
-    name = type(device).__qualname__
+    name = type(device).__qualname__ if name is None else name
     server = Server(device, path, tracer=Terminal(name) if tracer is None else tracer)
     serve(server, f"{name}: listening at {os.fspath(path)!r}", path)
 

@@ -1,6 +1,7 @@
 """Back-ends as programs, with the options that the vhost-user specification sets down for them ("Backend program conventions").
 
-So those who start and look after such programs, as libvirt does, need not know whose they are.
+So those who start and look after such programs, as libvirt does, need not know whose they are. The same program serves its device
+by vfio-user, if it is told to.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 RECONNECT: Final = 1.0
 """Seconds after which a program with ``--connect`` tries again."""
 _CAPABILITIES: Final = "--print-capabilities"
+_VHOST_USER: Final = "vhost-user"
+_VFIO_USER: Final = "vfio-user"
 
 
 class Place(TypedDict, total=False):
@@ -160,6 +163,8 @@ def main(
 
     What a user can do wrong ends it with a line that says what, and exit status 1; a wrong command line with 2.
 
+    With ``--transport vfio-user`` it is a server of vfio-user instead, and the device a PCI function (:class:`aioirqfd.virtio_pci.VirtioPci`).
+
     Args:
         make: Makes the device from the options. What it raises as OSError or ValueError is what the user did wrong.
         kind: As for :func:`~aioirqfd.vhost_user.program.parse`.
@@ -171,13 +176,29 @@ def main(
         SystemExit: It could not serve.
     """
     parser = parser or argparse.ArgumentParser()
+    parser.add_argument(
+        "--transport", choices=(_VHOST_USER, _VFIO_USER), default=_VHOST_USER, help=f"what QEMU speaks ({_VHOST_USER})"
+    )
     options = parse(parser, kind=kind, features=features, argv=argv)
+    by_vfio_user = options.transport == _VFIO_USER
+    if by_vfio_user and (options.connect or options.socket_path is None):
+        parser.error(f"argument --transport: {_VFIO_USER} is for --socket-path, without --connect")
     try:
         where = place(options)
         device = make(options)
     except (OSError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     try:
-        run(device, **where)
+        if by_vfio_user:
+            _run_by_vfio_user(device, options.socket_path)
+        else:
+            run(device, **where)
     finally:
         device.close()
+
+
+def _run_by_vfio_user(device: Device, path: str) -> None:
+    from aioirqfd import vfio_user  # noqa: PLC0415  start-up time that only this way costs
+    from aioirqfd.virtio_pci import VirtioPci  # noqa: PLC0415  as above
+
+    vfio_user.run(VirtioPci(device), path, name=type(device).__qualname__)

@@ -287,7 +287,7 @@ READY = {
 @pytest.mark.parametrize("name", READY)
 async def test_each_example_is_one_command(name, module, path, disk):
     """It needs nothing on the path but the package, says when it is ready, and ends when it is told to."""
-    arguments = ["socket"] if name == "vhost_user_upper" else ["--socket-path", "socket"]
+    arguments = ["--socket-path", "socket"]
     if name.endswith("blk"):
         arguments += ["--blk-file", str(disk)]
     environment = os.environ | ({"PYTHONPATH": str(ROOT)} if module else {})
@@ -317,7 +317,7 @@ async def test_each_example_is_one_command(name, module, path, disk):
     "name", ["vhost_user_rng", "vhost_user_upper", "vhost_user_blk", "chaos_blk", "ivshmem_server"]
 )
 async def test_an_example_says_in_a_line_why_it_cannot_serve(name, path, disk):
-    arguments = ["socket"] if name in {"vhost_user_upper", "ivshmem_server"} else ["--socket-path", "socket"]
+    arguments = ["socket"] if name == "ivshmem_server" else ["--socket-path", "socket"]
     if name.endswith("blk"):
         arguments += ["--blk-file", str(disk)]
     with socket.socket(socket.AF_UNIX) as listener:
@@ -358,12 +358,9 @@ def test_a_number_of_queues_that_cannot_be_is_a_wrong_command_line(name, count, 
     assert line.endswith(f"argument --num-queues: a number, 1..256, not '{count}'\n")
 
 
-def test_upper_says_what_it_needs(path):
-    assert said("vhost_user_upper") == "usage: vhost_user_upper.py SOCKET\n"
-
-
 @pytest.mark.parametrize(
-    ("name", "kind"), [("vhost_user_rng", "rng"), ("vhost_user_blk", "block"), ("chaos_blk", "block")]
+    ("name", "kind"),
+    [("vhost_user_rng", "rng"), ("vhost_user_blk", "block"), ("vhost_user_upper", "console"), ("chaos_blk", "block")],
 )
 def test_the_programs_tell_their_capabilities(name, kind):
     done = subprocess.run(

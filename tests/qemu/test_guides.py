@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 ONE_LOOP = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 TUTORIAL, PCI = "tutorial-vhost-user.md", "tutorial-pci.md"
-RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME, UART = (
+RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME, UART, VIRTIO = (
     f"how-to/{name}.md"
     for name in (
         "vhost-user-rng",
@@ -30,6 +30,7 @@ RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME, UART = (
         "ivshmem",
         "vfio-user-nvme",
         "vfio-user-uart",
+        "virtio-by-vfio-user",
     )
 )
 (GUEST_OPTIONS,) = scripts("how-to/index.md")
@@ -147,7 +148,7 @@ def vfio_user():
 
 
 @ONE_LOOP
-@pytest.mark.parametrize("page", [PCI, NVME, UART])
+@pytest.mark.parametrize("page", [PCI, NVME, UART, VIRTIO])
 @pytest.mark.usefixtures("vfio_user")
 async def test_a_pci_device(follower, page):
     for step in steps(page):
@@ -161,4 +162,4 @@ def test_no_guide_with_a_qemu_in_it_is_left_out():
         for page in pages
         if any(" -device " in block for _, block in BLOCK.findall((DOCS / page).read_text("utf-8")))
     }
-    assert with_qemu == {TUTORIAL, PCI, RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME, UART}
+    assert with_qemu == {TUTORIAL, PCI, RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME, UART, VIRTIO}

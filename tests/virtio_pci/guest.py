@@ -142,7 +142,7 @@ class Guest:
     async def unmap(self) -> None:
         await self.client.unmap(RAM, self.ram.region.size)
 
-    async def negotiate(self, features=FEATURES) -> int:
+    async def negotiate(self, features: int = FEATURES) -> int:
         """From a reset to FEATURES_OK; what is not offered is left out."""
         await self.write("device_status", 0)
         await self.write("device_status", UP)
@@ -156,7 +156,7 @@ class Guest:
         await self.write("device_status", UP | Status.FEATURES_OK)
         return agreed
 
-    async def queue(self, index: int = 0, size: int = 16, *, features=FEATURES, vector: int | None = None) -> Queue:
+    async def queue(self, index: int = 0, size: int = 16, *, features: int = FEATURES, vector: int | None = None) -> Queue:
         """Set one up, and enable it."""
         driver = DriverQueue(self.ram, size, event_idx=bool(features & VirtioFeature.EVENT_IDX))
         address = driver.address(index)
@@ -171,7 +171,7 @@ class Guest:
         self.queues.append(queue)
         return queue
 
-    async def start(self, *, queues: int = 1, size: int = 16, features=FEATURES, msix: bool = True) -> Queue:
+    async def start(self, *, queues: int = 1, size: int = 16, features: int = FEATURES, msix: bool = True) -> Queue:
         """All that a driver does until its device runs; the first queue."""
         if not len(self.server.function.dma):
             await self.map()
