@@ -156,7 +156,9 @@ class Guest:
         await self.write("device_status", UP | Status.FEATURES_OK)
         return agreed
 
-    async def queue(self, index: int = 0, size: int = 16, *, features: int = FEATURES, vector: int | None = None) -> Queue:
+    async def queue(
+        self, index: int = 0, size: int = 16, *, features: int = FEATURES, vector: int | None = None
+    ) -> Queue:
         """Set one up, and enable it."""
         driver = DriverQueue(self.ram, size, event_idx=bool(features & VirtioFeature.EVENT_IDX))
         address = driver.address(index)
