@@ -306,8 +306,6 @@ class VirtioPci(PciDevice):
             self.virtio.driver_features = self._driver
         if new & ~old & Status.DRIVER_OK:
             self._start()
-            if new & Status.NEEDS_RESET:
-                self._ring_config()  # what went wrong before the driver could be told
 
     def _agreed(self) -> bool:
         return not self._driver & ~self._offered and bool(self._driver & VirtioFeature.VERSION_1)

@@ -266,6 +266,23 @@ async def test_without_msi_x_the_pin_rises_and_the_isr_lowers_it(serve):
             assert guest.server.function.interrupts.sent(-1) == number
 
 
+async def test_msi_x_is_disabled_and_enabled_again_under_a_running_queue(serve):
+    async with serve(Upper()) as guest:
+        queue = await guest.start()
+        assert await queue.ask([b"a"], [1]) == b"A"
+        await guest.msix(enabled=False)
+        await guest.intx()
+        queue.driver.enable_calls()
+        await queue.put([b"b"], [1])
+        async with asyncio.timeout(20):
+            assert await guest.pin.read() == 1
+        assert await guest.read("isr_status") == 1
+        queue.driver.collect()
+        await guest.msix(enabled=True)
+        assert await queue.ask([b"c"], [1]) == b"C"
+        assert [guest.server.function.interrupts.sent(vector) for vector in (1, -1)] == [2, 1]
+
+
 async def test_with_msi_x_neither_pin_nor_isr(serve):
     async with serve(Upper()) as guest:
         queue = await guest.start()
