@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Final, Protocol, Self, final
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self, final
 
 from aioirqfd import mapping
 from aioirqfd.mapping import MappingError
@@ -47,6 +47,15 @@ class MemoryRegion(Protocol):
     def mmap_offset(self) -> int:
         """Where it begins in its file."""
         ...
+
+
+class Region(NamedTuple):
+    """A region as somebody says who has no message of it."""
+
+    guest_address: int
+    size: int
+    user_address: int
+    mmap_offset: int
 
 
 def map_shared(fd: int, size: int, offset: int, *, require_seal: bool = False) -> tuple[memoryview, bool]:

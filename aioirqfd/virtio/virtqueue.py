@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol, final
+from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.virtio import ring
 from aioirqfd.virtio.chain import Chain
@@ -21,27 +21,17 @@ from aioirqfd.virtio.fast import Transfer, walk
 from aioirqfd.virtio.features import VirtioFeature
 from aioirqfd.virtio.memory import GuestMemory
 from aioirqfd.virtio.statistics import VirtqueueStatistics
+from aioirqfd.virtio.walker import Walker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from aioirqfd.virtio.blockfile import BlockFile
+    from aioirqfd.virtio.parts import InflightPart, RingAddress
 
-MAX_INDIRECT: Final = 1024
-"""The longest indirect table that is taken, if the queue is not longer itself. Section 2.7.5.3.1 allows no more than the
-queue's size, which drivers in use exceed."""
-MAX_CHAIN: Final = 1024
-"""The most buffers of a chain, as for QEMU's own devices, and as one preadv(2) takes. Section 2.7.5.2 allows as many as the
-queue's size, but then a long queue's requests, which may share their descriptors, would be a thousand times what it holds."""
 _WORD: Final = 0xFFFF
-_MAX_BYTES: Final = 2**32 - 1
 _HIGH: Final = 2**32
 _GONE: Final = memoryview(b"")
-_UNPACK: Final = ring.DESC.unpack_from
-_NEXT: Final = ring.NEXT
-_WRITE: Final = ring.WRITE
-_INDIRECT: Final = ring.INDIRECT
-_PLAIN: Final = ring.NEXT | ring.WRITE
 _IDX: Final = ring.IDX
 _BLK_FLUSH: Final = 1 << 9
 """``VIRTIO_BLK_F_FLUSH``, of which a ring knows only that without it no write may stay in the page cache."""
@@ -60,52 +50,6 @@ MORE: Final = 1 << 10
 WORK: Final = 16
 """From this bit on: how much work it was, as buffers walked and pages moved."""
 PAGE_SHIFT: Final = 12
-
-
-class RingAddress(Protocol):
-    """Where a ring lies, in the terms of :meth:`GuestMemory.user_view <aioirqfd.virtio.memory.GuestMemory.user_view>`."""
-
-    @property
-    def descriptor(self) -> int:
-        """The descriptor table."""
-        ...
-
-    @property
-    def available(self) -> int:
-        """The available ring."""
-        ...
-
-    @property
-    def used(self) -> int:
-        """The used ring."""
-        ...
-
-
-class InflightPart(Protocol):
-    """What remembers a ring's requests beyond the end of this process, where a transport has such a thing: vhost-user does."""
-
-    @property
-    def queue_size(self) -> int:
-        """How many descriptors it has room for."""
-        ...
-
-    @property
-    def view(self) -> memoryview:
-        """Its memory."""
-        ...
-
-    def begin(self, head: int) -> None:
-        """Mark a request as in flight."""
-
-    def link(self, head: int) -> None:
-        """Add a request to the batch that is about to go into the used ring."""
-
-    def commit(self, heads: Iterable[int], used_idx: int) -> None:
-        """Forget the requests of a batch, once the used ring's index says that they are done."""
-
-    def recover(self, used_idx: int) -> list[int]:
-        """Return the heads in flight, oldest first. Raises InflightError."""
-        ...
 
 
 @final
@@ -132,7 +76,6 @@ class VirtQueue:
     __slots__ = (
         "_address",
         "_avail",
-        "_bound",
         "_chains",
         "_desc",
         "_event_idx",
@@ -142,27 +85,23 @@ class VirtQueue:
         "_inflight",
         "_lock",
         "_mask",
-        "_max_table",
         "_memory",
         "_next_avail",
         "_notified",
         "_popped",
         "_pushed",
-        "_readable",
         "_repeated",
         "_resubmit",
         "_resubmitted",
         "_seen_avail",
         "_signalled",
-        "_start",
         "_stopped",
         "_suppressed",
         "_transfer",
         "_used",
         "_used_idx",
         "_used_words",
-        "_window",
-        "_writable",
+        "_walker",
         "size",
     )
 
@@ -185,16 +124,12 @@ class VirtQueue:
         self._mask = size - 1
         self._address = address
         self._event_idx = bool(features & VirtioFeature.EVENT_IDX)
-        longest = max(size, MAX_INDIRECT) if features & VirtioFeature.INDIRECT_DESC else 0
-        self._max_table = ring.DESC_SIZE * longest
-        self._bound = range(min(size + longest, 1 + MAX_CHAIN))
+        self._walker = Walker(size, indirect=bool(features & VirtioFeature.INDIRECT_DESC))
         self._lock = threading.Lock()
         self._stopped: str | None = None
         self._chains: list[Chain | None] = [None] * size  # the chains that the device has, by head
         self._popped = self._notified = self._suppressed = self._resubmitted = 0
-        self._pushed: int = 0
-        self._repeated = 0
-        self._signalled: int = 0
+        self._pushed = self._signalled = self._repeated = 0
         self._force_notify = True
         self._resubmit: deque[int] = deque()
         self._inflight: InflightPart | None = None
@@ -226,10 +161,10 @@ class VirtQueue:
             raise VirtqueueError(f"a ring is not in the guest's memory: {error}") from error
         self._memory = memory
         self._desc = desc.toreadonly()
+        self._walker.map(self._desc, memory)
         self._avail = avail.toreadonly().cast("H")
         self._used = used[4 : 4 + 8 * size].cast("Q")  # an entry in one store: head low, bytes written high
         self._used_words = used.cast("H")
-        self._forget_window()
 
     def _set_transfer(self) -> None:
         file = self._file
@@ -242,7 +177,7 @@ class VirtQueue:
                 self._chains,
                 tuple((region.start, region.writable) for region in self._memory.regions),
                 None if self._inflight is None else self._inflight.view,
-                max_table=self._max_table,
+                max_table=self._walker.max_table,
                 event_idx=self._event_idx,
                 fd=file.fd,
                 size=file.size,
@@ -251,11 +186,6 @@ class VirtQueue:
                 batch=BATCH,
                 batch_bytes=BATCH_BYTES,
             )
-
-    def _forget_window(self) -> None:
-        # The window is the region that the last address was in; most guests have one for nearly all of their memory.
-        self._start = self._window = 0
-        self._readable = self._writable = _GONE
 
     def _recover(self, inflight: InflightPart) -> None:
         if inflight.queue_size < self.size:
@@ -359,8 +289,15 @@ class VirtQueue:
             fresh = True
 
         # Nearly every chain is within the window and by the rules, and needs no Python; the others do.
-        found = walk(self._desc, head, self._readable, self._writable, self._start, self._max_table)
-        readable, writable, writable_size = found if found is not None else self._walk(head)
+        walker = self._walker
+        window = walker.window
+        found = walk(self._desc, head, window.readable, window.writable, window.start, walker.max_table)
+        if found is None:
+            try:
+                found = walker.walk(head)
+            except VirtqueueError as error:
+                raise self._break(str(error)) from error.__cause__
+        readable, writable, writable_size = found
 
         chain = Chain()
         chain.head = head
@@ -377,100 +314,6 @@ class VirtQueue:
             self._resubmit.popleft()
             self._resubmitted += 1
         return chain
-
-    def _walk(self, head: int) -> tuple[list[memoryview], list[memoryview], int]:
-        """Follow a chain from its head: what it gives to read, to write, and the bytes of the latter.
-
-        It is all in one piece, and looks up nothing twice, because it is what a request costs where there is no C.
-
-        Raises:
-            VirtqueueError: The chain breaks the rules; the queue is stopped.
-        """
-        table = self._desc
-        limit = self.size
-        direct = True
-        start, window, readable_view, writable_view = self._start, self._window, self._readable, self._writable
-        readable: list[memoryview] = []
-        writable: list[memoryview] = []
-        writable_size = 0
-        address, length, flags, following = _UNPACK(table, head * 16)
-        # A chain that never comes twice to the same descriptor ends within this bound, so one that does not is looped.
-        # Comparisons and products, where masks and shifts would say more, because the interpreter has faster ones.
-        for _ in self._bound:
-            offset = address - start
-            end = offset + length
-            if flags > _PLAIN:
-                if flags & _INDIRECT:
-                    # 2.7.5.3.2: a chain may end in one indirect table, which decides on the rest of it.
-                    if flags & _NEXT or not direct:
-                        raise self._break("an indirect descriptor with NEXT, or within an indirect table")
-                    if not length or length & 15 or length > self._max_table:
-                        raise self._break(f"an indirect table of {length} bytes, or not agreed on (2.7.5.3.1)")
-                    table = readable_view[offset:end] if offset >= 0 and end <= window else self._table(address, length)
-                    direct = False
-                    limit = length >> 4
-                    address, length, flags, following = _UNPACK(table, 0)
-                    continue
-                flags &= _PLAIN  # bits without a meaning in split rings
-            if length == 0:
-                raise self._break("a buffer of no bytes")
-            if flags >= _WRITE:
-                if offset >= 0 and end <= window:
-                    writable.append(writable_view[offset:end])
-                else:
-                    writable += self._look_up(address, length, write=True)
-                    start, window, readable_view, writable_view = (
-                        self._start,
-                        self._window,
-                        self._readable,
-                        self._writable,
-                    )
-                writable_size += length
-                if flags == _WRITE:
-                    break
-            else:
-                if writable:
-                    raise self._break("a buffer to read behind a buffer to write (2.7.4.2)")
-                if offset >= 0 and end <= window:
-                    readable.append(readable_view[offset:end])
-                else:
-                    readable += self._look_up(address, length, write=False)
-                    start, window, readable_view, writable_view = (
-                        self._start,
-                        self._window,
-                        self._readable,
-                        self._writable,
-                    )
-                if flags == 0:
-                    break
-            if following >= limit:
-                raise self._break(f"descriptor {following} in a table of {limit} (2.7.5)")
-            address, length, flags, following = _UNPACK(table, following * 16)
-        else:
-            raise self._break(f"a looped chain (2.7.5.2), or one of more than {len(self._bound)} descriptors")
-        if writable_size > _MAX_BYTES:
-            raise self._break("a chain with more than 2**32-1 bytes to write: more than the used ring can tell of")
-        return readable, writable, writable_size
-
-    def _look_up(self, address: int, length: int, *, write: bool) -> list[memoryview]:
-        """Find a buffer that is not in the window, and move the window there."""
-        memory = self._memory
-        try:
-            views = memory.writable(address, length) if write else memory.readable(address, length)
-            region = memory.find(address)
-        except GuestMemoryError as error:
-            raise self._break(str(error)) from error
-        self._start, self._window = region.start, region.size
-        self._readable, self._writable = region.readable, region.writable
-        return views
-
-    def _table(self, address: int, length: int) -> memoryview:
-        """Find an indirect table that is not in the window; a copy, should it cross regions."""
-        try:
-            views = self._memory.readable(address, length)
-        except GuestMemoryError as error:
-            raise self._break(str(error)) from error
-        return views[0] if len(views) == 1 else memoryview(b"".join(views))
 
     # Answers to the driver.
 
@@ -532,13 +375,17 @@ class VirtQueue:
             used_idx = (used_idx + 1) & _WORD
             if self._inflight is not None:
                 self._inflight.link(chain.head)
+        self._publish(used_idx, [chain.head for chain, _ in batch])
+        self._pushed += len(batch)
+        return len(batch)
+
+    def _publish(self, used_idx: int, heads: Sequence[int]) -> None:
+        """Let the driver see what is in the used ring up to this index: the answers to these requests."""
         if not ring.ORDERED:
             ring.fence(self._lock)
         self._used_words[_IDX] = self._used_idx = used_idx
         if self._inflight is not None:
-            self._inflight.commit([chain.head for chain, _ in batch], used_idx)
-        self._pushed += len(batch)
-        return len(batch)
+            self._inflight.commit(heads, used_idx)
 
     def forget(self, chain: Chain) -> None:
         """Never answer a chain: it is no longer with the device, and the driver does not get it back. For :mod:`aioirqfd.faults`.
@@ -569,14 +416,8 @@ class VirtQueue:
         """
         if self._stopped is not None:
             raise VirtqueueStoppedError(self._stopped)
-        used_idx = self._used_idx
-        self._used[used_idx & self._mask] = head + written * _HIGH
-        self._used_idx = used_idx = (used_idx + 1) & _WORD
-        if not ring.ORDERED:
-            ring.fence(self._lock)
-        self._used_words[_IDX] = used_idx
-        if self._inflight is not None:
-            self._inflight.commit((), used_idx)
+        self._used[self._used_idx & self._mask] = head + written * _HIGH
+        self._publish((self._used_idx + 1) & _WORD, ())
         self._pushed += 1
         self._repeated += 1
 
@@ -749,8 +590,8 @@ class VirtQueue:
         self._chains = []  # with which every push, too, comes to where the reason is told
         self._desc = self._avail = self._used = self._used_words = _GONE
         self._memory = GuestMemory()
+        self._walker.map(_GONE, self._memory)
         self._inflight = self._transfer = None
-        self._forget_window()
 
     def _break(self, reason: str) -> VirtqueueError:
         self._stop(reason)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import TYPE_CHECKING, final
 
-from aioirqfd.virtio.memory import GuestMemory, MappedRegion
+from aioirqfd.virtio.memory import GuestMemory, MappedRegion, Region
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aioirqfd.pci.dma import Dma
     from aioirqfd.virtio_pci.queue import PciQueue
-
-
-class _Region(NamedTuple):
-    guest_address: int
-    size: int
-    user_address: int
-    mmap_offset: int
 
 
 @final
@@ -39,7 +32,7 @@ class DmaMemory:
 
     def table(self) -> GuestMemory:
         """The memory as it is now. A ring's addresses are the guest's own."""
-        regions = [MappedRegion(_Region(at, len(view), at, 0), view) for at, view in self._dma.mappings()]
+        regions = [MappedRegion(Region(at, len(view), at, 0), view) for at, view in self._dma.mappings()]
         return GuestMemory(regions, most=self._dma.limit)
 
     def mapped(self) -> None:

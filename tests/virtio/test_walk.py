@@ -37,7 +37,7 @@ def outcome(rig, ring, head):
     """What pop() gives: views as places and bytes, or the words of the error."""
     queue = rig.restart()
     start = rig.memory.regions[0].start
-    queue._look_up(start, 1, write=False)  # the window is where the requests are
+    queue._walker._look_up(start, 1, write=False)  # the window is where the requests are
     ring.offer(head)
     try:
         chain = queue.pop()
