@@ -375,7 +375,7 @@ class VirtQueue:
             used_idx = (used_idx + 1) & _WORD
             if self._inflight is not None:
                 self._inflight.link(chain.head)
-        self._publish(used_idx, [chain.head for chain, _ in batch])
+        self._publish(used_idx, () if self._inflight is None else [chain.head for chain, _ in batch])
         self._pushed += len(batch)
         return len(batch)
 
