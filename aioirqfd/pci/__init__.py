@@ -21,7 +21,7 @@ from aioirqfd.pci.capability import (
 )
 from aioirqfd.pci.config import ConfigSpace
 from aioirqfd.pci.device import PciDevice
-from aioirqfd.pci.dma import Dma
+from aioirqfd.pci.dma import Dma, DmaWatcher
 from aioirqfd.pci.errors import DmaError, DmaMapError, PciError, RegionError
 from aioirqfd.pci.function import PciFunction
 from aioirqfd.pci.interrupts import Interrupts
@@ -34,6 +34,7 @@ __all__ = [
     "Dma",
     "DmaError",
     "DmaMapError",
+    "DmaWatcher",
     "Interrupts",
     "Msi",
     "MsiX",
