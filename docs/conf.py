@@ -44,7 +44,7 @@ nitpick_ignore_regex = [
         "py:class",
         r"Context|OnIrq|Space|WakeupHandler|([a-z_.]+\.)?_Ts?|(aioirqfd\.irqfd\.resampler\.)?Member|aioirqfd\.eventfd\.poller\.User|CodeType|FrameType|aioirqfd\.counter\._python\..*|aioirqfd\.kvm\.(structures|descriptor)\..*",
     ),
-    ("py:class", r"aioirqfd\.vhost_user\.(features|messages)\..*|(aioirqfd\.vhost_user\.program\.)?Place"),
+    ("py:class", r"aioirqfd\.(vhost_user|virtio)\.(features|messages)\..*|(aioirqfd\.vhost_user\.program\.)?Place"),
     (
         "py:class",
         r"(aioirqfd\.faults\.\w+\.)?(Clock|Command|Content|Group|Plan|Request|Settings|Stage|Target|Wanted)|random\.Random",

@@ -11,7 +11,6 @@ from aioirqfd.pci.register import Register, RegisterFile
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Sequence
-    from contextlib import AbstractAsyncContextManager
 
     from aioirqfd.eventfd import EventFd
     from aioirqfd.ioeventfd import IoEventFd
@@ -127,7 +126,7 @@ class PciDevice:
         """The guest writes the configuration space. As :meth:`read_config`."""
         self._served().config.write(offset, data)
 
-    def lifespan(self) -> AbstractAsyncContextManager[object]:
+    def lifespan(self) -> contextlib.AbstractAsyncContextManager[object]:
         """What is to be open while the device is served, such as managers of its own; entered before the first access. Nothing here."""
         return contextlib.nullcontext()
 

@@ -79,7 +79,7 @@ class Backend:
     Raises:
         ValueError: The device says of itself what cannot be: how many queues, which of them receive, how many requests at
             once, its configuration. Or the socket is none to serve on.
-        TypeError: Its ``handle`` is no coroutine function, or its file no :class:`BlockFile`. Or both a path and a socket were
+        TypeError: Its ``handle`` is no coroutine function, or its file no :class:`~aioirqfd.virtio.BlockFile`. Or both a path and a socket were
             given, or neither.
         OSError: On entering, with the path: EINVAL, ENAMETOOLONG, it is none for a socket; EADDRINUSE, somebody listens there
             already, or it is no socket; with ``connect`` and without ``reconnect``, nobody listens there.

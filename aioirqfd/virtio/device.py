@@ -175,9 +175,9 @@ class Device:
         """The driver has reset the device (``RESET_DEVICE``), or its front-end has gone. No request is under way."""
 
     def close(self) -> None:
-        """Let go of what the device has opened; called by :func:`main` at the end. Does nothing here.
+        """Let go of what the device has opened; called by a program's ``main()`` at the end. Does nothing here.
 
-        Whoever enters a :class:`Backend` calls it after that, if it is to be called.
+        Whoever serves it otherwise calls it after that, if it is to be called.
         """
 
 
