@@ -128,8 +128,9 @@ class VirtQueue:
         self._lock = threading.Lock()
         self._stopped: str | None = None
         self._chains: list[Chain | None] = [None] * size  # the chains that the device has, by head
-        self._popped = self._notified = self._suppressed = self._resubmitted = 0
-        self._pushed = self._signalled = self._repeated = 0
+        self._popped = self._notified = self._suppressed = self._resubmitted = self._repeated = 0
+        self._pushed: int = 0
+        self._signalled: int = 0
         self._force_notify = True
         self._resubmit: deque[int] = deque()
         self._inflight: InflightPart | None = None
