@@ -285,14 +285,8 @@ class Irqfds:
             trigger, eventfd_id = identity.eventfd_and_id(eventfd, references)
             resample = None if resamplefd is None else identity.eventfd_and_id(resamplefd, references)[0]
             identity.claim(trigger, eventfd_id, self.poller, references)
-            irqfd = Binding(
-                self,
-                Trigger(trigger, eventfd_id, references),
-                gsi=gsi,
-                resamplefd=resample,
-                handlers=handlers,
-                masked=masked,
-            )
+            half = Trigger(trigger, eventfd_id, references)
+            irqfd = Binding(self, half, gsi=gsi, resamplefd=resample, handlers=handlers, masked=masked)
             irqfd.face = IrqFd(irqfd)
             if resample is not None:
                 self.lines[gsi].join(irqfd)

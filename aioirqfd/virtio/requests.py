@@ -11,8 +11,8 @@ from aioirqfd.virtio.device import Device
 from aioirqfd.virtio.errors import VirtqueueError
 from aioirqfd.virtio.in_order import InOrder
 from aioirqfd.virtio.interception import UNANSWERED
+from aioirqfd.virtio.served import BATCH, BATCH_BYTES, CALL, MORE, PAGE_SHIFT, RESTED, WORK
 from aioirqfd.virtio.statistics import NONE, VringStatistics, with_run
-from aioirqfd.virtio.virtqueue import BATCH, BATCH_BYTES, CALL, MORE, PAGE_SHIFT, RESTED, WORK
 
 if TYPE_CHECKING:
     from collections.abc import Callable

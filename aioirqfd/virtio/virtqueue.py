@@ -20,6 +20,7 @@ from aioirqfd.virtio.errors import ChainError, GuestMemoryError, InflightError, 
 from aioirqfd.virtio.fast import Transfer, walk
 from aioirqfd.virtio.features import VirtioFeature
 from aioirqfd.virtio.memory import GuestMemory
+from aioirqfd.virtio.served import BATCH, BATCH_BYTES, CALL, COUNT, RESTED
 from aioirqfd.virtio.statistics import VirtqueueStatistics
 from aioirqfd.virtio.walker import Walker
 
@@ -33,23 +34,7 @@ _WORD: Final = 0xFFFF
 _HIGH: Final = 2**32
 _GONE: Final = memoryview(b"")
 _IDX: Final = ring.IDX
-_BLK_FLUSH: Final = 1 << 9
-"""``VIRTIO_BLK_F_FLUSH``, of which a ring knows only that without it no write may stay in the page cache."""
-BATCH: Final = 64
-"""The most requests that are answered with one call."""
-BATCH_BYTES: Final = 1 << 18
-"""With as many bytes moved, the driver is told what is done before more is begun: it has something to do meanwhile."""
-COUNT: Final = 0xFF
-"""In what :meth:`VirtQueue.transfer` returns: how many requests."""
-RESTED: Final = 1 << 8
-"""The ring was empty then, and the driver knows that it is to kick."""
-CALL: Final = 1 << 9
-"""With RESTED: it wants to hear of it."""
-MORE: Final = 1 << 10
-"""With RESTED: there is a request already for which no kick may come."""
-WORK: Final = 16
-"""From this bit on: how much work it was, as buffers walked and pages moved."""
-PAGE_SHIFT: Final = 12
+_BLK_FLUSH: Final = 1 << 9  # VIRTIO_BLK_F_FLUSH: without it, no write may stay in the page cache
 
 
 @final
@@ -231,8 +216,8 @@ class VirtQueue:
         """Serve the requests at the front of the ring that only move bytes to or from the file, and give them back.
 
         Returns:
-            0 where there is none, or no file; else how many in its lowest bits (:data:`COUNT`), how much work they were in
-            its highest (:data:`WORK`), and :data:`RESTED` if that was all there is. Then the driver is to kick for the next one, and :data:`CALL` and :data:`MORE` say what
+            0 where there is none, or no file; else how many in its lowest bits (:data:`~aioirqfd.virtio.served.COUNT`), how much work they were in
+            its highest (:data:`~aioirqfd.virtio.served.WORK`), and :data:`~aioirqfd.virtio.served.RESTED` if that was all there is. Then the driver is to kick for the next one, and :data:`~aioirqfd.virtio.served.CALL` and :data:`~aioirqfd.virtio.served.MORE` say what
             :meth:`finish` would. Else go on with :meth:`pop`, and ask :meth:`need_notify`.
         """
         transfer = self._transfer

@@ -24,7 +24,8 @@ from aioirqfd.virtio.errors import VirtqueueError
 from aioirqfd.virtio.memory import GuestMemory
 from aioirqfd.virtio.requests import Requests
 from aioirqfd.virtio.ring import NEXT, WRITE
-from aioirqfd.virtio.virtqueue import BATCH, BATCH_BYTES, CALL, COUNT, MORE, RESTED, WORK, VirtQueue
+from aioirqfd.virtio.served import BATCH, BATCH_BYTES, CALL, COUNT, MORE, RESTED, WORK
+from aioirqfd.virtio.virtqueue import VirtQueue
 from examples.vhost_user_blk import Blk, Feature, Type
 from tests.vhost_user.frontend import FEATURES, PROTOCOL_FEATURES, FrontEnd
 
