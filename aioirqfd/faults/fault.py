@@ -102,7 +102,7 @@ class Drop(Fault):
     rules: ClassVar = {
         "request": Rule(False, "virtio 1.2, 2.7.8, and NVMe 1.4, 7.2.1: each request that was taken is completed"),
         "register": Rule(False, "the device's own: what is written to a register arrives"),
-        "dma": Rule(False, "PCI Express 3.0, 2.4.1: a posted write arrives"),
+        "dma": Rule(False, "PCI Express 3.0, 3.1: what is sent arrives"),
         "interrupt": Rule(False, "virtio 1.2, 2.7.7.2, NVMe 1.4, 7.5"),
     }
 
@@ -115,7 +115,7 @@ class Drop(Fault):
 class Lose(Fault):
     """A request is answered as done, and was not: a write or a flush is lost."""
 
-    rules: ClassVar = {"request": Rule(False, "virtio 1.2, 5.2.6.2; NVMe 1.4, 6.8")}
+    rules: ClassVar = {"request": Rule(False, "virtio 1.2, 5.2.6.2; NVMe 1.4, Flush command")}
 
     def decide(self, plan: Plan, active: ActiveFault, random: random.Random) -> None:
         """Do nothing, and say that it is done."""
@@ -155,7 +155,7 @@ class Reorder(Fault):
 
     window: int
     hold: float = 0.02
-    rules: ClassVar = {"request": Rule(True, "virtio 1.2, 2.7.9, without VIRTIO_F_IN_ORDER; NVMe sets no order")}
+    rules: ClassVar = {"request": Rule(True, "virtio 1.2, 2.6, without VIRTIO_F_IN_ORDER; NVMe 1.4, 7.2.1")}
 
     def decide(self, plan: Plan, active: ActiveFault, random: random.Random) -> None:
         """Wait with others."""
@@ -176,7 +176,9 @@ class Merge(Fault):
     hold: float = 0.02
     rules: ClassVar = {
         "request": Rule(True, _NO_TIME),
-        "interrupt": Rule(True, f"{_SUPPRESSION}; NVMe 1.4, 7.5: interrupts may be aggregated"),
+        "interrupt": Rule(
+            True, "virtio 1.2, 2.3: one tells of a queue, not of an answer; NVMe 1.4, 7.5: they may be aggregated"
+        ),
     }
 
     def decide(self, plan: Plan, active: ActiveFault, random: random.Random) -> None:
@@ -196,7 +198,7 @@ class Fail(Fault):
 
     status: int | None = None
     rules: ClassVar = {
-        "request": Rule(True, "virtio 1.2, 5.2.6.2; NVMe 1.4, 4.6.1"),
+        "request": Rule(True, "virtio 1.2, 5.2.6; NVMe 1.4, 4.6: a status says so, where the device has one"),
         "dma": Rule(True, "the host's: a transfer to what is not mapped for the device is refused"),
     }
 
@@ -215,7 +217,9 @@ class Resize(Fault):
     """
 
     by: int
-    rules: ClassVar = {"request": Rule(False, "virtio 1.2, 2.7.8.2")}
+    rules: ClassVar = {
+        "request": Rule(False, "virtio 1.2, 2.7.8.2: no more than was written; less, if its device type allows that")
+    }
 
     def decide(self, plan: Plan, active: ActiveFault, random: random.Random) -> None:
         """Change the length."""
@@ -243,9 +247,9 @@ class Corrupt(Fault):
     size: int = 1
     mask: int = 0xFF
     rules: ClassVar = {
-        "request": Rule(False, "virtio 1.2, 2.7.8.2 and 5.2.6.2; NVMe 1.4, 4.6"),
+        "request": Rule(False, "virtio 1.2, 2.7.8, 2.7.8.2 and 5.2.6; NVMe 1.4, 4.6"),
         "register": Rule(False, "the device's own: what a register reads as"),
-        "dma": Rule(False, "PCI Express 3.0, 2.7.1: what arrives is what was sent"),
+        "dma": Rule(False, "PCI Express 3.0, 3.1: what arrives is what was sent"),
     }
 
     def __post_init__(self) -> None:
@@ -303,7 +307,7 @@ class Misroute(Fault):
     """
 
     to: int
-    rules: ClassVar = {"interrupt": Rule(False, "virtio 1.2, 4.1.4.3; NVMe 1.4, 5.3: the driver chooses the vector")}
+    rules: ClassVar = {"interrupt": Rule(False, "virtio 1.2, 4.1.5.1.2; NVMe 1.4, 5.3: the driver chooses the vector")}
 
     def decide(self, plan: Plan, active: ActiveFault, random: random.Random) -> None:
         """Send it there."""

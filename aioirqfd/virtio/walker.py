@@ -16,7 +16,7 @@ MAX_INDIRECT: Final = 1024
 """The longest indirect table that is taken, if the queue is not longer itself. Section 2.7.5.3.1 allows no more than the
 queue's size, which drivers in use exceed."""
 MAX_CHAIN: Final = 1024
-"""The most buffers of a chain, as for QEMU's own devices, and as one preadv(2) takes. Section 2.7.5.2 allows as many as the
+"""The most buffers of a chain, as for QEMU's own devices, and as one preadv(2) takes. Section 2.7.5 allows as many as the
 queue's size, but then a long queue's requests, which may share their descriptors, would be a thousand times what it holds."""
 _MAX_BYTES: Final = 2**32 - 1
 _GONE: Final = memoryview(b"")

@@ -4,7 +4,7 @@
    It serves from the front of the available ring for as long as it knows what to do, and stops at the first request that is
    anything else, breaks a rule, or cannot be answered at once. That one stays in the ring, untouched, for Python. What was served
    is published and, where the ring is empty then, the driver is told where to kick next: one fence orders both (virtio 1.2,
-   2.7.7.1 and 2.7.10.1).
+   2.7.7 and 2.7.10).
 
    A request is served between two looks at the ring and so needs no mark in the inflight buffer: until the used index is written
    it counts as not fetched. But the used ring's last batch is linked there before, as whoever recovers expects it. */
