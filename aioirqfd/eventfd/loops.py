@@ -30,7 +30,7 @@ loop_here: Final[Callable[[], asyncio.AbstractEventLoop | None]] = getattr(async
 # Asked at each signal on the loop's own thread. Up to 3.13 asyncio keeps the tasks that run in a dict, which costs a third of the call;
 # from 3.14 on in the thread's state, and the dict of that name is empty for ever.
 current_task: Final[Mapping[object, object] | Callable[..., object]] = (
-    asyncio.tasks._current_tasks if sys.version_info < (3, 14) else asyncio.current_task  # type: ignore[attr-defined]
+    vars(asyncio.tasks)["_current_tasks"] if sys.version_info < (3, 14) else asyncio.current_task
 )
 """Tells which task of a loop is in the middle of a step: to be called with the loop, or a mapping of loops."""
 
