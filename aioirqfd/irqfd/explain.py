@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from aioirqfd.irqfd.guard import report
 from aioirqfd.irqfd.interrupt import Interrupt
 from aioirqfd.irqfd.life import Stage
-from aioirqfd.irqfd.since import place
+from aioirqfd.irqfd.since import MANAGER, place
 from aioirqfd.irqfd.state import State
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ def _stops(irqfds: _Manager, irqfd: Binding) -> Iterator[str]:
     """What stops a signal, in the order in which it would come by."""
     since, routes = irqfds.delivery.since, irqfds.routes
     if routes.paused:
-        yield f"its manager is paused{since.said(irqfds)}; resume() goes on"
+        yield f"its manager is paused{since.said(MANAGER)}; resume() goes on"
     if irqfd.masked:
-        yield f"it is masked{since.said(irqfd)}; unmask() goes on"
+        yield f"it is masked{since.said(irqfd.eventfd_id)}; unmask() goes on"
     if not routes.of(irqfd.gsi):
         dropped = irqfd.statistics().dropped
         kept = "its signals are kept" if routes.holds(irqfd.gsi) else f"{dropped} interrupts were dropped"

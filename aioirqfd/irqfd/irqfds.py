@@ -41,6 +41,7 @@ from aioirqfd.irqfd.life import Life, Stage
 from aioirqfd.irqfd.lines import Lines
 from aioirqfd.irqfd.offloading import Offloading
 from aioirqfd.irqfd.routing import Routes, RoutingTable
+from aioirqfd.irqfd.since import MANAGER
 from aioirqfd.irqfd.trigger import Trigger
 
 if TYPE_CHECKING:
@@ -305,7 +306,7 @@ class Irqfds:
         irqfd.trigger.bind(irqfd)
         self.bound[eventfd_id] = irqfd
         if masked:
-            self.delivery.since.note(irqfd)
+            self.delivery.since.note(irqfd.eventfd_id)
         if self._gsis is not None:
             self._gsis.bind(gsi)
         self.delivery.trace(
@@ -348,7 +349,7 @@ class Irqfds:
 
     def reclaim(self, irqfd: Binding) -> None:
         """It is masked: watch its eventfd here."""
-        self.delivery.since.note(irqfd)
+        self.delivery.since.note(irqfd.eventfd_id)
         self.offloading.reclaim(irqfd)
 
     def wants_route(self, irqfd: Binding) -> None:
@@ -379,7 +380,7 @@ class Irqfds:
     def finished(self, irqfd: Binding) -> None:
         """Nothing of the irqfd runs any more."""
         self.leaving.discard(irqfd)
-        self.delivery.since.forget(irqfd)
+        self.delivery.since.forget(irqfd.eventfd_id)
         if irqfd.resamplefd is not None:
             self.lines.leave(irqfd, irqfd.gsi)
         irqfd.trigger.close_references()
@@ -532,7 +533,7 @@ class Irqfds:
             drain.read_unread(drain.unread)
             self.pauses += 1
             self.routes.paused = self._top_half.paused = True
-            self.delivery.since.note(self)
+            self.delivery.since.note(MANAGER)
             self.offloading.reclaim_all(list(self.offloading.irqfds))
             self.delivery.emit("manager_paused", irqfds=len(self.bound))
         await self.queue.drain()
@@ -543,7 +544,7 @@ class Irqfds:
         if not self.routes.paused:
             return
         self.routes.paused = self._top_half.paused = False
-        paused_for = self.delivery.since.forget(self)
+        paused_for = self.delivery.since.forget(MANAGER)
         self.delivery.emit("manager_resumed", held=self._top_half.held, paused_for=paused_for)
         for resampler in self.lines.all():
             resampler.move_on(paused=False)

@@ -7,11 +7,12 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
     from types import FrameType
 
+MANAGER: Final = -1
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -25,26 +26,27 @@ def place(frame: FrameType) -> str:
 class Since:
     """What is held back, by the time and the caller.
 
-    What must hold: each note is forgotten with what it is about; this keeps the objects alive.
+    What it is about is a name: an eventfd's id, :data:`MANAGER`. Tempting, and wrong: the irqfd itself. Whoever serves the manager has
+    this, and would keep a manager alive that the program has dropped open.
     """
 
     __slots__ = ("_notes",)
 
     def __init__(self) -> None:
-        self._notes: dict[object, tuple[float, str]] = {}
+        self._notes: dict[int, tuple[float, str]] = {}
 
-    def note(self, what: object) -> None:
+    def note(self, what: int) -> None:
         """It is held back from now on, by the nearest caller outside of this package."""
         frame = sys._getframe(1)
         while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
             frame = frame.f_back
         self._notes[what] = time.monotonic(), place(frame)
 
-    def forget(self, what: object) -> float:
+    def forget(self, what: int) -> float:
         """It is free, or gone: for how many seconds it was held back."""
         return time.monotonic() - self._notes.pop(what, (time.monotonic(), ""))[0]
 
-    def said(self, what: object) -> str:
+    def said(self, what: int) -> str:
         """``for 3 s, by vmm/app.py:12``; empty where nobody has noted it."""
         note = self._notes.get(what)
         return "" if note is None else f" for {time.monotonic() - note[0]:.0f} s, by {note[1]}"
