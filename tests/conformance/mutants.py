@@ -367,7 +367,7 @@ def noticed(call: Break, rows: Iterable[str]) -> list[str]:
     """The rows that do not give what they should while that is broken."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(identity, "bound", set())  # what a mutant leaves bound is nobody's afterwards
+        patch.setattr(identity, "bound", {})  # what a mutant leaves bound is nobody's afterwards
         call(patch)
         for name in rows:
             row = ROWS[name]
