@@ -133,5 +133,6 @@ async def test_what_linux_does_when_the_disk_hangs(disk):
         assert (await vm.run("test -e /tmp/ended")).status != 0
         hang.remove()
         # Not by its process id, which a zombie has too.
-        assert (await vm.run("while [ ! -e /tmp/ended ]; do sleep 0.1; done; cat /tmp/ended", check=True)).output == "0\n"
+        ended = await vm.run("while [ ! -e /tmp/ended ]; do sleep 0.1; done; cat /tmp/ended", check=True)
+        assert ended.output == "0\n"
         assert "I/O error" not in (await vm.run("dmesg")).output
