@@ -12,12 +12,13 @@ command line). What does not depend on the protocol is in ``aioirqfd.virtio``; w
 
 from __future__ import annotations
 
-import warnings
+import importlib
+import sys
 from typing import TYPE_CHECKING
 
-from aioirqfd import virtio
 from aioirqfd.vhost_user.backend import Backend, BackendStatistics
 from aioirqfd.vhost_user.errors import VhostUserError
+from aioirqfd.vhost_user.moved import moved
 from aioirqfd.vhost_user.program import main, run
 
 if TYPE_CHECKING:
@@ -28,11 +29,7 @@ if TYPE_CHECKING:
     from aioirqfd.virtio import VringStatistics as VringStatistics
 
 __all__ = ["Backend", "BackendStatistics", "VhostUserError", "main", "run"]
-_MOVED = frozenset({"BlockFile", "Chain", "ChainError", "Device", "VringStatistics"})
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"{__name__}.{name} is aioirqfd.virtio.{name} now", DeprecationWarning, stacklevel=2)
-    return getattr(virtio, name)
+__getattr__ = moved(__name__, "aioirqfd.virtio", "BlockFile", "Chain", "ChainError", "Device", "VringStatistics")
+# Its modules that are virtio's, for whoever imports from one of them.
+for _name in ("blockfile", "chain", "device", "eager", "in_order", "memory", "ring", "virtqueue"):
+    sys.modules[f"{__name__}.{_name}"] = importlib.import_module(f"aioirqfd.virtio.{_name}")

@@ -14,6 +14,7 @@ What has to do with rings and the guest's memory is in :mod:`aioirqfd.virtio.err
 from __future__ import annotations
 
 from aioirqfd.errors import IrqfdError
+from aioirqfd.vhost_user.moved import moved
 
 
 class VhostUserError(IrqfdError):
@@ -39,3 +40,14 @@ class RingError(RefusedError):
     def __init__(self, reason: str, *, told: bool) -> None:
         super().__init__(reason)
         self.told = told
+
+
+__getattr__ = moved(
+    __name__,
+    "aioirqfd.virtio.errors",
+    "ChainError",
+    "GuestMemoryError",
+    "InflightError",
+    "VirtqueueError",
+    "VirtqueueStoppedError",
+)

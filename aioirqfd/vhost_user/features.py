@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+from aioirqfd.vhost_user.moved import moved
+
 
 class ProtocolFeature(enum.IntFlag):
     """Bits of ``GET_PROTOCOL_FEATURES`` and ``SET_PROTOCOL_FEATURES``.
@@ -28,3 +30,6 @@ class ProtocolFeature(enum.IntFlag):
     INBAND_NOTIFICATIONS = 1 << 14
     CONFIGURE_MEM_SLOTS = 1 << 15
     STATUS = 1 << 16
+
+
+__getattr__ = moved(__name__, "aioirqfd.virtio.features", "VirtioFeature")

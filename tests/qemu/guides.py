@@ -180,6 +180,8 @@ class Follower:
             (directory / "examples").symlink_to(ROOT / "examples")
         self.directory = directory
         self.environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "TERM": "dumb"}
+        # Two programs write to one screen: each has to write its lines whole.
+        self.environment.pop("PYTHONUNBUFFERED", None)
         self.guest_options = guest
         self.qemu: Screen | None = None
         self._stack = contextlib.AsyncExitStack()
