@@ -98,7 +98,7 @@ class Resampler:
         self._busy = threading.RLock()
         self._serial = asyncio.Lock()
         self.raised_at = 0.0
-        """By the monotonic clock, when it was last asked to go up."""
+        """By the monotonic clock, when it went up, or was asked to."""
         self._failures = 0  # of the sink to move the line, one after the other
 
     @property
@@ -187,8 +187,7 @@ class Resampler:
         for route in routes:
             interrupt = Interrupt(self.gsi, route, Action.ASSERT)
             # Noted first: the sink may take the interrupt and have it acknowledged before it returns.
-            news = route not in self.level.raised
-            self.level, self.raised_at = self.level.rising(route), time.monotonic()
+            news = self._rising(route)
             taken = False
             try:
                 taken = self._delivery.try_inject(interrupt)
@@ -198,6 +197,14 @@ class Resampler:
             if not taken:
                 return False
         return True
+
+    def _rising(self, route: Route) -> bool:
+        """Note that it is about to be raised there; whether it was not. Under the lock."""
+        raised = self.level.raised
+        if not raised:
+            self.raised_at = time.monotonic()
+        self.level = self.level.rising(route)
+        return route not in raised
 
     async def assert_line(self, routes: Sequence[Route]) -> None:
         """Raise the line, waiting for the sink where it has to.
@@ -211,8 +218,7 @@ class Resampler:
     async def _assert(self, route: Route) -> None:
         # Noted first here too: an ack that comes meanwhile lowers it as soon as it is up.
         with self._busy:
-            news = route not in self.level.raised
-            self.level, self.raised_at = self.level.rising(route), time.monotonic()
+            news = self._rising(route)
         try:
             await self._delivery.inject(Interrupt(self.gsi, route, Action.ASSERT))
         except BaseException:

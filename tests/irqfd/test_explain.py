@@ -174,6 +174,25 @@ async def test_delivered_and_not_acknowledged():
             says(irqs.explain(5), "nothing stops it", "Nothing is owed; counted: 1 signals, 1 injections")
 
 
+@pytest.mark.parametrize("slow", [True, False])
+async def test_a_line_that_is_signalled_again_is_up_since_the_first_time(monkeypatch, slow):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    async with IrqManager(Slow() if slow else RecordingSink()) as irqs:
+        with EventFd() as kick, EventFd() as unmask:
+            irqs.assign(kick, gsi=5, resamplefd=unmask)
+            for _ in range(2):
+                kick.signal()
+                await irqs.flush()
+                now[0] += 20
+            assert "delivered, and not acknowledged for 40 s" in irqs.explain(5)
+            irqs.ack(5)
+            await irqs.flush()
+            kick.signal()
+            await irqs.flush()
+            assert "delivered, and not acknowledged for 0 s" in irqs.explain(5)
+
+
 @pytest.mark.parametrize("chipset", [True, False])
 async def test_the_chip_has_it_masked(chipset):
     pic = Pic()
@@ -230,6 +249,11 @@ async def test_of_two_chips_one_masked_is_no_obstacle():
             ioapic.mmio_write(0x10, 0x10031)
             both = "the guest has masked pin 5 of the IOAPIC and the guest has masked pin 5 of the master PIC"
             says(irqs.explain(5), both, "Nothing is owed; counted: 1 signals, 1 injections")
+
+
+class Slow:
+    async def inject(self, interrupt):
+        pass
 
 
 class Asked:
