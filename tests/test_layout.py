@@ -31,6 +31,7 @@ FLOORS = (
     "tracer",
     "ratelimit",
     "mapping",
+    "fence",
     "counter",
     "eventfd",
     "ioeventfd",

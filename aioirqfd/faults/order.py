@@ -22,8 +22,31 @@ TURNS: Final = 4
 """Turns of the loop from the end of a request's coroutine until the driver sees its answer, and more."""
 
 
+class _Order:
+    """What both orders have: who is on the way, and when the next may go."""
+
+    def __init__(self, passed: Callable[[Key, int], None]) -> None:
+        self._passed = passed
+        self._busy = 0
+        self._passing = 0
+
+    def ended(self) -> None:
+        """The coroutine of one that has gone on has ended."""
+        self._passing -= 1
+        if not self._passing:
+            after_turns(TURNS, self._free)
+
+    def _free(self) -> None:
+        if not self._passing:
+            self._busy = 0
+            self._look()
+
+    def _look(self) -> None:
+        raise NotImplementedError
+
+
 @final
-class InLine:
+class InLine(_Order):
     """Completions one by one, as they come. Those of one batch go together.
 
     Args:
@@ -31,9 +54,7 @@ class InLine:
     """
 
     def __init__(self, passed: Callable[[Key, int], None]) -> None:
-        self._passed = passed
-        self._busy = 0
-        self._passing = 0
+        super().__init__(passed)
         self._waiting: deque[tuple[Waiting, Key, int]] = deque()
 
     def go(self, waiting: Waiting, key: Key, batch: int) -> None:
@@ -58,20 +79,9 @@ class InLine:
             self._passed(key, batch)
             waiting.set_result(1)
 
-    def ended(self) -> None:
-        """The coroutine of one that has gone on has ended."""
-        self._passing -= 1
-        if not self._passing:
-            after_turns(TURNS, self._free)
-
-    def _free(self) -> None:
-        if not self._passing:
-            self._busy = 0
-            self._look()
-
 
 @final
-class AsLogged:
+class AsLogged(_Order):
     """Completions in the order of a log. Those of one batch go when they are all there.
 
     Args:
@@ -91,16 +101,14 @@ class AsLogged:
         passed: Callable[[Key, int], None],
         diverged: Callable[[list[Key]], None],
     ) -> None:
+        super().__init__(passed)
         self._order = deque(order)
         self._to_come = {key for batch in self._order for key in batch}
         self._clock = clock
         self._patience = patience
-        self._passed = passed
         self._diverged = diverged
         self._ready: dict[Key, Waiting] = {}
         self._others: deque[tuple[Waiting, Key]] = deque()
-        self._busy = False
-        self._passing = 0
         self._number = 0
         self._timer: Timer | None = None
 
@@ -146,7 +154,7 @@ class AsLogged:
         self._let([(key, self._ready.pop(key)) for key in batch])
 
     def _let(self, those: list[tuple[Key, Waiting]]) -> None:
-        self._busy = True
+        self._busy = -1
         self._number += len(those) > 1
         self._passing = len(those)
         for key, _ in those:
@@ -156,17 +164,6 @@ class AsLogged:
             after_turns(2, lambda: let_go([waiting for _, waiting in those]))
         else:
             let_go([those[0][1]])
-
-    def ended(self) -> None:
-        """The coroutine of one that has gone on has ended."""
-        self._passing -= 1
-        if not self._passing:
-            after_turns(TURNS, self._free)
-
-    def _free(self) -> None:
-        if not self._passing:
-            self._busy = False
-            self._look()
 
     def _no_longer(self) -> None:
         """Leave out those that did not come, up to one that did."""

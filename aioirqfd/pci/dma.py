@@ -14,6 +14,7 @@ import threading
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Final, Protocol, final
 
+from aioirqfd.fence import fence
 from aioirqfd.mapping import MappingError, map_shared
 from aioirqfd.pci.errors import DmaError, DmaMapError
 
@@ -227,12 +228,9 @@ class Dma:
     def fence(self) -> None:
         """Let what was written before be seen by the guest before what is read after it is read: a full memory barrier.
 
-        For a device that tells its driver what to wake it for, and then looks once more; without it both could go to sleep. Taking
-        a lock is such a barrier on x86-64; elsewhere it takes two, for what slips into the first one cannot pass the second.
+        For a device that tells its driver what to wake it for, and then looks once more; without it both could go to sleep.
         """
-        for _ in range(2):
-            self._fence.acquire()
-            self._fence.release()
+        fence(self._fence)
 
     def mappings(self) -> list[tuple[int, memoryview]]:
         """Address and memory of each mapping that came with a file descriptor, and may be read and written; in order.

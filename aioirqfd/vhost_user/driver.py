@@ -26,6 +26,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, final
 
+from aioirqfd import fence
 from aioirqfd.vhost_user.errors import VhostUserError
 from aioirqfd.vhost_user.messages import MemoryRegion, VringAddr
 from aioirqfd.virtio import ring
@@ -268,8 +269,8 @@ class DriverQueue:
 
     def publish(self, index: int | None = None) -> None:
         """Let the device see all that was offered; or write any index, however wrong."""
-        if not ring.ORDERED:
-            ring.fence(self._lock)
+        if not fence.ORDERED:
+            fence.fence(self._lock)
         self._avail[ring.IDX] = self._next if index is None else index & _WORD
 
     def kick_needed(self) -> bool:
@@ -278,7 +279,7 @@ class DriverQueue:
         if not new:
             return False
         self._kicked = self._next
-        ring.fence(self._lock)
+        fence.fence(self._lock)
         if self._event_idx:
             return (self._next - self._used_words[ring.avail_event_word(self.size)] - 1) & _WORD < new
         return not self._used_words[0] & ring.NO_NOTIFY
@@ -292,8 +293,8 @@ class DriverQueue:
         """
         answers: list[Used] = []
         while self._collected != self._used_words[ring.IDX]:
-            if not ring.ORDERED:
-                ring.fence(self._lock)
+            if not fence.ORDERED:
+                fence.fence(self._lock)
             head, written = ring.USED_ELEM.unpack_from(self._used, 4 + 8 * (self._collected % self.size))
             self._collected = (self._collected + 1) & _WORD
             sent = self._sent.pop(head, None)
@@ -312,7 +313,7 @@ class DriverQueue:
             self._avail[ring.used_event_word(self.size)] = self._collected
         else:
             self._avail[0] = 0
-        ring.fence(self._lock)
+        fence.fence(self._lock)
         return self._used_words[ring.IDX] != self._collected
 
     def disable_calls(self) -> None:

@@ -6,12 +6,8 @@ own order, as whole 16-bit words, so only little-endian machines are served.
 
 from __future__ import annotations
 
-import platform
 import struct
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    import threading
+from typing import Final
 
 DESC: Final = struct.Struct("<QIHH")
 """A descriptor: address, length, flags, next (section 2.7.5)."""
@@ -35,8 +31,6 @@ IDX: Final = 1
 DESC_ALIGN: Final = 16
 AVAIL_ALIGN: Final = 2
 USED_ALIGN: Final = 4
-ORDERED: Final = platform.machine() in {"x86_64", "AMD64", "i686"}
-"""Whether this machine keeps loads in order among themselves, and stores: entry and index need no fence between them."""
 
 
 def avail_size(size: int) -> int:
@@ -57,21 +51,3 @@ def used_event_word(size: int) -> int:
 def avail_event_word(size: int) -> int:
     """Return where ``avail_event`` lies in the used ring, in 16-bit words."""
     return 2 + 4 * size
-
-
-def fence(lock: threading.Lock) -> None:
-    """Order every load and store before the call before every one after it: a full memory barrier.
-
-    Each side writes its index and then reads whether the other wants to hear of it; were the load to overtake the
-    store, both could decide to sleep and a notification would be lost. The interpreter promises nothing here, but
-    taking a lock is an atomic read-modify-write, which on x86-64 is a full barrier. Elsewhere it is taken twice: what
-    slips into the lock from before, or from behind, cannot pass both the first release and the second acquire.
-
-    Args:
-        lock: Any lock that nobody else ever takes; some 80 ns.
-    """
-    lock.acquire()
-    lock.release()
-    if not ORDERED:
-        lock.acquire()
-        lock.release()

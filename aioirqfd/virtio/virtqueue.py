@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final, final
 
+from aioirqfd import fence
 from aioirqfd.virtio import ring
 from aioirqfd.virtio.chain import Chain
 from aioirqfd.virtio.errors import ChainError, GuestMemoryError, InflightError, VirtqueueError, VirtqueueStoppedError
@@ -264,8 +265,8 @@ class VirtQueue:
                 if (seen - next_avail) & _WORD > self.size:
                     ahead = (seen - next_avail) & _WORD
                     raise self._break(f"the available index runs {ahead} ahead in a ring of {self.size}")
-                if not ring.ORDERED:
-                    ring.fence(self._lock)
+                if not fence.ORDERED:
+                    fence.fence(self._lock)
             head = self._avail[2 + (next_avail & self._mask)]
             if head >= self.size:
                 raise self._break(f"descriptor {head} of {self.size}")
@@ -325,8 +326,8 @@ class VirtQueue:
         self._used[used_idx & self._mask] = head + written * _HIGH
         self._used_idx = used_idx = (used_idx + 1) & _WORD
         self._pushed += 1
-        if not ring.ORDERED:
-            ring.fence(self._lock)
+        if not fence.ORDERED:
+            fence.fence(self._lock)
         if self._inflight is None:
             self._used_words[_IDX] = used_idx
         else:
@@ -367,8 +368,8 @@ class VirtQueue:
 
     def _publish(self, used_idx: int, heads: Sequence[int]) -> None:
         """Let the driver see what is in the used ring up to this index: the answers to these requests."""
-        if not ring.ORDERED:
-            ring.fence(self._lock)
+        if not fence.ORDERED:
+            fence.fence(self._lock)
         self._used_words[_IDX] = self._used_idx = used_idx
         if self._inflight is not None:
             self._inflight.commit(heads, used_idx)
@@ -417,7 +418,7 @@ class VirtQueue:
             return False
         if self._stopped is not None:
             raise VirtqueueStoppedError(self._stopped)
-        ring.fence(self._lock)
+        fence.fence(self._lock)
         return self._wanted()
 
     def _wanted(self) -> bool:
@@ -467,7 +468,7 @@ class VirtQueue:
             self._used_words[2 + 4 * self.size] = self._next_avail
         else:
             self._used_words[0] = 0
-        ring.fence(self._lock)
+        fence.fence(self._lock)
         return self._wanted(), bool(self._resubmit) or self._avail[_IDX] != self._next_avail
 
     # Kicks.
@@ -495,7 +496,7 @@ class VirtQueue:
             self._used_words[2 + 4 * self.size] = self._next_avail
         else:
             self._used_words[0] = 0
-        ring.fence(self._lock)
+        fence.fence(self._lock)
         return bool(self._resubmit) or self._avail[_IDX] != self._next_avail
 
     # Changes and the end.

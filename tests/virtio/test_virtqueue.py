@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from aioirqfd import fence as fence_module
 from aioirqfd.vhost_user.driver import DriverError, DriverMemory, DriverQueue, Used
 from aioirqfd.vhost_user.messages import MemoryRegion, VringAddr
 from aioirqfd.virtio import ring
@@ -109,10 +110,10 @@ def test_without_event_idx_the_flag_decides(make_rig):
 
 
 def test_fences_stand_where_the_machine_does_not_keep_the_order(make_rig, monkeypatch):
-    monkeypatch.setattr(ring, "ORDERED", False)
+    monkeypatch.setattr(fence_module, "ORDERED", False)
     rig = make_rig()
     fences = []
-    monkeypatch.setattr(ring, "fence", lambda lock: fences.append(rig.queue._used_words[ring.IDX]))
+    monkeypatch.setattr(fence_module, "fence", lambda lock: fences.append(rig.queue._used_words[ring.IDX]))
     rig.driver.request([], [1])
     rig.driver.request([], [1])
     fences.clear()
@@ -244,7 +245,7 @@ def test_finish_has_one_fence_behind_all_that_the_driver_is_told(make_rig, monke
         seen.append((words[ring.IDX], words[ring.avail_event_word(rig.queue.size)]))
         rig.driver.request([], [1])  # at the last moment
 
-    monkeypatch.setattr(ring, "fence", fence)
+    monkeypatch.setattr(fence_module, "fence", fence)
     assert rig.queue.finish([(chain, 1)]) == (True, True)
     assert seen == [(1, 1)]
 
