@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
 from aioirqfd.faults.line import Line
 from aioirqfd.faults.targets import Target, wanted_of
+from aioirqfd.irqfd.guard import report
 from aioirqfd.irqfd.interrupt import Action, Interrupt, Msi
 from aioirqfd.irqfd.sink import SinkTiers
 
@@ -102,18 +103,25 @@ class SinkTarget(Target):
 
     def _late(self, interrupt: Interrupt) -> None:
         """Hand on what the manager believes to be delivered already."""
-        try_inject = self._tiers.try_inject
-        if try_inject is not None and try_inject(interrupt):
-            return
-        task = asyncio.create_task(self._until_taken(interrupt), name="aioirqfd fault")
+        failed = False
+        try:
+            if self._tiers.try_inject is not None and self._tiers.try_inject(interrupt):
+                return
+        except Exception as error:
+            failed = True
+            _report(interrupt, error)
+        task = asyncio.create_task(self._until_taken(interrupt, said=failed), name="aioirqfd fault")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _until_taken(self, interrupt: Interrupt) -> None:
+    async def _until_taken(self, interrupt: Interrupt, *, said: bool) -> None:
         while True:
             try:
                 await self._tiers.inject(interrupt)
-            except Exception:
+            except Exception as error:
+                if not said:
+                    _report(interrupt, error)
+                said = True
                 await asyncio.sleep(RETRY)
             else:
                 return
@@ -123,3 +131,10 @@ class SinkTarget(Target):
         if key not in self.lines:
             self.lines[key] = Line(self.faults, kind, {"gsi": gsi})
         return self.lines[key]
+
+
+def _report(interrupt: Interrupt, error: Exception) -> None:
+    report(
+        f"aioirqfd: the sink fails a late interrupt of gsi {interrupt.gsi}, which is tried again until it is taken",
+        error,
+    )

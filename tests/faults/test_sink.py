@@ -67,6 +67,7 @@ async def test_elsewhere_late_and_again(faults, clock):
         assert gsis(sink) == [3, 2, 1, 2, 2]
 
 
+@pytest.mark.trouble
 async def test_one_that_is_late_is_tried_until_it_is_taken(faults, clock):
     sink = FlakySink(2)
     async with managed(faults, sink) as signal:
@@ -120,3 +121,34 @@ async def test_what_else_a_sink_can_do_is_there(faults):
         assert len(sink.tables) >= 1
         await signal(1)
     assert gsis(sink) == [1]
+
+
+@pytest.mark.trouble
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_late_interrupt_that_the_sink_fails_is_tried_again_and_that_is_said_once(faults, at_once):
+    class Failing:
+        def __init__(self):
+            self.left = 3
+            if not at_once:
+                self.try_inject = None
+
+        def try_inject(self, interrupt):
+            raise OSError(5, "not now")
+
+        async def inject(self, interrupt):
+            self.left -= 1
+            if self.left:
+                raise OSError(5, "not now")
+            taken.append(interrupt.gsi)
+
+    taken, said = [], []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context["message"]))
+    async with managed(faults, Failing()) as signal:
+        late = faults.add(Match("interrupt", gsi=1), Withhold())
+        await signal(1)
+        assert (taken, said) == ([], [])
+        late.release()
+        while not taken:
+            await asyncio.sleep(0)
+    assert taken == [1]
+    assert said == ["aioirqfd: the sink fails a late interrupt of gsi 1, which is tried again until it is taken"]
