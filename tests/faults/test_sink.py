@@ -129,11 +129,11 @@ async def test_a_late_interrupt_that_the_sink_fails_is_tried_again_and_that_is_s
     class Failing:
         def __init__(self):
             self.left = 3
-            if not at_once:
-                self.try_inject = None
 
-        def try_inject(self, interrupt):
-            raise OSError(5, "not now")
+        if at_once:
+
+            def try_inject(self, interrupt):
+                raise OSError(5, "not now")
 
         async def inject(self, interrupt):
             self.left -= 1
