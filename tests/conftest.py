@@ -152,6 +152,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"needs QEMU: {NO_QEMU}"))
 
 
+def pytest_collection_finish() -> None:
+    """What thousands of collected tests hold is here to stay: a test that calls gc.collect() need not go through it again."""
+    gc.collect()
+    gc.freeze()
+
+
 # ------------------------------------------------------------------------------------------------------------ header
 
 
