@@ -50,9 +50,11 @@ def _new_enough():
 
 
 @contextlib.asynccontextmanager
-async def linux(*devices, modules=(), programs=(), smp=1, arguments=(), memory=256 * MIB, append=""):
+async def linux(*devices, modules=(), programs=(), files=None, smp=1, arguments=(), memory=256 * MIB, append=""):
     """A guest with the devices, each served by this process, up to its prompt."""
-    image = initramfs(SHELL, modules=modules, programs=programs, append=f"memmap=1M${RESERVED:#x} {append}")
+    image = initramfs(
+        SHELL, modules=modules, files=files, programs=programs, append=f"memmap=1M${RESERVED:#x} {append}"
+    )
     qemu = Qemu(linux=image, ram=memory, smp=smp)
     async with contextlib.AsyncExitStack() as stack:
         servers = []
