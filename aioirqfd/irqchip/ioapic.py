@@ -16,7 +16,7 @@ from aioirqfd.irqchip.ioapic_entry import IoApicEntry
 from aioirqfd.irqchip.ioapic_pin import IoApicPin
 from aioirqfd.irqchip.pins import InputPins, Pinned
 from aioirqfd.irqfd.guard import call_each
-from aioirqfd.irqfd.interrupt import IOAPIC_PINS, Action, Interrupt, Msi
+from aioirqfd.irqfd.interrupt import ASSERT, DEASSERT, IOAPIC_PINS, PULSE, Interrupt, Msi
 from aioirqfd.irqfd.plain import check_integers
 from aioirqfd.irqfd.sink import SinkTiers
 from aioirqfd.uncopied import refusal
@@ -147,7 +147,7 @@ class IoApic(Pinned):
 
         Cancellation: as for an exception.
         """
-        if interrupt.action is Action.DEASSERT:
+        if interrupt.action is DEASSERT:
             self.try_inject(interrupt)
             return
         pin = self._table[self._pins.require(interrupt)]
@@ -179,7 +179,7 @@ class IoApic(Pinned):
             if self._too_early(pin, interrupt):
                 return False
             request = self._apply(pin, interrupt)
-        return request is None or self._send(request) or interrupt.action is Action.DEASSERT
+        return request is None or self._send(request) or interrupt.action is DEASSERT
 
     def try_inject_batch(self, interrupts: Sequence[Interrupt], /) -> int:
         """Take interrupts from the front.
@@ -429,11 +429,11 @@ class IoApic(Pinned):
 
         Or ``out`` could not be told of it before, and is tried again.
         """
-        new = interrupt.action is Action.ASSERT and not pin.ends
+        new = interrupt.action is ASSERT and not pin.ends
         if new:
             with self._lock:
                 pin.ends = True
-        if new or (self._endings.untold >> pin.number & 1 and interrupt.action is not Action.DEASSERT):
+        if new or (self._endings.untold >> pin.number & 1 and interrupt.action is not DEASSERT):
             self._endings.tell(pin.number)
 
     def _ended_by(self, pin: int) -> Msi | None:
@@ -446,8 +446,8 @@ class IoApic(Pinned):
         pins, number = self._pins, pin.number
         was_high = bool(pins.levels >> number & 1)
         action = interrupt.action
-        if action is not Action.PULSE:
-            pin.moved(was_high=was_high, high=pins.hold(number, action is Action.ASSERT))
+        if action is not PULSE:
+            pin.moved(was_high=was_high, high=pins.hold(number, action is ASSERT))
             return self._take(pin, gsi=interrupt.gsi)
         kept = pin.request
         pin.moved(was_high=was_high, high=pins.drive(number, 1))
@@ -457,7 +457,7 @@ class IoApic(Pinned):
 
     def _too_early(self, pin: IoApicPin, interrupt: Interrupt) -> bool:
         """Whether it is a pulse of a level pin whose end of interrupt is being told: nothing of it would be left afterwards."""
-        return bool(pin.changing and interrupt.action is Action.PULSE and pin.entry.level and pin.open)
+        return bool(pin.changing and interrupt.action is PULSE and pin.entry.level and pin.open)
 
     def _take(self, pin: IoApicPin, *, gsi: int | None = None, kept: bool = True) -> Request | None:
         """Take a pin's request out of the registers, if it may go out now; ``gsi``: whose interrupt it is, where that is known."""

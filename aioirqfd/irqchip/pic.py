@@ -10,7 +10,7 @@ from aioirqfd.integers import plain
 from aioirqfd.irqchip import fields
 from aioirqfd.irqchip.pic_chip import PicChip
 from aioirqfd.irqchip.pins import InputPins, Pinned
-from aioirqfd.irqfd.interrupt import PIC_PINS, Action
+from aioirqfd.irqfd.interrupt import ASSERT, PIC_PINS, PULSE, Action
 from aioirqfd.irqfd.plain import check_integers
 from aioirqfd.uncopied import refusal
 
@@ -308,11 +308,11 @@ class Pic(Pinned):
 
     def _apply(self, pin: int, action: Action) -> None:
         pins = self._pins
-        if action is Action.PULSE:
+        if action is PULSE:
             self._set_pin(pin, high=pins.drive(pin, 1))
             self._set_pin(pin, high=pins.drive(pin, 0))
         else:
-            self._set_pin(pin, high=pins.hold(pin, action is Action.ASSERT))
+            self._set_pin(pin, high=pins.hold(pin, action is ASSERT))
 
     def _set_pin(self, pin: int, *, high: bool) -> int:
         if pin < _MASTER_PINS:

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from aioirqfd.irqfd.trigger import Trigger
     from aioirqfd.irqfd.workqueue import Work
 
+# What runs at each signal has them at hand: before Python 3.12, to look a member up in its class costs as much as three calls.
+_IDLE, _PENDING, _INJECTING, _CLOSED = State.IDLE, State.PENDING, State.INJECTING, State.CLOSED
+_SIGNAL, _CLOSE, _SCHEDULE = Event.SIGNAL, Event.CLOSE, Action.SCHEDULE
+
 
 class _Owner(Protocol):
     """What an irqfd asks of its manager."""
@@ -78,20 +82,6 @@ class Mark:
     fast: int
     deferrals: int
     target: int
-
-
-@final
-class _LaneRun:
-    """A run of an irqfd's handler by the counter module."""
-
-    __slots__ = ("_trigger",)
-
-    def __init__(self, trigger: Trigger) -> None:
-        self._trigger = trigger
-
-    @property
-    def running(self) -> object:
-        return self._trigger.running
 
 
 @final
@@ -150,7 +140,7 @@ class Binding:
         self.owner: Final = owner
         self._delivery: Final = owner.delivery
         self._routes: Final = owner.routes
-        self._state = State.IDLE
+        self._state = _IDLE
         self._debt: Debt | None = None
         self._injection: Injection | None = None
         self._dropped = 0
@@ -226,7 +216,7 @@ class Binding:
         if not self.masked:
             return
         self.masked = False
-        self._delivery.trace("irqfd_unmasked", self, pending=self._state is State.PENDING)
+        self._delivery.trace("irqfd_unmasked", self, pending=self._state is _PENDING)
         self.unblock()
 
     def resume(self) -> None:
@@ -250,7 +240,7 @@ class Binding:
     def wakeup(self, count: int, /) -> None:
         """The eventfd was signalled ``count`` times."""
         self.arm()
-        if self._state is State.IDLE and not self._blocked and not self.handlers:
+        if self._state is _IDLE and not self._blocked and not self.handlers:
             if not self._routes.of(self.gsi):
                 self.dropped()
                 return
@@ -262,12 +252,12 @@ class Binding:
     def defer(self, count: int, /) -> None:
         """The same, when the sink would not take it at once."""
         self.debt.add(count)
-        if self.closing and self._state is State.CLOSED:
+        if self.closing and self._state is _CLOSED:
             # A sink that refused, and in the same breath deassigned: the signal goes back where it came from.
             self._give_back()
             return
         try:
-            self.step(Event.SIGNAL)
+            self.step(_SIGNAL)
         except BaseException:
             self.debt.count -= count  # it is owed again
             raise
@@ -275,7 +265,7 @@ class Binding:
     def rest(self, count: int, /) -> None:
         """The handler has run, and the sink would not take the interrupt at once, or may not any more."""
         self.debt.add_told(count, len(self.handlers), self._routes.of(self.gsi))
-        self.step(Event.SIGNAL)
+        self.step(_SIGNAL)
 
     def left(self) -> None:
         """Its handler is through, and it is not idle: go on where it stands."""
@@ -311,7 +301,7 @@ class Binding:
     def arm(self) -> None:
         """Tell the counter module whether it may inject by itself: an idle, free, plain irqfd with one route."""
         route = None
-        plain = self._state is State.IDLE and self._delivery.fast and len(self.handlers) <= 1
+        plain = self._state is _IDLE and self._delivery.fast and len(self.handlers) <= 1
         if plain and not (self._blocked or self.closing):
             route = self._routes.pulse(self.gsi, level=self.resamplefd is not None)
         self.trigger.arm(route)
@@ -331,12 +321,12 @@ class Binding:
     def step(self, event: Event) -> Action:
         """Move by the table, and do what the move asks for."""
         # Looked up and moved in one step: a signal handler that signals runs at any call of a function.
-        blocked = event is not Event.CLOSE and self._blocked  # what is closed is closed
+        blocked = event is not _CLOSE and self._blocked  # what is closed is closed
         before = self._state
         self._state, action = TABLE[blocked][before][event]
-        if before is State.IDLE and self._state is not State.IDLE and not self.closing:
+        if before is _IDLE and self._state is not _IDLE and not self.closing:
             self.trigger.arm(None)  # once it is closing, the eventfd is another's
-        if action is Action.SCHEDULE:
+        if action is _SCHEDULE:
             # An irqfd never runs against itself: while its handler runs, left() does it.
             if self.trigger.running is None:
                 try:
@@ -344,7 +334,7 @@ class Binding:
                 except BaseException:
                     self._state = before  # interrupted, by a signal handler's exception say
                     raise
-        elif self._state is State.PENDING:
+        elif self._state is _PENDING:
             self.owner.wants_route(self)
         return action
 
@@ -371,7 +361,7 @@ class Binding:
         if self.closing or self.offloaded:
             return
         if self._blocked:
-            if self._state is State.PENDING:
+            if self._state is _PENDING:
                 self.owner.wants_route(self)
             return
         if self.owner.offload(self):
@@ -451,7 +441,7 @@ class Binding:
         self.masked = masked
         self.step(Event.HAND_OVER)
         if pending:
-            self.step(Event.SIGNAL)
+            self.step(_SIGNAL)
         self.arm()
 
     # -- offloading --------------------------------------------------------------------------------------------------
@@ -460,13 +450,13 @@ class Binding:
     def free(self) -> bool:
         """Whether a sink may watch the eventfd by itself, as far as it is the irqfd's to say."""
         free = not (self.closing or self._blocked or self.handlers)
-        return free and self._state in {State.IDLE, State.PENDING}
+        return free and self._state in {_IDLE, _PENDING}
 
     def note_offload(self, interrupt: Interrupt, count: int) -> None:
         """The sink watches the eventfd now, and injects what was signalled before: a signal is all it takes."""
         self.offloaded_as = interrupt
         self.debt.count += count
-        if count or self._state is State.PENDING:
+        if count or self._state is _PENDING:
             self.step(Event.HAND_OVER)
             self._give_back()
 
@@ -505,7 +495,7 @@ class Binding:
     @property
     def closed(self) -> bool:
         """Whether nothing of it will run any more."""
-        return self._state is State.CLOSED
+        return self._state is _CLOSED
 
     @property
     def busy(self) -> bool:
@@ -518,9 +508,9 @@ class Binding:
         backpressure = self.owner.backpressure
         queue = backpressure.queue
         while self.trigger.running is not None:
-            if queue.waits.circle(_LaneRun(self.trigger), here):
+            if queue.waits.circle(self.trigger, here):
                 return  # a handler that deassigns its own irqfd, or one whose handler waits for this one
-            with queue.waits.noted(_LaneRun(self.trigger)):
+            with queue.waits.noted(self.trigger):
                 await backpressure.next_progress()
         while self._state in ACTIVE:
             work = self.work
@@ -546,11 +536,11 @@ class Binding:
     def inherit(self) -> None:
         """In a forked child: it is the parent's."""
         self.closing = True
-        self.step(Event.CLOSE)
+        self.step(_CLOSE)
         self.trigger.inherit()
 
     def _finish(self) -> None:
-        if self._state is State.CLOSED:
+        if self._state is _CLOSED:
             return
         debt = self._debt
         if debt is not None and debt.captured:
@@ -558,7 +548,7 @@ class Binding:
             debt.leave(taken if taken and self.owner.withhold(self.eventfd, taken) else 0, len(self.handlers))
         if debt is not None and debt.owed:
             self._give_back()
-        self.step(Event.CLOSE)
+        self.step(_CLOSE)
         self.owner.finished(self)
         del self.face  # the two would keep each other until the collector comes
 
@@ -579,7 +569,7 @@ class Binding:
 
     def mark(self) -> Mark:
         """Where it stands, for :meth:`passed`."""
-        target = self.debt.begun + (self._state is not State.INJECTING) if self._state in ACTIVE else 0
+        target = self.debt.begun + (self._state is not _INJECTING) if self._state in ACTIVE else 0
         lane = self.trigger.lined_up + (self.trigger.running is not None)
         return Mark(
             self.trigger.owed, lane, self.trigger.fast, 0 if self._debt is None else self._debt.deferrals, target

@@ -7,9 +7,10 @@ somebody asks, and nothing is changed by asking.
 
 from __future__ import annotations
 
-import sysconfig
+import os
 import time
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
 
 from aioirqfd.irqfd.guard import report
 from aioirqfd.irqfd.interrupt import Interrupt
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from aioirqfd.irqfd.workqueue import WorkQueue
 
 
-_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+_STANDARD_LIBRARY: Final = str(Path(os.__file__).parent)
 
 
 class _Manager(Protocol):

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from aioirqfd.irqfd.routing import Routes
 
 
+_START, _INJECT, _DONE = Event.START, Action.INJECT, Event.DONE  # at hand, as in binding.py
+
+
 class _Injected(Protocol):
     """Whose injection it is."""
 
@@ -99,7 +102,7 @@ class Injection:
     async def _run(self) -> None:
         """One attempt. Called by the work queue."""
         irqfd, debt = self._irqfd, self._debt
-        if irqfd.step(Event.START) is not Action.INJECT:
+        if irqfd.step(_START) is not _INJECT:
             self._put_off()
             irqfd.ended()
             return
@@ -118,7 +121,7 @@ class Injection:
             if debt.paid(number):
                 # Signalled between two attempts: the handlers, or the first routes, have not seen it.
                 irqfd.step(Event.SIGNAL)
-            irqfd.step(Event.DONE)
+            irqfd.step(_DONE)
             irqfd.arm()
         finally:
             irqfd.ended()

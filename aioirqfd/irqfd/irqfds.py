@@ -186,7 +186,8 @@ class Irqfds:
                     if index % _AT_ONCE == 0:
                         await asyncio.sleep(0)
                 for irqfd in irqfds:
-                    await irqfd.drained()
+                    if not irqfd.closed:
+                        await irqfd.drained()
                 await self.queue.drain()
         finally:
             self.life.stage = Stage.ABORTING
@@ -194,7 +195,7 @@ class Irqfds:
             try:
                 await self.queue.aclose()
             finally:
-                for irqfd in [*irqfds, *self.leaving]:
+                for irqfd in [irqfd for irqfd in (*irqfds, *self.leaving) if not irqfd.closed]:
                     failed(irqfd.shut)
                     failed(irqfd.abandon)
                 failed(self._drop_withheld)
@@ -243,7 +244,7 @@ class Irqfds:
     @property
     def inherited(self) -> bool:
         """Whether this is a forked child's copy."""
-        return self.life.stage is Stage.INHERITED
+        return self.life.inherited
 
     def check_here(self) -> None:
         """Raise unless the manager is open and its loop is running here.
@@ -252,7 +253,7 @@ class Irqfds:
             ClosedError: It is not entered, or closed.
             WrongLoopError: It belongs to another loop or to the parent process, or no loop is running.
         """
-        if self.life.stage is Stage.OPEN and self.poller is not None:
+        if self.life.open and self.poller is not None:
             self.poller.check_here()
             return
         if self.inherited:
@@ -326,12 +327,11 @@ class Irqfds:
 
     async def deassign(self, irqfd: Binding) -> None:
         """Unbind it, as a barrier; nothing happens if it is deassigned already, or another manager's."""
-        stage = self.life.stage
-        if stage is Stage.INHERITED:
+        if self.life.inherited:
             self.check_here()
         if irqfd.owner is not self or irqfd.closed:
             return
-        if stage is Stage.OPEN:
+        if self.life.open:
             self.check_here()
         irqfd.shut()
         if not irqfd.closed:
@@ -383,7 +383,8 @@ class Irqfds:
         self.delivery.since.forget(irqfd.eventfd_id)
         if irqfd.resamplefd is not None:
             self.lines.leave(irqfd, irqfd.gsi)
-        irqfd.trigger.close_references()
+        if irqfd.trigger.references:
+            irqfd.trigger.close_references()
         if self.delivery.traced:
             self.delivery.trace("irqfd_deassigned", irqfd, **self.offloading.counts(irqfd))
         self.offloading.finished(irqfd)

@@ -21,6 +21,10 @@ class Stage(enum.IntEnum):
     """A forked child's copy: the manager is the parent's (row I17)."""
 
 
+# At hand: before Python 3.12, to look a member up in its class costs as much as three calls.
+_OPEN, _INHERITED = Stage.OPEN, Stage.INHERITED
+
+
 @final
 class Life:
     """The stage that one manager is in; only its :class:`aioirqfd.irqfd.irqfds.Irqfds` moves it on."""
@@ -33,4 +37,9 @@ class Life:
     @property
     def open(self) -> bool:
         """Whether it is in use."""
-        return self.stage is Stage.OPEN
+        return self.stage is _OPEN
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a forked child's copy."""
+        return self.stage is _INHERITED

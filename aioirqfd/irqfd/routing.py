@@ -21,6 +21,7 @@ MAX_ROUTES: Final = 4096
 """Entries a table may have in all (row G02)."""
 NO_ROUTES: Final[tuple[Route, ...]] = ()
 _PIC_MASTER_PINS: Final = 8
+_ABORTING: Final = Stage.ABORTING  # at hand, as in life.py
 ALL_PINS: Final = tuple(IrqchipPin(chip, pin) for chip, pins in PINS.items() for pin in range(pins))
 """Every pin of a PC's interrupt controllers."""
 
@@ -269,7 +270,7 @@ class Routes:
 
     def blocks(self, gsi: int) -> bool:
         """Whether nothing may be injected for the gsi just now."""
-        return self.paused or self._life.stage >= Stage.ABORTING or self.holds(gsi)
+        return self.paused or self._life.stage >= _ABORTING or self.holds(gsi)
 
     def holds(self, gsi: int) -> bool:
         """Whether the gsi waits for a route."""

@@ -44,7 +44,8 @@ class Since:
 
     def forget(self, what: int) -> float:
         """It is free, or gone: for how many seconds it was held back."""
-        return time.monotonic() - self._notes.pop(what, (time.monotonic(), ""))[0]
+        note = self._notes.pop(what, None)
+        return 0.0 if note is None else time.monotonic() - note[0]
 
     def said(self, what: int) -> str:
         """``for 3 s, by vmm/app.py:12``; empty where nobody has noted it."""

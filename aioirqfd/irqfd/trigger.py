@@ -64,7 +64,7 @@ class Trigger:
         self.references: tuple[EventFd, ...] = ()
         """What was made for ints, and is closed with the irqfd."""
         self._run: tuple[object, int] | None = None  # when it was left: the task that ran the handler, and the count
-        self._final: Counts | None = None
+        self._final: tuple[int, int, int] | None = None  # the counts, when it was let go
         eventfd._signals = eventfd._wakeups = eventfd._fast = 0
 
     # -- looking -----------------------------------------------------------------------------------------------------
@@ -84,12 +84,12 @@ class Trigger:
     def counts(self) -> Counts:
         """What was counted."""
         eventfd = self.eventfd
-        return self._final or Counts(eventfd._signals, eventfd._wakeups, eventfd._fast)
+        return Counts(*(self._final or (eventfd._signals, eventfd._wakeups, eventfd._fast)))
 
     @property
     def fast(self) -> int:
         """How many interrupts the sink took at once."""
-        return self.eventfd._fast if self._final is None else self._final.fast
+        return self.eventfd._fast if self._final is None else self._final[2]
 
     @property
     def owed(self) -> bool:
@@ -230,10 +230,10 @@ class Trigger:
     def let_go(self, poller: Poller | None) -> None:
         """It is nobody's; who waits to read it goes on."""
         eventfd = self.eventfd
-        self._final = self.counts
+        self._final = eventfd._signals, eventfd._wakeups, eventfd._fast
         eventfd._binding = None
         identity.release(self.eventfd_id, self._claimant)
-        if poller is not None:
+        if poller is not None and eventfd._waiters:
             eventfd._go_on_waiting(poller)
 
     def inherit(self) -> None:

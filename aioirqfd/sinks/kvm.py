@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Self, final
 
 from aioirqfd.errors import EventFdBusyError, RoutingError
 from aioirqfd.irqfd.guard import call_each
-from aioirqfd.irqfd.interrupt import Action, IrqchipPin, Msi
+from aioirqfd.irqfd.interrupt import ASSERT, DEASSERT, PULSE, IrqchipPin, Msi
 from aioirqfd.irqfd.routing import ALL_PINS, RoutingTable
 from aioirqfd.kvm.ioctls import (
     KVM_IRQCHIP_IOAPIC,
@@ -102,7 +102,7 @@ class KvmSink:
         Threads:
             Any, but what lowers a line is left to the work queue of the loop that has raised it.
         """
-        if interrupt.action is Action.DEASSERT:
+        if interrupt.action is DEASSERT:
             line = self._lines.get(interrupt.route)
             if line is not None and not (line.here or line.deaf):
                 return False
@@ -122,11 +122,11 @@ class KvmSink:
             raise RoutingError(
                 f"gsi {interrupt.gsi}: with a split irqchip {route!r} is user space's: put an IoApic before this sink"
             )
-        elif interrupt.action is Action.PULSE:
+        elif interrupt.action is PULSE:
             gsi = pin_gsi(route)
             self._vm.irq_line(gsi, 1)
             self._vm.irq_line(gsi, 0)
-        elif interrupt.action is Action.ASSERT:
+        elif interrupt.action is ASSERT:
             self._line(interrupt.gsi, route).assert_for(interrupt.gsi)
         else:
             line = self._lines.get(route)
@@ -206,7 +206,7 @@ class KvmSink:
             self._vm.irqfd(eventfd, self._routes.held(route), flags=KVM_IRQFD_FLAG_DEASSIGN)
             self._routes.release(route)
             return False
-        if interrupt.action is Action.ASSERT:
+        if interrupt.action is ASSERT:
             return self._reclaim_line(eventfd, interrupt.gsi, route)
         self._vm.irqfd(eventfd, pin_gsi(route), flags=KVM_IRQFD_FLAG_DEASSIGN)
         return False
