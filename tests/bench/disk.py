@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -69,6 +70,11 @@ def machine(program: Path, modules: Sequence[str] = ()) -> Qemu:
     """A guest of one CPU that waits for loads on its console."""
     linux = initramfs(INIT, modules=modules, files={"bin/vhost_load": program})
     return Qemu(linux=linux, ram=256 << 20, timeout=120)
+
+
+def vfio_user(socket: Path) -> str:
+    """The device behind the socket, for QEMU."""
+    return json.dumps({"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(socket)}})
 
 
 @contextlib.contextmanager

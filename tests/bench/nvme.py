@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import signal
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench.disk import Cost, Load, booted, build, machine, make_image, measure, process
+from tests.bench.disk import Cost, Load, booted, build, machine, make_image, measure, process, vfio_user
 
 LOADS = (Load("4k random, depth 1", "rand", 4096, 1, 6000), Load("4k random, depth 32", "rand", 4096, 32, 16000))
 PROGRAMS = {
@@ -40,7 +39,7 @@ async def round_of(kind: str, image: Path, program: Path) -> list[Cost]:
             qemu.add_arguments("-device", "nvme,drive=disk,serial=1")
         else:
             server = stack.enter_context(process(command(kind, image, socket), socket)).pid
-            qemu.add_arguments("-device", option(socket))
+            qemu.add_arguments("-device", vfio_user(socket))
         async with booted(qemu):
             return [await measure(qemu, "/dev/nvme0n1", load, server) for load in LOADS]
 
@@ -50,17 +49,12 @@ def command(kind: str, image: Path, socket: Path) -> list[str]:
     return [sys.executable, *PROGRAMS[kind], "--socket-path", str(socket), str(image)]
 
 
-def option(socket: Path) -> str:
-    """The device, for QEMU."""
-    return json.dumps({"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(socket)}})
-
-
 async def profile(image: Path, program: Path) -> None:
     """Have the server print where it spent its time while the guest read at depth 32."""
     qemu = machine(program)
     socket = qemu.directory / "nvme.sock"
     with process(command("profile", image, socket), socket) as server:
-        qemu.add_arguments("-device", option(socket))
+        qemu.add_arguments("-device", vfio_user(socket))
         async with booted(qemu):
             server.send_signal(signal.SIGUSR1)
             cost = await measure(qemu, "/dev/nvme0n1", PROFILED, server.pid)

@@ -1,7 +1,8 @@
-"""A disk for a guest, three ways: ``python -m tests.bench.vhost_blk``.
+"""A disk for a guest, four ways: ``python -m tests.bench.vhost_blk``.
 
 The same guest, image and load for ``examples/vhost_user_blk.py``, for ``qemu-storage-daemon``'s vhost-user-blk export, and
-for QEMU's own virtio-blk; and for ``vhost_floor.py``, the least that there is to do, in C and in Python. The image is in memory.
+for QEMU's own virtio-blk; and for ``vhost_floor.py``, the least that there is to do, in C and in Python. With a QEMU that has vfio-user (``AIOIRQFD_QEMU``),
+``--kinds ours vfio qemu`` sets the example beside itself as a PCI device. The image is in memory.
 What a process has used is from its tasks' schedstat.
 """
 
@@ -16,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench.disk import ROOT, Cost, Load, booted, build, machine, make_image, measure, process
+from tests.bench.disk import ROOT, Cost, Load, booted, build, machine, make_image, measure, process, vfio_user
 
 LOADS = (
     Load("4k random, depth 1", "rand", 4096, 1, 8000),
@@ -36,9 +37,11 @@ def build_floor(directory: Path) -> Path:
 
 def servers(kind: str, image: Path, socket: Path) -> list[str] | None:
     """The command of the process that serves the image; None: QEMU itself does."""
-    if kind == "ours":
+    if kind in {"ours", "vfio"}:
+        transport = "vhost-user" if kind == "ours" else "vfio-user"
         return [
-            sys.executable, str(ROOT / "examples/vhost_user_blk.py"), "--socket-path", str(socket), "--blk-file", str(image),
+            sys.executable, str(ROOT / "examples/vhost_user_blk.py"),
+            "--transport", transport, "--socket-path", str(socket), "--blk-file", str(image),
         ]  # fmt: skip
     if kind == "qsd":
         return [
@@ -61,6 +64,9 @@ async def rounds_of(kind: str, image: Path, program: Path, rounds: int) -> dict[
         server = None
         if command is not None:
             server = stack.enter_context(process(command, socket)).pid
+        if kind == "vfio":
+            qemu.add_arguments("-device", vfio_user(socket))
+        elif command is not None:
             qemu.add_arguments("-chardev", f"socket,id=blk,path={socket}")
             qemu.add_arguments("-device", "vhost-user-blk-pci,chardev=blk,num-queues=1")
         else:
