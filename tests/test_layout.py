@@ -33,6 +33,7 @@ FLOORS = (
     "mapping",
     "fence",
     "counter",
+    "flight",
     "eventfd",
     "ioeventfd",
     "kvm",

@@ -7,6 +7,7 @@
 
 #include "_core.h"
 #include "_fifo.h"
+#include "_flight.h"
 #include "_turn.h"
 
 /* A function of the vectorcall kind for a table of methods; it is called as what its flags say. */
@@ -126,6 +127,7 @@ struct top_half_object {
     PyObject *entered;        /* strong: the context that it is in, by top_half_enter() */
     FlightRingObject *flight; /* strong, or NULL */
     TURN(turn)                /* strong: of its manager's loop, from the first irqfd on */
+    unsigned short source;    /* the flight ring's number of this manager */
     bool watched;
     TopHalfObject *touched_next; /* chain of one pass, strong */
     bool touched;
@@ -285,7 +287,6 @@ void top_half_one(native_state *state, EventFdCtxObject *ctx);
 void top_half_wakeup(native_state *state, EventFdCtxObject *ctx);
 
 /* flight_ring.c */
-enum flight_kind { FLIGHT_INJECTED = 1, FLIGHT_DEFERRED = 2, FLIGHT_HELD = 3, FLIGHT_WAKEUP = 4 };
 /* -DAIOIRQFD_NO_FLIGHT leaves the recorder's hooks out, so that the benchmark can say what they cost. */
 #ifdef AIOIRQFD_NO_FLIGHT
 #    define HAS_FLIGHT(top_half) ((void)(top_half), false)
@@ -293,8 +294,7 @@ enum flight_kind { FLIGHT_INJECTED = 1, FLIGHT_DEFERRED = 2, FLIGHT_HELD = 3, FL
 #    define HAS_FLIGHT(top_half) ((top_half)->flight != NULL)
 #endif
 extern PyType_Spec flight_ring_spec;
-uint64_t flight_now(void);
-void flight_put(FlightRingObject *ring, uint64_t time_ns, enum flight_kind kind, const EventFdCtxObject *ctx,
+void flight_put(const TopHalfObject *top_half, uint64_t time_ns, enum flight_kind kind, const EventFdCtxObject *ctx,
                 uint64_t count);
 
 /* lane.c */

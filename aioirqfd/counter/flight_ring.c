@@ -1,142 +1,183 @@
-/* FlightRing: the last N interrupts as binary records in memory of its own. Writing one costs a few nanoseconds and no Python;
-   who wants to read them renders them later. */
+/* FlightRing: the last N things that happened to interrupts, as binary records, in memory of its own or in somebody's file. */
 #include "_native.h"
 
 #include <string.h>
-#include <time.h>
 
-/* What snapshot() returns, as struct format "=QQIiBxxxI". */
-typedef struct {
-    uint64_t time_ns;
-    uint64_t count;
-    uint32_t gsi;
-    int32_t fd;
-    uint8_t kind;
-    uint8_t pad[3];
-    uint32_t unused;
-} flight_record;
-
-struct flight_ring_object {
-    PyObject_HEAD
-    LEAF(leaf) /* the managers of several loops may share a ring; records and total are under it */
-    flight_record *records;
-    uint64_t total; /* records written since it was made */
-    uint64_t mask;  /* capacity - 1; the capacity is a power of 2 */
-};
-
-uint64_t
-flight_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
-}
-
+/* Something that happened to an irqfd of this manager. */
 void
-flight_put(FlightRingObject *ring, uint64_t time_ns, enum flight_kind kind, const EventFdCtxObject *ctx, uint64_t count)
+flight_put(const TopHalfObject *top_half, uint64_t time_ns, enum flight_kind kind, const EventFdCtxObject *ctx,
+           uint64_t count)
 {
     if (count == 0 && kind != FLIGHT_HELD) {
         count = 1; /* left unread: one at least */
     }
-    LEAF_LOCK(&ring->leaf);
-    ring->records[ring->total++ & ring->mask] = (flight_record){
-        .time_ns = time_ns, .count = count, .gsi = ctx->gsi, .fd = SEEN(ctx->fd), .kind = (uint8_t)kind};
-    LEAF_UNLOCK(&ring->leaf);
+    flight_write(top_half->flight, (flight_record){.time_ns = time_ns,
+                                                   .value = count,
+                                                   .key = ctx->gsi,
+                                                   .fd = SEEN(ctx->fd),
+                                                   .source = top_half->source,
+                                                   .kind = (uint8_t)kind});
+}
+
+/* The ring is in this memory from here on; 0, or -1 with an exception. Nobody writes meanwhile. */
+static int
+settle_in(FlightRingObject *self, PyObject *memory, uint64_t offset)
+{
+    size_t size = FLIGHT_HEAD_SIZE + ((size_t)self->mask + 1) * FLIGHT_RECORD_SIZE;
+    Py_buffer found = {.obj = NULL};
+    if (memory == Py_None) {
+        offset = 0;
+        found.len = (Py_ssize_t)size;
+        if ((found.buf = PyMem_Calloc(1, size)) == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+    } else {
+        if (PyObject_GetBuffer(memory, &found, PyBUF_WRITABLE) < 0) {
+            return -1;
+        }
+        if (offset > (uint64_t)found.len || (uint64_t)found.len - offset < size ||
+            ((uintptr_t)found.buf + offset) % _Alignof(uint64_t) != 0) {
+            PyErr_Format(PyExc_ValueError, "a flight ring of %zu bytes is not to be had at %llu of %zd bytes", size,
+                         (unsigned long long)offset, found.len);
+            PyBuffer_Release(&found);
+            return -1;
+        }
+    }
+    Py_buffer before = self->memory;
+    char *start = (char *)found.buf + offset;
+    self->memory = found;
+    self->head = (_Atomic uint64_t *)(void *)start;
+    self->records = (flight_record *)(void *)(start + FLIGHT_HEAD_SIZE);
+    if (before.obj != NULL) {
+        PyBuffer_Release(&before);
+    } else {
+        PyMem_Free(before.buf);
+    }
+    return 0;
 }
 
 static PyObject *
 ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keywords[] = {"capacity", NULL};
-    PyObject *given = NULL;
+    static char *keywords[] = {"capacity", "memory", "offset", NULL};
+    PyObject *given = NULL, *memory = Py_None;
+    unsigned long long offset = 0;
     uint64_t capacity = 65536;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:FlightRing", keywords, &given)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OOK:FlightRing", keywords, &given, &memory, &offset)) {
         return NULL;
     }
     if (given != NULL &&
         native_u64_within(given, 1, UINT64_C(1) << 28, "2**28", "a flight ring's capacity", &capacity) < 0) {
         return NULL;
     }
-    uint64_t size = 1;
-    while (size < capacity) {
-        size *= 2;
-    }
     FlightRingObject *self = (FlightRingObject *)type->tp_alloc(type, 0);
     if (self == NULL) {
         return NULL;
     }
-    self->mask = size - 1;
-    LEAF_INIT(&self->leaf);
-    self->records = PyMem_Calloc((size_t)size, sizeof(*self->records));
-    if (self->records == NULL) {
+    while (UINT64_C(1) << self->shift < capacity) {
+        self->shift++;
+    }
+    self->mask = (UINT64_C(1) << self->shift) - 1;
+    if (settle_in(self, memory, offset) < 0) {
         Py_DECREF(self);
-        return PyErr_NoMemory();
+        return NULL;
     }
     return (PyObject *)self;
+}
+
+static int
+ring_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(((FlightRingObject *)op)->memory.obj);
+    return 0;
 }
 
 static void
 ring_dealloc(PyObject *op)
 {
     PyTypeObject *type = Py_TYPE(op);
-    PyMem_Free(((FlightRingObject *)op)->records);
-    LEAF_END(&((FlightRingObject *)op)->leaf);
+    Py_buffer *memory = &((FlightRingObject *)op)->memory;
+    PyObject_GC_UnTrack(op);
+    if (memory->obj != NULL) {
+        PyBuffer_Release(memory);
+    } else {
+        PyMem_Free(memory->buf);
+    }
     type->tp_free(op);
     Py_DECREF(type);
 }
 
 static PyObject *
-ring_put(PyObject *op, PyObject *args)
+ring_put(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
-    FlightRingObject *self = (FlightRingObject *)op;
-    unsigned char kind;
-    unsigned int gsi;
-    int fd;
-    unsigned long long count;
-    if (!PyArg_ParseTuple(args, "bIiK:put", &kind, &gsi, &fd, &count)) {
-        return NULL;
+    if (nargs < 4 || nargs > 6) {
+        return PyErr_Format(PyExc_TypeError, "put() takes 4 to 6 arguments, not %zd", nargs);
     }
-    LEAF_LOCK(&self->leaf);
-    self->records[self->total++ & self->mask] =
-        (flight_record){.time_ns = flight_now(), .count = count, .gsi = gsi, .fd = fd, .kind = kind};
-    LEAF_UNLOCK(&self->leaf);
+    uint64_t words[6] = {0};
+    for (Py_ssize_t i = 0; i < nargs; i++) {
+        words[i] = PyLong_AsUnsignedLongLongMask(args[i]);
+        if (words[i] == UINT64_MAX && PyErr_Occurred() != NULL) {
+            return NULL;
+        }
+    }
+    flight_write((FlightRingObject *)op, (flight_record){.time_ns = flight_now(),
+                                                         .kind = (uint8_t)words[0],
+                                                         .key = (uint32_t)words[1],
+                                                         .fd = (int32_t)(uint32_t)words[2],
+                                                         .value = words[3],
+                                                         .source = (uint16_t)words[4],
+                                                         .flags = (uint8_t)words[5]});
     Py_RETURN_NONE;
 }
 
-static uint64_t
-ring_total(FlightRingObject *self)
+static PyObject *
+ring_settle(PyObject *op, PyObject *args)
 {
-    LEAF_LOCK(&self->leaf);
-    uint64_t total = self->total;
-    LEAF_UNLOCK(&self->leaf);
-    return total;
+    PyObject *memory;
+    unsigned long long offset;
+    if (!PyArg_ParseTuple(args, "OK:settle", &memory, &offset) ||
+        settle_in((FlightRingObject *)op, memory, offset) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
 }
 
+/* Copied without a lock, while others write perhaps: a record that is not whole, or not of its place any more, is left out. */
 static PyObject *
 ring_snapshot(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     FlightRingObject *self = (FlightRingObject *)op;
     uint64_t size = self->mask + 1;
-    /* As many as there are now; what is written meanwhile takes the place of the oldest. */
-    uint64_t n = ring_total(self);
-    n = n < size ? n : size;
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(n * sizeof(flight_record)));
-    if (bytes != NULL) {
-        flight_record *out = (flight_record *)(void *)PyBytes_AS_STRING(bytes);
-        LEAF_LOCK(&self->leaf);
-        uint64_t first = self->total - n;
-        for (uint64_t i = 0; i < n; i++) {
-            memcpy(&out[i], &self->records[(first + i) & self->mask], sizeof(flight_record));
-        }
-        LEAF_UNLOCK(&self->leaf);
+    uint64_t total = atomic_load_explicit(self->head, memory_order_relaxed);
+    uint64_t first = total > size ? total - size : 0;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)((total - first) * FLIGHT_RECORD_SIZE));
+    if (bytes == NULL) {
+        return NULL;
     }
+    char *out = PyBytes_AS_STRING(bytes);
+    Py_ssize_t filled = 0;
+    for (uint64_t number = first; number < total; number++) {
+        flight_record *record = &self->records[number & self->mask];
+        uint32_t lap = (uint32_t)(number >> self->shift) + 1;
+        if (atomic_load_explicit(&record->lap, memory_order_acquire) != lap) {
+            continue;
+        }
+        memcpy(out + filled, record, FLIGHT_RECORD_SIZE);
+        atomic_thread_fence(memory_order_acquire);
+        if (atomic_load_explicit(&record->lap, memory_order_relaxed) == lap) {
+            filled += FLIGHT_RECORD_SIZE;
+        }
+    }
+    (void)_PyBytes_Resize(&bytes, filled);
     return bytes;
 }
 
 static PyObject *
 ring_get_total(PyObject *op, void *Py_UNUSED(closure))
 {
-    return PyLong_FromUnsignedLongLong(ring_total((FlightRingObject *)op));
+    return PyLong_FromUnsignedLongLong(atomic_load_explicit(((FlightRingObject *)op)->head, memory_order_relaxed));
 }
 
 static PyObject *
@@ -146,10 +187,14 @@ ring_capacity(PyObject *op, void *Py_UNUSED(closure))
 }
 
 static PyMethodDef ring_methods[] = {
-    {"put", ring_put, METH_VARARGS, PyDoc_STR("put($self, kind, gsi, fd, count, /)\n--\n\nWrite one record, now.")},
+    {"put", NATIVE_METHOD(ring_put), METH_FASTCALL,
+     PyDoc_STR("put($self, kind, key, fd, value, source=0, flags=0, /)\n--\n\nWrite one record, now. Any thread.")},
+    {"settle", ring_settle, METH_VARARGS,
+     PyDoc_STR(
+         "settle($self, memory, offset, /)\n--\n\nBe in this memory from here on, with as many places. Nobody writes meanwhile.")},
     {"snapshot", ring_snapshot, METH_NOARGS,
      PyDoc_STR(
-         "snapshot($self, /)\n--\n\nThe records there are, oldest first, 32 bytes each: struct format \"=QQIiBxxxI\".")},
+         "snapshot($self, /)\n--\n\nThe records there are, oldest first, 32 bytes each: struct format \"=QQIiHBBI\".")},
     {NULL, NULL, 0, NULL},
 };
 
@@ -160,8 +205,13 @@ static PyGetSetDef ring_getset[] = {
 };
 
 static PyType_Slot ring_slots[] = {
-    {Py_tp_doc, (void *)PyDoc_STR("FlightRing(capacity=65536)\n--\n\nThe last interrupts, as binary records.")},
+    {Py_tp_doc,
+     (void *)PyDoc_STR(
+         "FlightRing(capacity=65536, memory=None, offset=0)\n--\n\n"
+         "The last things that happened, as binary records: in a buffer from this offset on (a head of 64 bytes, then 32 for\n"
+         "each record), or in memory of its own.")},
     {Py_tp_new, (void *)ring_new},
+    {Py_tp_traverse, (void *)ring_traverse},
     {Py_tp_dealloc, (void *)ring_dealloc},
     {Py_tp_methods, ring_methods},
     {Py_tp_getset, ring_getset},
@@ -171,6 +221,6 @@ static PyType_Slot ring_slots[] = {
 PyType_Spec flight_ring_spec = {
     .name = "aioirqfd.counter.FlightRing",
     .basicsize = sizeof(FlightRingObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = ring_slots,
 };

@@ -16,7 +16,7 @@ top_half_hold(TopHalfObject *top_half, EventFdCtxObject *ctx)
     ctx->held = true;
     top_half->held_count++;
     if (HAS_FLIGHT(top_half)) {
-        flight_put(top_half->flight, flight_now(), FLIGHT_HELD, ctx, 0);
+        flight_put(top_half, flight_now(), FLIGHT_HELD, ctx, 0);
     }
 }
 

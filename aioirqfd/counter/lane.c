@@ -160,6 +160,9 @@ deliver(native_state *state, ReadyRunObject *self)
     bool taken = false;
     PyObject *handler = self->handler;
     self->handler = NULL;
+    if (HAS_FLIGHT(self->top_half)) {
+        flight_put(self->top_half, flight_now(), FLIGHT_HANDLER_ENDED, ctx, self->count);
+    }
     turn_drop(handler);
     bool entered = top_half_enter(self->top_half);
     /* Perhaps deassigned and assigned anew while the handler ran: the interrupt that is cached now is another irqfd's. */
@@ -180,7 +183,7 @@ deliver(native_state *state, ReadyRunObject *self)
     if (taken) {
         top_half_count_fast(self->top_half, ctx);
         if (HAS_FLIGHT(self->top_half)) {
-            flight_put(self->top_half->flight, flight_now(), FLIGHT_INJECTED, ctx, self->count);
+            flight_put(self->top_half, flight_now(), FLIGHT_INJECTED, ctx, self->count);
         }
     } else {
         irqfd_call(self->irqfd, state->str_rest, self->count);
@@ -194,6 +197,9 @@ static int
 fail(native_state *state, ReadyRunObject *self)
 {
     PyObject *error = native_raised();
+    if (HAS_FLIGHT(self->top_half)) {
+        flight_put(self->top_half, flight_now(), FLIGHT_HANDLER_RAISED, self->ctx, self->count);
+    }
     bool entered = top_half_enter(self->top_half);
     PyObject *irqfd = self->irqfd;
     uint64_t told = self->count;
@@ -292,6 +298,9 @@ begin(native_state *state, ReadyRunObject *self, PySendResult *sent, PyObject **
             self->irqfd = Py_NewRef(ctx->irqfd);
             self->count = count;
             ctx->run = self;
+            if (HAS_FLIGHT(top_half)) {
+                flight_put(top_half, flight_now(), FLIGHT_HANDLER_BEGUN, ctx, count);
+            }
             *sent = first_step(self, value);
             return true;
         }

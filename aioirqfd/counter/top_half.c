@@ -103,7 +103,7 @@ static void
 defer(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx, PyObject *irqfd, uint64_t count)
 {
     if (HAS_FLIGHT(top_half)) {
-        flight_put(top_half->flight, flight_now(), FLIGHT_DEFERRED, ctx, count);
+        flight_put(top_half, flight_now(), FLIGHT_DEFERRED, ctx, count);
     }
     if ((top_half->full || top_half->paused) && ctx_is_at(ctx, top_half)) {
         eventfd_ctx_put_back(ctx, count);
@@ -180,10 +180,13 @@ inject_one(native_state *state, TopHalfObject *top_half, EventFdCtxObject *ctx, 
         goto done;
     }
     ctx->wakeups++;
+    if (HAS_FLIGHT(top_half)) {
+        flight_put(top_half, flight_now(), FLIGHT_SEEN, ctx, count);
+    }
     if (top_half_try(top_half, interrupt)) {
         top_half_count_fast(top_half, ctx);
         if (HAS_FLIGHT(top_half)) {
-            flight_put(top_half->flight, flight_now(), FLIGHT_INJECTED, ctx, count);
+            flight_put(top_half, flight_now(), FLIGHT_INJECTED, ctx, count);
         }
     } else {
         defer(state, top_half, ctx, irqfd, count);
@@ -204,6 +207,16 @@ top_half_inject(native_state *state, EventFdCtxObject *ctx)
     }
     inject_one(state, ctx->top_half, ctx, interrupt);
     return true;
+}
+
+/* One look at the clock: they go to the sink in one call, or one after the other at once. */
+static void
+note_seen(const TopHalfObject *top_half, const batch_entry *batch, Py_ssize_t n)
+{
+    uint64_t now = flight_now();
+    for (Py_ssize_t i = 0; i < n; i++) {
+        flight_put(top_half, now, FLIGHT_SEEN, batch[i].ctx, batch[i].count);
+    }
 }
 
 /* Hand the lined-up irqfds to the sink. */
@@ -252,15 +265,18 @@ top_half_flush(native_state *state, TopHalfObject *top_half)
         native_unraisable((PyObject *)top_half);
     } else if (n > 0) {
         Py_SET_SIZE(interrupts, n);
+        if (HAS_FLIGHT(top_half)) {
+            note_seen(top_half, batch, n);
+        }
         Py_ssize_t taken = try_many(top_half, interrupts);
-        /* One look at the clock for all of them. */
-        uint64_t now = HAS_FLIGHT(top_half) ? flight_now() : 0;
+        /* One look at the clock for all that went in one call. */
+        uint64_t now = HAS_FLIGHT(top_half) && taken >= 0 ? flight_now() : 0;
         for (Py_ssize_t i = 0; i < n; i++) {
             batch_entry entry = batch[i];
             if (taken >= 0 ? i < taken : top_half_try(top_half, PyList_GET_ITEM(interrupts, i))) {
                 top_half_count_fast(top_half, entry.ctx);
                 if (HAS_FLIGHT(top_half)) {
-                    flight_put(top_half->flight, now, FLIGHT_INJECTED, entry.ctx, entry.count);
+                    flight_put(top_half, taken >= 0 ? now : flight_now(), FLIGHT_INJECTED, entry.ctx, entry.count);
                 }
             } else {
                 defer(state, top_half, entry.ctx, entry.irqfd, entry.count);
@@ -306,7 +322,7 @@ top_half_wakeup(native_state *state, EventFdCtxObject *ctx)
     if (mailbox_discharge(&ctx->node) && eventfd_ctx_consume(ctx, true, &count)) {
         ctx->wakeups++;
         if (HAS_FLIGHT(top_half)) {
-            flight_put(top_half->flight, flight_now(), FLIGHT_WAKEUP, ctx, count);
+            flight_put(top_half, flight_now(), FLIGHT_WAKEUP, ctx, count);
         }
         if (lane && count > 0 && count <= UINT64_MAX - ctx->taken) {
             ctx->taken += count;
@@ -533,6 +549,7 @@ static PyMemberDef top_half_members[] = {
      PyDoc_STR("The work queue has no room: hold what the sink does not take at once.")},
     {"room", T_PYSSIZET, offsetof(TopHalfObject, room), 0, PyDoc_STR("How many irqfds may wait for their handler.")},
     {"watched", T_BOOL, offsetof(TopHalfObject, watched), 0, PyDoc_STR("Call on_progress after each.")},
+    {"source", T_USHORT, offsetof(TopHalfObject, source), 0, PyDoc_STR("The number in the flight ring's records.")},
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol, final
 from aioirqfd.counter import Stepped
 from aioirqfd.errors import InjectionError
 from aioirqfd.eventfd.loops import loop_here
+from aioirqfd.flight import FlightKind, flight_of
 from aioirqfd.irqfd.coroutine import plain_function
 from aioirqfd.irqfd.guard import guarded, report
 from aioirqfd.irqfd.retry import Retry
@@ -45,6 +46,18 @@ _REPEATABLE: Final = frozenset(
 )
 """What becomes of irqfds and routes when a guest turns the bits of its registers to and fro."""
 
+_RECORDED: Final = {
+    kind.event: kind
+    for kind in (
+        FlightKind.MASKED,
+        FlightKind.UNMASKED,
+        FlightKind.BOUND,
+        FlightKind.UNBOUND,
+        FlightKind.FAILED,
+    )
+}
+"""What becomes of an irqfd and has a record of its own in the flight ring, which is written however often it is repeated."""
+
 
 class _Named(Protocol):
     """Whom an event is about."""
@@ -66,6 +79,7 @@ class Delivery:
         fast: Whether the counter module may hand interrupts to the sink by itself.
         per_interrupt: Whether the tracer is told of each interrupt.
         retry: The back-off.
+        flight: Writes into the tracer's ring, if it has one.
         first_error: The first that an irqfd was given up for.
         dropped: Interrupts that had no route.
         since: What the program holds back, and since when.
@@ -81,6 +95,7 @@ class Delivery:
         "emit",
         "fast",
         "first_error",
+        "flight",
         "per_interrupt",
         "retry",
         "since",
@@ -100,6 +115,7 @@ class Delivery:
         self.retry: Final = retry
         self.emit = guarded(tracer).emit
         self.traced: Final = tracer is not NULL_TRACER
+        self.flight: Final = flight_of(tracer, type(tiers.sink).__qualname__)
         self.per_interrupt: Final = bool(tracer.per_interrupt)
         self.fast: Final = tiers.try_inject is not None and not self.per_interrupt
         if not isinstance(retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]  callers without a type checker
@@ -141,6 +157,8 @@ class Delivery:
         if self.traced:
             eventfd = who.eventfd
             fd = -1 if eventfd.closed else eventfd.fileno()
+            if self.flight is not None and (kind := _RECORDED.get(event)) is not None:
+                self.flight.put(kind, who.gsi, who.eventfd_id, fd=fd)
             self.emit(event, gsi=who.gsi, fd=fd, eventfd_id=who.eventfd_id, **fields)
 
     @contextlib.contextmanager
@@ -159,14 +177,32 @@ class Delivery:
         finally:
             self.emit = emit
 
+    def note(self, kind: FlightKind, gsi: int, value: int = 0) -> None:
+        """Something has become of a gsi or of its line, of which only a flight recorder hears. Any thread."""
+        if self.flight is not None:
+            self.flight.put(kind, gsi, value)
+
+    def note_irqfd(self, kind: FlightKind, who: _Named, value: int = 1) -> None:
+        """The same of an irqfd."""
+        if self.flight is not None:
+            eventfd = who.eventfd
+            self.flight.put(kind, who.gsi, value, fd=-1 if eventfd.closed else eventfd.fileno())
+
+    def routed(self, gsi: int, *, routes: int, generation: int) -> None:
+        """A gsi goes elsewhere."""
+        self.note(FlightKind.ROUTED, gsi, routes)
+        self.emit("route_changed", gsi=gsi, routes=routes, generation=generation)
+
     def injected(self, who: _Named, *, fast: bool) -> None:
-        """An interrupt reached the sink."""
+        """An interrupt reached the sink, of which the counter module did not hear."""
+        self.note_irqfd(FlightKind.INJECTED, who)
         if self.per_interrupt:
             self.trace("interrupt_injected", who, fast=fast)
 
     def drop(self, who: _Named, *, first: bool, anew: bool) -> None:
         """An interrupt had no route: told once for each irqfd, and traced once for each of its tables."""
         self.dropped += 1
+        self.note_irqfd(FlightKind.DROPPED, who)
         if first:
             error = InjectionError(f"gsi {who.gsi} has no route")
             self.trouble(

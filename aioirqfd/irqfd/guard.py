@@ -51,18 +51,18 @@ def call_each(call: Callable[[_T], object], arguments: Iterable[_T]) -> None:
 class GuardedTracer:
     """A tracer that does not raise: one that writes to a log may meet a full disk."""
 
-    __slots__ = ("_tracer", "per_interrupt")
+    __slots__ = ("per_interrupt", "tracer")
 
     def __init__(self, tracer: Tracer) -> None:
-        self._tracer = tracer
+        self.tracer = tracer  # where flight_of() looks for a flight recorder
         self.per_interrupt = bool(tracer.per_interrupt)
 
     def emit(self, event: str, /, **fields: object) -> None:
         """Hand it on."""
         try:
-            self._tracer.emit(event, **fields)
+            self.tracer.emit(event, **fields)
         except Exception as error:
-            report(f"aioirqfd: the tracer raised: {self._tracer!r}", error)
+            report(f"aioirqfd: the tracer raised: {self.tracer!r}", error)
 
 
 def guarded(tracer: Tracer) -> Tracer:

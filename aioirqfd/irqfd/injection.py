@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol, final
 
 from aioirqfd.counter import Stepped
 from aioirqfd.errors import InjectionError
+from aioirqfd.flight import FlightKind
 from aioirqfd.irqfd.coroutine import NotAwaitableError
 from aioirqfd.irqfd.guard import is_failure
 from aioirqfd.irqfd.interrupt import Interrupt
@@ -132,7 +133,7 @@ class Injection:
         debt.take(len(handlers))
         while debt.stage < len(handlers):
             # A run of its own for each: what one sets with contextvars, the next does not see.
-            await Stepped(self._delivery.context.copy(), None, handlers[debt.stage], irqfd.face, debt.told)
+            await self._handle(handlers[debt.stage])
             debt.stage += 1
         routes = self._routes.of(irqfd.gsi)
         debt.follow(routes, len(handlers))
@@ -150,6 +151,16 @@ class Injection:
         self.slow += 1
         self._delivery.injected(irqfd, fast=False)
         return True
+
+    async def _handle(self, handler: Callable[..., Awaitable[None]]) -> None:
+        irqfd, told, delivery = self._irqfd, self._debt.told, self._delivery
+        delivery.note_irqfd(FlightKind.HANDLER_BEGUN, irqfd, told)
+        ended = FlightKind.HANDLER_RAISED
+        try:
+            await Stepped(delivery.context.copy(), None, handler, irqfd.face, told)
+            ended = FlightKind.HANDLER_ENDED
+        finally:
+            delivery.note_irqfd(ended, irqfd, told)
 
     async def _deliver_pulses(self, routes: tuple[Route, ...]) -> None:
         for route in routes[self._debt.stage - len(self._handlers) :]:

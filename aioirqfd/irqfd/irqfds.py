@@ -24,7 +24,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
-from aioirqfd.counter import MAX, FlightRing, TopHalf
+from aioirqfd.counter import MAX, TopHalf
 from aioirqfd.errors import ClosedError, SnapshotError, WrongLoopError
 from aioirqfd.eventfd import EventFd, Poller
 from aioirqfd.eventfd.loops import running_loop
@@ -112,16 +112,16 @@ class Irqfds:
         self.backpressure: Final = Backpressure(queue, self.delivery.emit, self.life)
         self.lines: Final = Lines(self.delivery, self.routes, self.backpressure)
         self.offloading: Final = Offloading(self.delivery, self.routes, self.lines, self._watch)
-        # A tracer with a ring (the flight recorder) has the counter module write into it.
-        ring = getattr(tracer, "ring", None)
+        flight = self.delivery.flight
         self._top_half = TopHalf(
             tiers.try_inject,
             tiers.try_inject_batch,
             self.delivery.fast_path_failed,
             self.backpressure.ready,
             self.backpressure.progress,
-            ring if isinstance(ring, FlightRing) else None,
+            None if flight is None else flight.ring,
         )
+        self._top_half.source = 0 if flight is None else flight.source
         self._gsis: GsiAllocator | None = None
         self.bound: Final[dict[int, Binding]] = {}
         self.leaving: Final[set[Binding]] = set()
@@ -435,7 +435,7 @@ class Irqfds:
         if table is self.routes.table:
             return
         old = self._put_routing(table, gsi)
-        self.delivery.emit("route_changed", gsi=gsi, routes=len(self.routes.of(gsi)), generation=self.routes.generation)
+        self.delivery.routed(gsi, routes=len(self.routes.of(gsi)), generation=self.routes.generation)
         resampler = self.lines.get(gsi)
         self._move_along(lambda other: other == gsi, () if resampler is None else (resampler,))
         if self._gsis is not None and table.entries < old.entries:

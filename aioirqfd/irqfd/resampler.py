@@ -21,6 +21,7 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 from aioirqfd.eventfd.loops import loop_here
+from aioirqfd.flight import FlightKind
 from aioirqfd.irqfd.guard import is_failure
 from aioirqfd.irqfd.interrupt import Action, Interrupt
 from aioirqfd.irqfd.line_level import LOW, LineLevel
@@ -204,6 +205,8 @@ class Resampler:
         if not raised:
             self.raised_at = time.monotonic()
         self.level = self.level.rising(route)
+        if route not in raised:
+            self._delivery.note(FlightKind.RAISED, self.gsi)
         return route not in raised
 
     async def assert_line(self, routes: Sequence[Route]) -> None:
@@ -301,6 +304,7 @@ class Resampler:
 
         :meta private:
         """
+        self._delivery.note(FlightKind.ACKED, self.gsi)
         self._lower(tell=True, again=False)
 
     def _lower(self, *, tell: bool, again: bool = True) -> None:
@@ -330,6 +334,7 @@ class Resampler:
                 self._delivery.end_loop(error)
                 return False  # the slow way meets the error again, and reports it
             self.level = self.level.lowered(route)
+            self._delivery.note(FlightKind.LOWERED, self.gsi)
         return True
 
     # -- bottom half -------------------------------------------------------------------------------------------------
@@ -359,6 +364,7 @@ class Resampler:
                 return False
             with self._busy:
                 self.level = self.level.lowered(route)
+                self._delivery.note(FlightKind.LOWERED, self.gsi)
         return True
 
     async def _raise_slowly(self) -> bool:

@@ -8,6 +8,7 @@ import mmap
 import os
 from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar, final
 
+from aioirqfd.flight import FlightKind, flight_of
 from aioirqfd.ioeventfd import IoBus
 from aioirqfd.pci.bar import BARS, PAGE, Bar, check_bars
 from aioirqfd.pci.capability import Msi, MsiX, PciExpress
@@ -134,8 +135,9 @@ class PciFunction(Generic[_Device]):
                 raise ValueError(f"{self.msix} does not fit BAR {self.msix.bar}")
             self._clear_table()
         count = max([device.vectors, *(one.vectors for one in (self.msi, self.msix) if one is not None)])
-        self.interrupts: Final = Interrupts(count, tracer=tracer)
+        self.interrupts: Final = Interrupts(count, tracer=tracer, name=type(device).__qualname__)
         self.dma: Final = Dma(max_maps=max_maps)
+        self._flight = flight_of(tracer, type(device).__qualname__)
         self.shared: dict[int, SharedMemory] = {}
         self._buses: dict[int, IoBus] = {}
         self.doorbells: dict[int, list[IoEventFd]] = {}
@@ -212,6 +214,8 @@ class PciFunction(Generic[_Device]):
             Exception: What the device's own code raises.
         """
         self._check(region, offset, size)
+        if self._flight is not None:
+            self._flight.put(FlightKind.REGISTER_READ, region, offset)
         between = self.device.interception
         if between is not None:
             return await between.read(region, offset, size, lambda: self._read(region, offset, size))
@@ -247,6 +251,8 @@ class PciFunction(Generic[_Device]):
             Exception: What the device's own code raises.
         """
         self._check(region, offset, len(data))
+        if self._flight is not None:
+            self._flight.put(FlightKind.REGISTER_WRITTEN, region, offset)
         between = self.device.interception
         if between is not None:
             await between.write(region, offset, data, lambda data: self._write(region, offset, data))

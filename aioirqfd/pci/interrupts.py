@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Self, final
 
 from aioirqfd.errors import ClosedError, WouldBlock
 from aioirqfd.eventfd import EventFd
+from aioirqfd.flight import FlightKind, flight_of
 from aioirqfd.irqfd.interrupt import Action, IrqchipPin, Msi
 from aioirqfd.irqfd.manager import IrqManager
 
@@ -74,6 +75,7 @@ class Interrupts:
     Args:
         vectors: How many, 0..2048.
         tracer: Hears what happens.
+        name: Whose they are, for a flight recorder.
 
     Used as ``async with``. What is pending at the end is gone, as with the device.
 
@@ -81,7 +83,8 @@ class Interrupts:
         :meth:`signal` and :attr:`pin` from any; the rest the loop's.
     """
 
-    def __init__(self, vectors: int, *, tracer: Tracer) -> None:
+    def __init__(self, vectors: int, *, tracer: Tracer, name: str = "PciDevice") -> None:
+        self._flight = flight_of(tracer, f"{name} vectors")
         self._vectors = [_Vector() for _ in range(vectors)]
         self._pin = _Vector()
         self._gsi = vectors  # the pin's; the next one is the end of interrupt's
@@ -201,6 +204,8 @@ class Interrupts:
     def deliver(self, vector: int) -> bool:
         """Tell whoever is to be told of a vector, or of ``PIN``; False: nobody is. The loop's thread."""
         one = self._of(vector)
+        if self._flight is not None:
+            self._flight.put(FlightKind.VECTOR, vector)
         if one.target is None:
             return False  # it was taken away in this very moment; the work queue finds it masked
         self._up = self._up or one is self._pin

@@ -41,6 +41,11 @@ class Reports:
         self._raised = RateLimit(clock=loop.time)
         self._told: set[Hashable] = set()
 
+    @property
+    def tracer(self) -> Tracer:
+        """Who hears of all trouble."""
+        return self._tracer
+
     def begin(self) -> None:
         """Another front-end's time begins: what is still wrong is news again."""
         self._told.clear()

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from aioirqfd.tracing.flight import FlightKind, FlightRecord, FlightRecorder
+from aioirqfd.flight import FlightKind
+from aioirqfd.tracing.flight import FlightRecorder
+from aioirqfd.tracing.flight_log import FlightFileError, FlightLog, FlightRecord, follow_flight, read_flight
 from aioirqfd.tracing.structlog import StructlogTracer
 
-__all__ = ["FlightKind", "FlightRecord", "FlightRecorder", "StructlogTracer"]
+__all__ = [
+    "FlightFileError",
+    "FlightKind",
+    "FlightLog",
+    "FlightRecord",
+    "FlightRecorder",
+    "StructlogTracer",
+    "follow_flight",
+    "read_flight",
+]

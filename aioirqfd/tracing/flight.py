@@ -1,85 +1,226 @@
-"""The flight recorder: what happened of late, at the price of a few nanoseconds an interrupt.
+"""The flight recorder: what happened of late, at the price of a few nanoseconds a step.
 
-The counter module writes one binary record for each interrupt into a ring of fixed size. Nothing is rendered until somebody
-asks, typically after something went wrong.
+The counter module writes one binary record for each step of an interrupt into a ring of fixed size: in memory, or in a file that is there
+when the program was killed. Nothing is rendered until somebody asks, typically after something went wrong.
+
+Tempting, and wrong:
+
+- to open the file that is there and to truncate it: whoever has it mapped yet, a program that is about to end say, is killed by SIGBUS.
+  The new file is made beside it, and takes its name when it is whole;
+- to leave the file sparse: a full disk would kill the program at some interrupt (SIGBUS again). All of it is allocated at the start.
 """
 
 from __future__ import annotations
 
-import enum
+import contextlib
+import itertools
+import json
+import mmap
+import os
+import tempfile
+import threading
 import time
-from collections import deque
-from dataclasses import dataclass
+import weakref
+from pathlib import Path
 from struct import Struct
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, Self, final
 
 from aioirqfd.counter import FlightRing
+from aioirqfd.integers import integer
+from aioirqfd.tracing.flight_format import (
+    CHANGE,
+    CHANGE_ROOM,
+    CHANGE_SIZE,
+    CLOSED_AT,
+    GSI_NAME,
+    HEAD,
+    MOST,
+    NAME,
+    NAME_ROOM,
+    NAME_SIZE,
+    SOURCE_NAME,
+    Header,
+)
+from aioirqfd.tracing.flight_log import FlightLog, FlightRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from types import TracebackType
 
     from aioirqfd.tracer import Tracer
 
-_RECORD: Final = Struct("=QQIiBxxxI")
+_WORD: Final = Struct("=Q")
+_LAP: Final = Struct("=I")
+_CHANGE: Final = Struct(f"={CHANGE}")
+_NAME: Final = Struct(f"={NAME}")
+_POPULATE_WRITE: Final = 23  # MADV_POPULATE_WRITE, which the mmap module has no name for
+
+_all: Final[weakref.WeakSet[FlightRecorder]] = weakref.WeakSet()
 
 
-class FlightKind(enum.IntEnum):
-    """What became of a signal in the top half."""
-
-    INJECTED = 1
-    """The sink took it."""
-    DEFERRED = 2
-    """The sink would not take it at once: to the work queue."""
-    HELD = 3
-    """The manager is paused or its queue full: it waits in its eventfd."""
-    WAKEUP = 4
-    """It went to a handler, or the slow way for another reason."""
+def _let_go() -> None:
+    """In a forked child: the file is the parent's."""
+    for recorder in list(_all):
+        recorder.inherit()
 
 
-@dataclass(frozen=True, slots=True)
-class FlightRecord:
-    """One thing that happened.
-
-    Attributes:
-        time_ns: ``time.monotonic_ns()`` of the pass it happened in.
-        event: ``interrupt_injected``, ``interrupt_deferred``, ``interrupt_held``, ``interrupt_wakeup``, or a state change's name.
-        fields: ``gsi``, ``fd`` and ``count``, or the state change's own.
-    """
-
-    time_ns: int
-    event: str
-    fields: Mapping[str, object]
+os.register_at_fork(after_in_child=_let_go)
 
 
 @final
 class FlightRecorder:
-    """A :class:`aioirqfd.Tracer` that remembers the last interrupts and state changes.
+    """A :class:`aioirqfd.Tracer` that remembers the last steps of interrupts, and the last state changes.
+
+    ::
+
+        with FlightRecorder("/dev/shm/vmm.flight", capacity=1 << 20) as recorder:
+            async with IrqManager(sink, tracer=recorder) as irqs:
+                ...
 
     Args:
-        capacity: Interrupts to remember, rounded up to a power of 2; 32 bytes each.
-        changes: State changes to remember.
+        path: The file to remember in, which takes the place of one that is there; its mode is 0600. None: memory alone. In a file
+            system in memory (``/dev/shm``, ``/run``) writing costs the same as without a file; on a disk, the first record in each
+            page after the kernel has written it out costs a microsecond more.
+        capacity: Records to remember, 1..2**28, rounded up to a power of 2; 32 bytes each, and an interrupt leaves two or more.
+        changes: State changes to remember, 1..2**28, rounded up to a power of 2; 512 bytes each.
+        tracer: Hears of the state changes, too.
+
+    Attributes:
+        ring: Where the records are written; the managers, queues and devices that have this tracer do.
+        per_interrupt: As the other tracer's.
+
+    Raises:
+        OSError: There is no such folder, or no room for all of the file.
+        ValueError: The capacity is out of its range.
+
+    Threads: any, all methods. A forked child does not write into its parent's file, but remembers in memory from there on.
     """
 
-    __slots__ = ("_changes", "ring")
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        capacity: int = 65536,
+        changes: int = 1024,
+        tracer: Tracer | None = None,
+    ) -> None:
+        if isinstance(path, int):
+            raise TypeError(f"FlightRecorder({path}): the first argument is a path; write capacity={path}")
+        self._header = header = Header.plan(
+            integer(capacity, "a flight ring's capacity", 1, MOST),
+            integer(changes, "the number of changes", 1, MOST),
+            pid=os.getpid(),
+            monotonic_ns=time.monotonic_ns(),
+            realtime_ns=time.time_ns(),
+        )
+        self.path: Final = None if path is None else Path(path)
+        """The file, or None."""
+        self._memory: mmap.mmap | bytearray = _anonymous(header) if self.path is None else _file(self.path, header)
+        self.ring: Final = FlightRing(header.capacity, self._memory, header.ring)
+        self.per_interrupt = tracer is not None and bool(tracer.per_interrupt)
+        self._tracer = tracer
+        self._lock = threading.RLock()
+        self._names: dict[tuple[int, int], int] = {}  # by what it is and its number: the place in the table
+        self._sources: dict[str, int] = {}
+        _all.add(self)
 
-    per_interrupt = False
+    def __repr__(self) -> str:
+        where = "memory" if self.path is None else str(self.path)
+        return f"<FlightRecorder in {where}: {self.ring.total} records>"
 
-    def __init__(self, capacity: int = 65536, *, changes: int = 1024) -> None:
-        self.ring = FlightRing(capacity)
-        """Where the counter module writes; the manager hands it over."""
-        self._changes: deque[FlightRecord] = deque(maxlen=changes)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Note in the file that the program is done with it: no reader waits for more. Idempotent.
+
+        What has the recorder for its tracer yet may go on to write.
+        """
+        with self._lock:
+            if not _WORD.unpack_from(self._memory, CLOSED_AT)[0]:
+                _WORD.pack_into(self._memory, CLOSED_AT, time.monotonic_ns())
+
+    def inherit(self) -> None:
+        """In a forked child: the file is the parent's, and what is remembered here is in memory.
+
+        :meta private:
+        """
+        self._lock = threading.RLock()
+        if self.path is not None:
+            copy = bytearray(self._header.size)
+            names_end = self._header.names + self._header.name_capacity * NAME_SIZE
+            copy[:names_end] = self._memory[:names_end]
+            self._memory = copy
+            self.ring.settle(copy, self._header.ring)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
 
     def emit(self, event: str, /, **fields: object) -> None:
-        """Remember a state change."""
-        self._changes.append(FlightRecord(time.monotonic_ns(), event, fields))
+        """Remember a state change, with as much of its fields as there is room for."""
+        text = _shortened(event, fields)
+        with self._lock:
+            memory, header = self._memory, self._header
+            number = _WORD.unpack_from(memory, header.changes)[0]
+            _WORD.pack_into(memory, header.changes, number + 1)
+            lap, place = divmod(number, header.change_capacity)
+            at = header.changes + HEAD + place * CHANGE_SIZE
+            lap_at = at + _CHANGE.size - _LAP.size
+            _LAP.pack_into(memory, lap_at, 0)
+            _CHANGE.pack_into(memory, at, time.monotonic_ns(), self.ring.total, len(text), 0, 0)
+            memory[at + _CHANGE.size : at + _CHANGE.size + len(text)] = text
+            _LAP.pack_into(memory, lap_at, lap + 1 & 0xFFFFFFFF)
+        if self._tracer is not None:
+            self._tracer.emit(event, **fields)
+
+    def source(self, name: str, /) -> int:
+        """A number for whoever writes records, by which a reader finds the name. A second one of that name gets a 2 behind it.
+
+        There is room for a thousand names; beyond that those of one name have one number.
+        """
+        with self._lock:
+            names = itertools.chain((name,), (f"{name} {count}" for count in itertools.count(2)))
+            one = next(one for one in names if one not in self._sources)
+            number = len(self._sources) + 1
+            if not self._put_name(SOURCE_NAME, number, one):
+                return self._sources.get(name, 0)
+            self._sources[one] = number
+            return number
+
+    def name(self, gsi: int, name: str) -> None:
+        """Call an interrupt by a name, which readers show beside its gsi. Nothing happens when the table is full.
+
+        Args:
+            gsi: The gsi, 0..2**32-1.
+            name: At most 56 bytes of it are kept.
+        """
+        with self._lock:
+            self._put_name(GSI_NAME, integer(gsi, "a gsi", 0, 2**32 - 1), name)
+
+    def _put_name(self, what: int, number: int, text: str) -> bool:
+        place = self._names.setdefault((what, number), len(self._names))
+        if place >= self._header.name_capacity:
+            del self._names[what, number]
+            return False
+        data = text.encode("utf-8", "replace")[:NAME_ROOM]
+        at = self._header.names + place * NAME_SIZE
+        _NAME.pack_into(self._memory, at, 0, len(data), 0, number, data)
+        self._memory[at] = what  # last: from here on it is there
+        return True
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def log(self) -> FlightLog:
+        """All that is remembered, as :func:`read_flight` returns it of a file."""
+        memory = self._memory
+        return FlightLog.read(lambda at, size: bytes(memory[at : at + size]), len(memory))
 
     def records(self) -> list[FlightRecord]:
-        """Everything remembered, oldest first. Interrupts of one pass carry the same time."""
-        interrupts = [
-            FlightRecord(time_ns, f"interrupt_{FlightKind(kind).name.lower()}", {"gsi": gsi, "fd": fd, "count": count})
-            for time_ns, count, gsi, fd, kind, _ in _RECORD.iter_unpack(self.ring.snapshot())
-        ]
-        return sorted([*interrupts, *self._changes], key=lambda record: record.time_ns)
+        """Everything remembered, in order. Interrupts that went to the sink in one call carry the same time."""
+        return self.log().records
 
     def replay(self, tracer: Tracer) -> int:
         """Tell another tracer everything, with the field ``time_ns``; return how much that was."""
@@ -87,3 +228,55 @@ class FlightRecorder:
         for record in records:
             tracer.emit(record.event, time_ns=record.time_ns, **record.fields)
         return len(records)
+
+
+def _anonymous(header: Header) -> mmap.mmap:
+    memory = mmap.mmap(-1, header.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    packed = header.pack()
+    memory[: len(packed)] = packed
+    _populate(memory)
+    return memory
+
+
+def _file(path: Path, header: Header) -> mmap.mmap:
+    fd, made = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        try:
+            os.posix_fallocate(fd, 0, header.size)
+            os.pwrite(fd, header.pack(), 0)
+            memory = mmap.mmap(fd, header.size)
+            _populate(memory)
+            Path(made).replace(path)
+        finally:
+            os.close(fd)
+    except BaseException as error:
+        Path(made).unlink()
+        if isinstance(error, OSError):
+            error.filename = str(path)
+        raise
+    return memory
+
+
+def _populate(memory: mmap.mmap) -> None:
+    """Have all its pages there, which the first lap would fault in one by one. An old kernel does not know how; then it does."""
+    with contextlib.suppress(OSError):
+        memory.madvise(_POPULATE_WRITE)
+
+
+def _shortened(event: str, fields: dict[str, object]) -> bytes:
+    """A change as JSON, of the room that there is: values too long are cut, the longest first, and left out at last."""
+    told: dict[str, object] = {**fields, "event": event}
+    for longest in (None, 128, 32, 8):
+        if longest is not None:
+            told = {name: _cut(value, longest) for name, value in told.items()} | {"event": event}
+        text = json.dumps(told, default=repr, separators=(",", ":")).encode()
+        if len(text) <= CHANGE_ROOM:
+            return text
+    return json.dumps({"event": event[:32]}).encode()
+
+
+def _cut(value: object, longest: int) -> object:
+    if value is None or isinstance(value, int | float):
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

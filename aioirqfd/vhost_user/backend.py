@@ -9,6 +9,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, final
 
+from aioirqfd.flight import is_recorded
 from aioirqfd.irqfd.guard import guarded
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.manager import IrqManager
@@ -126,7 +127,7 @@ class Backend:
             # Of what the managers have to say, a terminal is told by the loop's exception handler.
             tracer = NULL_TRACER if isinstance(self._tracer, Terminal) else self._tracer
             calls = self._calls = Calls(count, tracer=tracer)
-            sink = KickSink(calls.open)
+            sink = KickSink(calls.open, recorded=is_recorded(tracer))
             routes = {index: Msi(address=0, data=index) for index in range(count)}
             kicks = await stack.enter_async_context(IrqManager(sink, routing=routes, tracer=tracer))
             await stack.enter_async_context(calls)

@@ -19,19 +19,23 @@ class KickSink:
 
     Args:
         calls: By queue, the eventfd that interrupts for it, or None: then a kick is never served without Python.
+        recorded: Requests that are served without Python are for a flight recorder, too.
 
     Attributes:
         requests: By queue, whom a kick is for.
         transfers: By queue, what serves its kicks without them, or None.
     """
 
-    def __init__(self, calls: list[EventFd | None]) -> None:
+    def __init__(self, calls: list[EventFd | None], *, recorded: bool = False) -> None:
         self.requests: list[Requests] = []
         self.transfers: list[Transfer | None] = [None] * len(calls)
-        self.try_inject = Kicks(self._on_kick, self.transfers, calls).try_inject
+        self.try_inject = Kicks(self._on_kick, self.transfers, calls, self._on_served if recorded else None).try_inject
 
     def _on_kick(self, queue: int) -> None:
         self.requests[queue].on_kick()
+
+    def _on_served(self, queue: int, served: int) -> None:
+        self.requests[queue].note_served(served)
 
     async def inject(self, interrupt: Interrupt) -> None:
         """As ``try_inject``."""

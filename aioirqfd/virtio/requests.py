@@ -6,12 +6,13 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Final, final
 
+from aioirqfd.flight import FlightKind, flight_of
 from aioirqfd.virtio.chain import written_by
 from aioirqfd.virtio.device import Device
 from aioirqfd.virtio.errors import VirtqueueError
 from aioirqfd.virtio.in_order import InOrder
 from aioirqfd.virtio.interception import UNANSWERED
-from aioirqfd.virtio.served import BATCH, BATCH_BYTES, CALL, MORE, PAGE_SHIFT, RESTED, WORK
+from aioirqfd.virtio.served import BATCH, BATCH_BYTES, CALL, COUNT, MORE, PAGE_SHIFT, RESTED, WORK
 from aioirqfd.virtio.statistics import NONE, VringStatistics, with_run
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Requests:
         self._interrupt = _interrupt_of(device)
         self._eager = eager
         self._reports = reports
+        self._flight = flight_of(reports.tracer, f"{self._name} queue {index}")
         self._loop = asyncio.get_running_loop()
         self._running: dict[asyncio.Task[int | None], Chain] = {}
         self._cancelled: set[asyncio.Task[int | None]] = set()
@@ -218,6 +220,7 @@ class Requests:
 
     def on_kick(self) -> None:
         """The driver has put something into the ring, perhaps."""
+        self._note(FlightKind.KICK)
         if asyncio.current_task(self._loop) is None:
             if self._done:
                 self._complete()  # what has ended goes back before what may be answered now
@@ -261,6 +264,7 @@ class Requests:
                     # What Python has answered goes back first; nothing overtakes it.
                     if file is not None and not answers and (served := queue.transfer()):
                         left -= served >> WORK
+                        self._note(FlightKind.REQUESTS_SERVED, served & COUNT)
                         if served & RESTED:
                             if served & CALL:
                                 self._call()
@@ -279,6 +283,7 @@ class Requests:
                     if chain is None:
                         break
                     chain.queue = index
+                    self._note(FlightKind.REQUEST_BEGUN, chain.head)
                     if receives:
                         self._order.add(chain)
                     left -= EACH + len(chain.readable) + len(chain.writable)
@@ -321,6 +326,7 @@ class Requests:
                 elif answers and not receives:
                     # All that there was: the end of nearly every kick.
                     call, more = queue.finish(answers)
+                    self._note_completed(answers)
                     if call:
                         self._call()
                     if not more:
@@ -354,8 +360,26 @@ class Requests:
             queue.push(chain, written)
         else:
             queue.push_batch(answers)
+        self._note_completed(answers)
         if queue.need_notify():
             self._call()
+
+    def _note(self, kind: FlightKind, value: int = 0) -> None:
+        if self._flight is not None:
+            self._flight.put(kind, self.index, value)
+
+    def _note_completed(self, answers: list[tuple[Chain, int]]) -> None:
+        if self._flight is not None:
+            for chain, _ in answers:
+                self._flight.put(FlightKind.REQUEST_COMPLETED, self.index, chain.head)
+
+    def note_served(self, served: int) -> None:
+        """A kick was served without Python, as far as :meth:`VirtQueue.transfer` says."""
+        self._note(FlightKind.KICK)
+        if served & COUNT:
+            self._note(FlightKind.REQUESTS_SERVED, served & COUNT)
+        if served & CALL:
+            self._note(FlightKind.CALL)
 
     def _leave_unanswered(self, queue: VirtQueue, chain: Chain) -> None:
         """A request is never answered, and holds up nothing."""
@@ -381,6 +405,7 @@ class Requests:
         return True
 
     def _call(self) -> None:
+        self._note(FlightKind.CALL)
         if self._interrupt is None:
             self._ring(self.index)
             return
@@ -442,6 +467,7 @@ class Requests:
             return 0
 
     def _raised(self, chain: Chain, error: BaseException, method: str = "handle") -> None:
+        self._note(FlightKind.REQUEST_FAILED, chain.head)
         message = f"{method}() of {self._name} raised for a request of queue {self.index}"
         self._reports.raised("request_failed", message, error, queue=self.index, head=chain.head)
 

@@ -7,6 +7,7 @@ import contextlib
 import enum
 from typing import TYPE_CHECKING, Final, final
 
+from aioirqfd.flight import is_recorded
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.manager import IrqManager
 from aioirqfd.pci.bar import Bar
@@ -155,7 +156,7 @@ class VirtioPci(PciDevice):
         assert function.reports is not None
         count = self.virtio.num_queues
         eager = Eager(asyncio.get_running_loop())
-        sink = KickSink(self._calls)
+        sink = KickSink(self._calls, recorded=is_recorded(function.tracer))
         routes = {index: Msi(address=0, data=index) for index in range(count)}
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(eager.aclose)

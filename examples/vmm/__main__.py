@@ -17,7 +17,7 @@ from examples.vmm.cpu import CpuError
 from examples.vmm.machine import Machine
 from examples.vmm.options import Options, parse
 from examples.vmm.streams import FdSource, Output, Source, TextSource
-from examples.vmm.trace import make_tracer
+from examples.vmm.trace import make_tracer, recorded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -62,8 +62,12 @@ def _output(options: Options) -> Iterator[Output]:
 
 async def _run(options: Options) -> int:
     received: list[int] = []
-    with _source(options) as source, _output(options) as output:
-        machine = Machine(options, source=source, output=output, tracer=make_tracer(options.trace))
+    with (
+        _source(options) as source,
+        _output(options) as output,
+        recorded(make_tracer(options.trace), options.record) as tracer,
+    ):
+        machine = Machine(options, source=source, output=output, tracer=tracer)
         sys.stderr.write(f"vmm: {machine.name}\n")
         if machine.why_not_kvm is not None:
             sys.stderr.write(f"vmm: not on KVM: {machine.why_not_kvm}\n")

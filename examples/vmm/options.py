@@ -36,6 +36,7 @@ class Options:
         input: A file, ``-`` for standard input, or None for standard input or else a built-in text.
         output: A file, or None for standard output.
         trace: ``off``, ``console`` or ``json``.
+        record: The flight recorder's file, or None: nothing is recorded.
     """
 
     accel: str = "auto"
@@ -45,6 +46,7 @@ class Options:
     input: str | None = None
     output: str | None = None
     trace: str = "off"
+    record: str | None = None
 
 
 def _positive(text: str) -> float:
@@ -93,6 +95,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     add("--input", metavar="FILE", help="what the serial receiver gets; - is standard input, to its end")
     add("--output", metavar="FILE", help="where the guest's console goes (default: standard output)")
     add("--trace", choices=("console", "json", "off"), default="off", help="show structlog events on standard error")
+    add("--record", metavar="FILE", help="remember each step of the last interrupts; see `aioirqfd trace FILE`")
     given = parser.parse_args(arguments)
     seconds: float = given.seconds or _SECONDS
     if given.ticks is None and not math.isfinite(seconds * given.hz):
@@ -100,4 +103,4 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
             f"--seconds {seconds:g} at --hz {given.hz:g} are too many ticks to count; make one of them smaller"
         )
     ticks: int = given.ticks if given.ticks is not None else max(1, round(seconds * given.hz))
-    return Options(given.accel, given.inject, given.hz, ticks, given.input, given.output, given.trace)
+    return Options(given.accel, given.inject, given.hz, ticks, given.input, given.output, given.trace, given.record)

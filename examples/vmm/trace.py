@@ -1,14 +1,19 @@
-"""The structlog events of the machine, on standard error."""
+"""The structlog events of the machine, on standard error, and its flight recorder."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 
 from aioirqfd.tracer import NULL_TRACER
+from aioirqfd.tracing import FlightRecorder
+from examples.vmm import ports
 from examples.vmm.cpu import CpuError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from aioirqfd.tracer import Tracer
 
 
@@ -43,3 +48,24 @@ def make_tracer(kind: str) -> Tracer:
         cache_logger_on_first_use=True,
     )
     return StructlogTracer()
+
+
+@contextlib.contextmanager
+def recorded(tracer: Tracer, path: str | None) -> Iterator[Tracer]:
+    """The same tracer, or one that remembers in a file, too; it knows the lines by name.
+
+    Raises:
+        OSError: There is no room for the file.
+    """
+    if path is None:
+        yield tracer
+        return
+    with FlightRecorder(path, tracer=None if tracer is NULL_TRACER else tracer) as recorder:
+        for pin, name in (
+            (ports.TIMER_PIN, "timer"),
+            (ports.ECHO_PIN, "echo"),
+            (ports.SERIAL_PIN, "serial"),
+            (ports.POWER_PIN, "power"),
+        ):
+            recorder.name(pin, name)
+        yield recorder

@@ -50,6 +50,11 @@ def traced(tracer: Callable[[], Tracer], n: int = 64, passes: int = 300) -> Call
     return run
 
 
+def _in_a_file() -> FlightRecorder:
+    with tempfile.TemporaryDirectory() as folder:
+        return FlightRecorder(Path(folder) / "flight")
+
+
 # Run by the interpreter under callgrind: one argument, the number of passes over 64 eventfds. In-process signals, because the
 # drain's timer, which reads what was left unread of outside ones, goes by real time.
 _PASSES = """
@@ -125,6 +130,7 @@ def cases() -> list[Case]:
     """All that this machine can run."""
     found = on_loops("recorder off/{loop}", traced(lambda: NULL_TRACER))
     found += on_loops("recorder on/{loop}", traced(FlightRecorder))
+    found += on_loops("recorder in a file/{loop}", traced(_in_a_file))
     if shutil.which("valgrind") and shutil.which("cc") and aioirqfd.IMPLEMENTATION == "c":
         found.append(Case("hooks off", per_event(), "insn"))
         found.append(Case("hooks compiled out", per_event("-DAIOIRQFD_NO_FLIGHT"), "insn"))

@@ -62,6 +62,7 @@ ROWS: list[Row] = [
     *_both("longest stall of the loop meanwhile, ms", f"close stall/{MANY}/{{loop}}", None, (20, 20)),
     Row("heap of an assigned irqfd, bytes", "heap", None, 850),
     *_both("flight recorder on / off", "recorder on/{loop}", "recorder off/{loop}", (1.1, 1.1)),
+    *_both("flight recorder in a file / off", "recorder in a file/{loop}", "recorder off/{loop}", (1.1, 1.1)),
     Row("tracing off / compiled out, instructions", "hooks off", "hooks compiled out", 1.01),
     Row("import beyond asyncio, ms", "import", None, 60),
     *_both(

@@ -49,7 +49,7 @@ CLASSES = {
         native,
         _python,
         lambda module: module.TopHalf(),
-        {"paused", "full", "room", "watched", "context"},
+        {"paused", "full", "room", "watched", "context", "source"},
     ),
     "Kicks": (fast_native, fast_python, lambda module: module.Kicks(print, [], []), set()),
     "Transfer": (fast_native, fast_python, transfer, set()),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import struct
 
 import pytest
 
-from aioirqfd import EventFd, IrqManager, WorkQueue
+from aioirqfd import EventFd, IrqchipPin, IrqManager, Msi, Retry, WorkQueue
 from aioirqfd.counter import FlightRing
 from aioirqfd.sinks import RecordingSink
 from aioirqfd.testing import RecordingTracer
-from aioirqfd.tracing import FlightRecorder
+from aioirqfd.tracing import FlightKind, FlightRecorder
 
 
 def interrupts(recorder: FlightRecorder) -> list[tuple[str, object, object]]:
@@ -34,7 +35,7 @@ class SlowSink:
         self.gsis.append(interrupt.gsi)
 
 
-async def test_each_interrupt_leaves_one_record_whichever_way_it_came():
+async def test_each_interrupt_leaves_its_steps_whichever_way_it_came():
     recorder = FlightRecorder()
     async with IrqManager(RecordingSink(), tracer=recorder) as irqs:
         with EventFd() as one, EventFd() as two:
@@ -45,8 +46,11 @@ async def test_each_interrupt_leaves_one_record_whichever_way_it_came():
             os.eventfd_write(two.fileno(), 1)
             await irqs.flush()
     found = interrupts(recorder)
-    assert found[0] == ("interrupt_injected", 5, 3)
-    assert sorted(found[1:]) == [("interrupt_injected", 5, 1), ("interrupt_injected", 6, 1)]
+    assert found[:2] == [("interrupt_seen", 5, 3), ("interrupt_injected", 5, 3)]
+    # Two that were seen in one pass went to the sink in one call.
+    assert [event for event, _, _ in found[2:]] == ["interrupt_seen"] * 2 + ["interrupt_injected"] * 2
+    assert sorted(found[2:4]) == [("interrupt_seen", 5, 1), ("interrupt_seen", 6, 1)]
+    assert sorted(found[4:]) == [("interrupt_injected", 5, 1), ("interrupt_injected", 6, 1)]
     times = [record.time_ns for record in recorder.records()]
     assert times == sorted(times)
 
@@ -62,8 +66,10 @@ async def test_a_deferred_and_a_held_interrupt_say_so():
             two.signal()
             await irqs.flush()
             assert sink.gsis == [5, 6]
-    events = [event for event, _, _ in interrupts(recorder)]
-    assert events == ["interrupt_deferred", "interrupt_deferred", "interrupt_held", "interrupt_deferred"]
+    steps = [(event.removeprefix("interrupt_"), gsi) for event, gsi, _ in interrupts(recorder)]
+    assert [step for step, gsi in steps if gsi == 5] == ["seen", "deferred", "injected"]
+    # No room at first: it was held, and dispatched anew when the other was through.
+    assert [step for step, gsi in steps if gsi == 6] == ["seen", "deferred", "held", "seen", "deferred", "injected"]
 
 
 async def test_a_handler_leaves_its_wakeup_and_its_injection():
@@ -77,7 +83,70 @@ async def test_a_handler_leaves_its_wakeup_and_its_injection():
             irqs.assign(kick, gsi=7, wakeup=on_wakeup)
             kick.signal(4)
             await irqs.flush()
-    assert interrupts(recorder) == [("interrupt_wakeup", 7, 4), ("interrupt_injected", 7, 4)]
+    steps = [(record.event, record.fields["gsi"], record.fields["count"]) for record in recorder.records()[1:-1]]
+    assert steps == [
+        ("interrupt_wakeup", 7, 4),
+        ("handler_begun", 7, 4),
+        ("handler_ended", 7, 4),
+        ("interrupt_injected", 7, 4),
+    ]
+
+
+async def test_a_handler_that_raises_and_its_retries_are_there():
+    recorder = FlightRecorder()
+    runs = 0
+
+    async def on_wakeup(irqfd, count) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise ValueError(count)
+
+    async with IrqManager(RecordingSink(), tracer=recorder, retry=Retry(initial=0)) as irqs:
+        with EventFd() as kick:
+            irqs.assign(kick, gsi=7, wakeup=on_wakeup)
+            kick.signal(4)
+            await irqs.flush()
+    events = [record.event for record in recorder.records()[1:-1]]
+    assert events == [
+        "interrupt_wakeup",
+        "handler_begun",
+        "handler_raised",
+        "injection_failed",
+        "injection_retried",
+        "handler_begun",
+        "handler_ended",
+        "interrupt_injected",
+    ]
+
+
+async def test_a_line_goes_up_and_is_acknowledged():
+    recorder = FlightRecorder()
+    routing = {4: IrqchipPin("pic", 4)}
+    async with IrqManager(RecordingSink(), routing=routing, tracer=recorder) as irqs:
+        with EventFd() as kick, EventFd() as resample:
+            irqs.assign(kick, gsi=4, resamplefd=resample)
+            kick.signal()
+            irqs.ack(4)
+    events = [record.event for record in recorder.records()[1:-1]]
+    assert events == ["interrupt_wakeup", "line_raised", "interrupt_injected", "line_acked", "line_lowered"]
+
+
+async def test_what_has_no_route_is_dropped_each_time():
+    recorder = FlightRecorder()
+    async with IrqManager(RecordingSink(), routing={}, tracer=recorder) as irqs:
+        with EventFd() as kick:
+            irqs.assign(kick, gsi=4)
+            kick.signal()
+            await irqs.flush()
+            kick.signal()
+            await irqs.flush()
+            irqs.set_route(4, Msi(0, 1))
+    kinds = [record.kind for record in recorder.records()]
+    assert kinds.count(FlightKind.DROPPED) == 2
+    # What a change has to say beside is said there.
+    (routed,) = [record.fields for record in recorder.records() if record.kind is FlightKind.ROUTED]
+    assert (routed["gsi"], routed["routes"], routed["generation"]) == (4, 1, 1)
 
 
 async def test_state_changes_stand_between_the_interrupts():
@@ -87,8 +156,9 @@ async def test_state_changes_stand_between_the_interrupts():
             irqfd = irqs.assign(kick, gsi=5)
             kick.signal()
             irqfd.mask()
-    assert [record.event for record in recorder.records()][:3] == [
+    assert [record.event for record in recorder.records()][:4] == [
         "irqfd_assigned",
+        "interrupt_seen",
         "interrupt_injected",
         "irqfd_masked",
     ]
@@ -101,9 +171,9 @@ async def test_replay_tells_another_tracer_everything():
             irqs.assign(kick, gsi=5)
             kick.signal()
     heard = RecordingTracer()
-    assert recorder.replay(heard) == 3
+    assert recorder.replay(heard) == 4
     names = [event for event, _ in heard.events]
-    assert names == ["irqfd_assigned", "interrupt_injected", "irqfd_deassigned"]
+    assert names == ["irqfd_assigned", "interrupt_seen", "interrupt_injected", "irqfd_deassigned"]
     assert all("time_ns" in fields for _, fields in heard.events)
 
 
@@ -115,7 +185,7 @@ def test_the_ring_keeps_the_last_ones():
     assert ring.total == 10
     records = ring.snapshot()
     assert len(records) == 4 * 32
-    recorder = FlightRecorder(4)
+    recorder = FlightRecorder(capacity=4)
     for number in range(10):
         recorder.ring.put(1, number, 7, 2**64 - 2)
     assert [(record.fields["gsi"], record.fields["count"]) for record in recorder.records()] == [
@@ -127,3 +197,70 @@ def test_the_ring_keeps_the_last_ones():
 def test_a_ring_without_room_is_refused(capacity):
     with pytest.raises(ValueError, match="flight ring"):
         FlightRing(capacity)
+
+
+def test_a_capacity_in_the_place_of_the_path_is_refused_with_the_fix():
+    with pytest.raises(TypeError, match="write capacity=4"):
+        FlightRecorder(4)  # type: ignore[arg-type]
+
+
+def test_another_tracer_hears_of_the_changes_too():
+    heard = RecordingTracer()
+    recorder = FlightRecorder(tracer=heard)
+    recorder.emit("irqfd_assigned", gsi=5)
+    assert heard.events == [("irqfd_assigned", {"gsi": 5})]
+    assert recorder.per_interrupt == heard.per_interrupt
+
+
+def test_two_of_one_name_are_told_apart():
+    recorder = FlightRecorder()
+    assert [recorder.source("Disk"), recorder.source("Net"), recorder.source("Disk")] == [1, 2, 3]
+    recorder.ring.put(1, 0, 7, 1, 3)
+    assert recorder.records()[0].fields == {"gsi": 0, "fd": 7, "count": 1, "source": "Disk 2"}
+
+
+def test_there_is_an_end_to_names_and_they_are_shared_then():
+    recorder = FlightRecorder()
+    numbers = [recorder.source("Disk") for _ in range(1030)]
+    assert numbers[:1024] == list(range(1, 1025))
+    assert set(numbers[1024:]) == {1}
+
+
+def test_a_change_that_is_too_long_is_cut_where_it_is_longest():
+    recorder = FlightRecorder()
+    recorder.emit("injection_failed", gsi=5, error="x" * 1000)
+    recorder.emit("routing_changed", **{f"field{number}": "y" * 50 for number in range(40)})
+    first, second = recorder.records()
+    assert (first.fields["gsi"], first.fields["error"]) == (5, "x" * 125 + "...")
+    assert (second.event, second.fields) == ("routing_changed", {})
+
+
+def test_changes_are_kept_apart_from_a_storm():
+    recorder = FlightRecorder(capacity=8)
+    recorder.emit("irqfd_assigned", gsi=5)
+    for _ in range(100):
+        recorder.ring.put(5, 5, 7, 1)
+    assert recorder.records()[0].event == "irqfd_assigned"
+    assert (recorder.log().total, recorder.log().overwritten) == (100, 92)
+
+
+@pytest.mark.parametrize("word", [0, 1, 2**31, 2**32 - 1, 2**32, 2**64 - 1, -1])
+def test_numbers_are_cut_to_their_fields(word):
+    ring = FlightRing(1)
+    ring.put(1, word, word, word, word, word)
+    _, value, key, fd, source, kind, flags, lap = struct.unpack("=QQIiHBBI", ring.snapshot())
+    assert (value, key, source, kind, flags) == (word % 2**64, word % 2**32, word % 2**16, 1, word % 2**8)
+    assert (fd % 2**32, lap) == (word % 2**32, 1)
+
+
+def test_a_ring_lives_in_the_memory_it_is_given():
+    memory = bytearray(64 + 64 + 2 * 32)
+    ring = FlightRing(2, memory, 64)
+    for number in range(3):
+        ring.put(1, number, -1, 0)
+    assert memory[64] == 3
+    assert [key for _, _, key, *_ in struct.iter_unpack("=QQIiHBBI", memory[128:])] == [2, 1]
+    with pytest.raises(ValueError, match="not to be had at 128 of 192 bytes"):
+        FlightRing(2, memory, 128)
+    with pytest.raises((TypeError, BufferError)):
+        FlightRing(2, bytes(192), 64)  # type: ignore[arg-type]

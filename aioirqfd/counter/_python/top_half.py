@@ -12,7 +12,16 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple, cast, final
 
 from aioirqfd.counter._python.core import BATCH, unraisable
-from aioirqfd.counter._python.flight_ring import DEFERRED, HELD, INJECTED, WAKEUP
+from aioirqfd.counter._python.flight_ring import (
+    DEFERRED,
+    HANDLER_BEGUN,
+    HANDLER_ENDED,
+    HANDLER_RAISED,
+    HELD,
+    INJECTED,
+    SEEN,
+    WAKEUP,
+)
 from aioirqfd.counter._python.stepped import Stepped
 
 if TYPE_CHECKING:
@@ -67,6 +76,7 @@ class TopHalf:
         self.room = sys.maxsize
         self.watched = False
         self.flight = flight
+        self.source = 0
         self.context: Context | None = None
         self._entered = False
         self.paused = False
@@ -129,6 +139,7 @@ class TopHalf:
                     self._enqueue(ctx)
                 self._tell_progress()
                 continue
+            self._note(HANDLER_BEGUN, ctx, count)
             try:
                 if self.context is None:
                     await handler(who, count)
@@ -139,11 +150,13 @@ class TopHalf:
                 self._enter(self._leave, ctx, irqfd)
                 raise
             except BaseException as error:
+                self._note(HANDLER_RAISED, ctx, count)
                 ours = self._enter(irqfd.handler_failed, error, count)
                 self._enter(self._leave, ctx, irqfd)
                 if not ours:
                     raise
             else:
+                self._note(HANDLER_ENDED, ctx, count)
                 self._enter(self._deliver, ctx, irqfd, count)
             if time.monotonic() >= ends:
                 return
@@ -211,7 +224,12 @@ class TopHalf:
 
     def _note(self, kind: int, ctx: EventFdCtx, count: int) -> None:
         if self.flight is not None:
-            self.flight.put(kind, ctx._gsi, ctx._fd, count if kind == HELD else max(count, 1))
+            self._note_at(time.monotonic_ns(), kind, ctx, count)
+
+    def _note_at(self, now: int, kind: int, ctx: EventFdCtx, count: int) -> None:
+        if self.flight is not None:
+            count = count if kind == HELD else max(count, 1)
+            self.flight._write(now, kind, ctx._gsi, ctx._fd, count, self.source)
 
     def _still_owes(self, ctx: EventFdCtx) -> bool:
         return ctx._top_half is self and ctx._drain is not None and ctx._owed
@@ -286,11 +304,16 @@ class TopHalf:
                 interrupts.append(interrupt)
         if not taking:
             return
+        # One look at the clock for all that go to the sink in one call.
+        now = time.monotonic_ns()
+        for ctx, _, count in taking:
+            self._note_at(now, SEEN, ctx, count)
         taken = self._try_many(interrupts)
+        now = time.monotonic_ns()
         for index, (ctx, irqfd, count) in enumerate(taking):
             if index < taken if taken >= 0 else self._try_one(interrupts[index]):
                 ctx._fast += 1
-                self._note(INJECTED, ctx, count)
+                self._note_at(now if taken >= 0 else time.monotonic_ns(), INJECTED, ctx, count)
             else:
                 self._defer(ctx, irqfd, count)
 

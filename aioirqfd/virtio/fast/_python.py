@@ -92,6 +92,7 @@ class Kicks:
         on_kick: Called with the queue.
         transfers: By queue, the :class:`Transfer` that may serve it just now, or None.
         calls: By queue, the eventfd to signal then, or None.
+        on_served: Called with the queue and what its transfer did, or None.
     """
 
     def __init__(
@@ -99,8 +100,9 @@ class Kicks:
         on_kick: Callable[[int], object],
         transfers: list[Transfer | None],
         calls: Sequence[_Call | None],
+        on_served: Callable[[int, int], object] | None = None,
     ) -> None:
-        del transfers, calls
+        del transfers, calls, on_served
         self._on_kick = on_kick
 
     def try_inject(self, interrupt: _Kick, /) -> bool:

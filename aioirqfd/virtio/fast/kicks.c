@@ -8,6 +8,7 @@ typedef struct {
     PyObject *on_kick;   /* callable: on_kick(queue) */
     PyObject *transfers; /* list: by queue, the Transfer that may serve it just now, or None */
     PyObject *calls;     /* list: by queue, the EventFd to signal, or None: then it is not for here */
+    PyObject *on_served; /* callable, or NULL: on_served(queue, what transfer_kick() has returned), before the call */
 } KicksObject;
 
 /* A new reference; NULL beyond the end. */
@@ -37,6 +38,13 @@ serve(fast_state *state, const KicksObject *self, Py_ssize_t queue)
         return false;
     }
     int served = transfer_kick(transfer);
+    if (self->on_served != NULL) {
+        PyObject *told = PyObject_CallFunction(self->on_served, "ni", queue, served);
+        if (told == NULL) {
+            PyErr_WriteUnraisable(self->on_served);
+        }
+        Py_XDECREF(told);
+    }
     if ((served & TRANSFER_CALL) != 0) {
         PyObject *added = PyObject_CallMethodNoArgs(call, state->str_signal);
         if (added == NULL) {
@@ -79,10 +87,10 @@ kicks_try_inject(PyObject *op, PyObject *interrupt)
 static PyObject *
 kicks_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keywords[] = {"on_kick", "transfers", "calls", NULL};
-    PyObject *on_kick, *transfers, *calls;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO!O!:Kicks", keywords, &on_kick, &PyList_Type, &transfers,
-                                     &PyList_Type, &calls)) {
+    static char *keywords[] = {"on_kick", "transfers", "calls", "on_served", NULL};
+    PyObject *on_kick, *transfers, *calls, *on_served = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO!O!|O:Kicks", keywords, &on_kick, &PyList_Type, &transfers,
+                                     &PyList_Type, &calls, &on_served)) {
         return NULL;
     }
     KicksObject *self = (KicksObject *)type->tp_alloc(type, 0);
@@ -90,6 +98,7 @@ kicks_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         self->on_kick = Py_NewRef(on_kick);
         self->transfers = Py_NewRef(transfers);
         self->calls = Py_NewRef(calls);
+        self->on_served = on_served != Py_None ? Py_NewRef(on_served) : NULL;
     }
     return (PyObject *)self;
 }
@@ -102,6 +111,7 @@ kicks_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(self->on_kick);
     Py_VISIT(self->transfers);
     Py_VISIT(self->calls);
+    Py_VISIT(self->on_served);
     return 0;
 }
 
@@ -112,6 +122,7 @@ kicks_clear(PyObject *op)
     Py_CLEAR(self->on_kick);
     Py_CLEAR(self->transfers);
     Py_CLEAR(self->calls);
+    Py_CLEAR(self->on_served);
     return 0;
 }
 
@@ -132,7 +143,9 @@ static PyMethodDef kicks_methods[] = {
 };
 
 static PyType_Slot kicks_slots[] = {
-    {Py_tp_doc, (void *)PyDoc_STR("Kicks(on_kick, transfers, calls)\n--\n\nWhere the kicks of a device's queues go.")},
+    {Py_tp_doc,
+     (void *)PyDoc_STR(
+         "Kicks(on_kick, transfers, calls, on_served=None)\n--\n\nWhere the kicks of a device's queues go.")},
     {Py_tp_new, (void *)kicks_new},
     {Py_tp_traverse, (void *)kicks_traverse},
     {Py_tp_clear, (void *)kicks_clear},

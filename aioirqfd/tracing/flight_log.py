@@ -1,0 +1,355 @@
+"""What a flight recorder has written, read by whoever: the program itself, another one while it runs, or anybody after it was killed.
+
+What must hold: the bytes are not to be trusted. They may be cut, made up, or written at this very moment. A file is read, never mapped:
+to read a mapped file that somebody cuts is to be killed.
+
+An entry is whole if it was there before a first copy was made, was not overwritten until after the second, and carries the lap of its
+place in both. Then what is in the second was written before it was begun.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from struct import Struct
+from typing import TYPE_CHECKING, Final, cast, final
+
+from aioirqfd.flight import FlightKind
+from aioirqfd.tracing.flight_format import (
+    CHANGE,
+    CHANGE_SIZE,
+    GSI_NAME,
+    HEAD,
+    NAME,
+    NAME_SIZE,
+    PAGE,
+    RECORD,
+    RECORD_SIZE,
+    SOURCE_NAME,
+    Header,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+_EVER: Final = 2**64
+_IN_FLIGHT: Final = 64
+"""Threads that may be writing an entry each at one time."""
+_INTERRUPT: Final = ("gsi", "count")
+_LINE: Final = ("gsi", None)
+_FIELDS: Final[dict[FlightKind, tuple[str, str | None]]] = {
+    FlightKind.INJECTED: _INTERRUPT,
+    FlightKind.DEFERRED: _INTERRUPT,
+    FlightKind.HELD: _INTERRUPT,
+    FlightKind.WAKEUP: _INTERRUPT,
+    FlightKind.SEEN: _INTERRUPT,
+    FlightKind.HANDLER_BEGUN: _INTERRUPT,
+    FlightKind.HANDLER_ENDED: _INTERRUPT,
+    FlightKind.HANDLER_RAISED: _INTERRUPT,
+    FlightKind.DROPPED: _LINE,
+    FlightKind.FAILED: _LINE,
+    FlightKind.ACKED: _LINE,
+    FlightKind.RAISED: _LINE,
+    FlightKind.LOWERED: _LINE,
+    FlightKind.MASKED: _LINE,
+    FlightKind.UNMASKED: _LINE,
+    FlightKind.ROUTED: ("gsi", "routes"),
+    FlightKind.BOUND: ("gsi", "eventfd_id"),
+    FlightKind.UNBOUND: _LINE,
+    FlightKind.KICK: ("queue", None),
+    FlightKind.REQUEST_BEGUN: ("queue", "head"),
+    FlightKind.REQUEST_COMPLETED: ("queue", "head"),
+    FlightKind.REQUESTS_SERVED: ("queue", "count"),
+    FlightKind.REQUEST_FAILED: ("queue", "head"),
+    FlightKind.CALL: ("queue", None),
+    FlightKind.REGISTER_READ: ("region", "offset"),
+    FlightKind.REGISTER_WRITTEN: ("region", "offset"),
+    FlightKind.VECTOR: ("vector", None),
+}
+"""What a record's key and value are called."""
+
+
+class FlightFileError(ValueError):
+    """A flight file that cannot be read: it is none, it was cut, it is damaged, or of another version."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FlightRecord:
+    """One thing that happened.
+
+    Attributes:
+        time_ns: When, by ``time.monotonic_ns()``.
+        event: What, as a name: ``interrupt_seen``, ``interrupt_injected``, ... (:attr:`FlightKind.event`), or a state change's.
+        fields: A record's ``gsi``, ``fd`` and ``count``, say, and the ``source`` that wrote it; or the state change's own.
+        number: Its place in the sequence of records, from 0. A state change has that of the record that came next.
+        kind: What, as a number; None: a state change.
+    """
+
+    time_ns: int
+    event: str
+    fields: Mapping[str, object]
+    number: int = -1
+    kind: FlightKind | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FlightLog:
+    """All that a flight recorder remembers.
+
+    Attributes:
+        header: When it was begun, by whom, and whether the program was done with it.
+        records: Everything, in order.
+        total: Records written since it was begun, with those that were overwritten.
+        changes: State changes, likewise.
+        torn: Records that were not whole: being written when the program was killed, or damaged.
+        sources: Names of who wrote records, by number.
+        gsis: Names of interrupts, by gsi.
+    """
+
+    header: Header
+    records: list[FlightRecord]
+    total: int
+    changes: int
+    torn: int
+    sources: Mapping[int, str]
+    gsis: Mapping[int, str] = field(default_factory=dict[int, str])
+
+    @classmethod
+    def read(
+        cls, pread: Callable[[int, int], bytes], size: int, *, since: tuple[int, int] = (0, 0), whole: bool = True
+    ) -> FlightLog:
+        """Read what can be read by an offset and a size.
+
+        Args:
+            pread: Reads; fewer bytes than asked for are an end.
+            size: Bytes that there are.
+            since: Of the records, and of the changes, those from this number on; those that were overwritten are ``torn``.
+            whole: Nobody is writing; False: up to an entry that is perhaps being written just now.
+
+        Raises:
+            ValueError: It is no flight file, or damaged; see :meth:`Header.unpack`.
+        """
+        sign, header = Header.unpack(pread(0, PAGE), size)
+        # The changes first: the record behind which one stands is then in the records, too.
+        form = CHANGE_SIZE, CHANGE
+        changes = _ring(sign, pread, header.changes, header.change_capacity, form, since[1], whole=whole)
+        form = RECORD_SIZE, RECORD
+        records = _ring(sign, pread, header.ring, header.capacity, form, since[0], whole=whole)
+        # The names last: whoever has written a record had one before.
+        sources, gsis = _names(sign, pread(header.names, header.name_capacity * NAME_SIZE))
+        unpack = Struct(f"{sign}{RECORD}").unpack
+        found = [_record(number, unpack(data), sources) for number, data in records.entries]
+        told = [change for _, data in changes.entries if (change := _change(sign, data)) is not None]
+        torn = records.torn + len(changes.entries) - len(told)
+        return cls(header, _merged(found, told), records.total, changes.total, torn, sources, gsis)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the program was done with it; if not, it runs yet, or was killed."""
+        return self.header.closed_ns != 0
+
+    @property
+    def overwritten(self) -> int:
+        """Records that were overwritten by later ones."""
+        return max(0, self.total - self.header.capacity)
+
+    def realtime_ns(self, time_ns: int) -> int:
+        """A record's time in nanoseconds since 1970."""
+        return self.header.realtime_ns + time_ns - self.header.monotonic_ns
+
+
+def read_flight(path: str | os.PathLike[str]) -> FlightLog:
+    """Read a flight recorder's file: of a program that runs, has ended, or was killed.
+
+    Raises:
+        OSError: The file cannot be read.
+        FlightFileError: It is no flight file, or damaged. The message says which file, and what is wrong with it.
+    """
+    with Path(path).open("rb") as file:
+        return _read(path, file.fileno(), since=(0, 0))
+
+
+def _read(path: str | os.PathLike[str], fd: int, *, since: tuple[int, int], whole: bool = True) -> FlightLog:
+    try:
+        size = os.fstat(fd).st_size
+        return FlightLog.read(lambda at, length: _pread(fd, at, length), size, since=since, whole=whole)
+    except ValueError as error:
+        raise FlightFileError(f"{os.fspath(path)}: {error}") from None
+
+
+def _pread(fd: int, at: int, size: int) -> bytes:
+    """All of it, for which the kernel takes more than one call beyond 2 GiB."""
+    parts: list[bytes] = []
+    while size and (part := os.pread(fd, size, at)):
+        parts.append(part)
+        at, size = at + len(part), size - len(part)
+    return b"".join(parts)
+
+
+def follow_flight(
+    path: str | os.PathLike[str], *, interval: float = 0.2, sleep: Callable[[float], object] = time.sleep
+) -> Iterator[FlightLog]:
+    """Read a flight recorder's file while it is written: all that is there, and then what is new, again and again.
+
+    It ends when the program has ended, or was done with its recorder.
+
+    Args:
+        path: The file.
+        interval: Seconds between two looks.
+        sleep: Waits.
+
+    Yields:
+        A log, of whose records each comes once; those that were overwritten before they were read are counted as its ``torn``.
+
+    Raises:
+        OSError: The file cannot be read.
+        FlightFileError: It is no flight file, or damaged.
+    """
+    with Path(path).open("rb") as file:
+        since = 0, 0
+        while True:
+            # Asked before the look: what was written until then is in it.
+            ended = _ended(_read(path, file.fileno(), since=(_EVER, _EVER)).header)
+            log = _read(path, file.fileno(), since=since, whole=ended)
+            since = log.total, log.changes
+            yield log
+            if ended:
+                return
+            sleep(interval)
+
+
+def _ended(header: Header) -> bool:
+    if header.closed_ns:
+        return True
+    try:
+        os.kill(header.pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def _head(sign: str, pread: Callable[[int, int], bytes], at: int) -> int:
+    data = pread(at, 8)
+    if len(data) < 8:
+        raise ValueError("it was cut while it was read")
+    return int(Struct(f"{sign}Q").unpack(data)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Ring:
+    """What was found in a ring: the entries with their numbers, how many there were, and how many were not whole."""
+
+    entries: list[tuple[int, bytes]]
+    total: int
+    torn: int
+
+
+def _ring(
+    sign: str,
+    pread: Callable[[int, int], bytes],
+    at: int,
+    capacity: int,
+    form: tuple[int, str],
+    since: int,
+    *,
+    whole: bool,
+) -> _Ring:
+    """The entries of a ring that are whole, from a number on.
+
+    ``whole``: nobody is writing one of the last any more, so that one that is not whole will not be.
+    """
+    size, layout = form
+    total = _head(sign, pread, at)
+    if since > total:
+        return _Ring([], total, 0)
+    first, second = (pread(at + HEAD, capacity * size) for _ in range(2))
+    if len(first) != capacity * size or len(second) != len(first):
+        raise ValueError("it was cut while it was read")
+    lap = Struct(f"{sign}I")
+    lap_at = Struct(f"{sign}{layout}").size - lap.size
+    start = max(since, _head(sign, pread, at) - capacity, 0)
+    entries: list[tuple[int, bytes]] = []
+    torn = min(start, total) - since if since else 0
+    for number in range(start, total):
+        turn, place = divmod(number, capacity)
+        wanted = turn + 1 & 0xFFFFFFFF
+        here = place * size + lap_at
+        if lap.unpack_from(first, here)[0] == wanted == lap.unpack_from(second, here)[0]:
+            entries.append((number, second[place * size : (place + 1) * size]))
+        elif not whole and number >= total - _IN_FLIGHT:
+            return _Ring(entries, number, torn)
+        else:
+            torn += 1
+    return _Ring(entries, total, torn)
+
+
+def _names(sign: str, table: bytes) -> tuple[dict[int, str], dict[int, str]]:
+    sources: dict[int, str] = {}
+    gsis: dict[int, str] = {}
+    usable = len(table) // NAME_SIZE * NAME_SIZE
+    for what, length, _, number, text in Struct(f"{sign}{NAME}").iter_unpack(table[:usable]):
+        if what in {SOURCE_NAME, GSI_NAME}:
+            (sources if what == SOURCE_NAME else gsis)[number] = text[:length].decode("utf-8", "replace")
+    return sources, gsis
+
+
+def _record(number: int, words: tuple[int, ...], sources: Mapping[int, str]) -> FlightRecord:
+    time_ns, value, key, fd, source, kind, flags, _ = words
+    try:
+        known = FlightKind(kind)
+    except ValueError:
+        # Of a later version, which may add kinds.
+        fields: dict[str, object] = {"kind": kind, "key": key, "fd": fd, "value": value, "flags": flags}
+        return FlightRecord(time_ns, "unknown", fields, number)
+    key_name, value_name = _FIELDS[known]
+    fields = {key_name: key}
+    if fd >= 0 or key_name == "gsi":
+        fields["fd"] = fd
+    if value_name is not None:
+        fields[value_name] = value
+    if source in sources:
+        fields["source"] = sources[source]
+    return FlightRecord(time_ns, known.event, fields, number, known)
+
+
+def _change(sign: str, data: bytes) -> FlightRecord | None:
+    form = Struct(f"{sign}{CHANGE}")
+    time_ns, number, length, _, _ = form.unpack_from(data)
+    try:
+        told: object = json.loads(data[form.size : form.size + length])
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(told, dict):
+        return None
+    fields = cast("dict[str, object]", told)
+    event = fields.pop("event", None)
+    return FlightRecord(time_ns, event, fields, number) if isinstance(event, str) else None
+
+
+def _merged(records: list[FlightRecord], changes: list[FlightRecord]) -> list[FlightRecord]:
+    """In order. What a record says and, right behind it, a change in more words, is said once."""
+    found: list[FlightRecord] = []
+    place = 0
+    for change in changes:
+        while place < len(records) and records[place].number < change.number:
+            found.append(records[place])
+            place += 1
+        if found and _same(found[-1], change):
+            record = found.pop()
+            fields = {**record.fields, **change.fields}
+            found.append(FlightRecord(record.time_ns, record.event, fields, record.number, record.kind))
+        else:
+            found.append(change)
+    return [*found, *records[place:]]
+
+
+def _same(record: FlightRecord, change: FlightRecord) -> bool:
+    alike = record.kind is not None and record.event == change.event and record.number == change.number - 1
+    return alike and record.fields.get("gsi") == change.fields.get("gsi")

@@ -1,0 +1,112 @@
+"""What devices have records of: kicks, requests and calls of queues, accesses and vectors of PCI devices."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+from typing import TYPE_CHECKING, Any
+
+from aioirqfd import EventFd
+from aioirqfd.pci import Bar, PciDevice, PciFunction, Register
+from aioirqfd.testing import vhost_user_frontend
+from aioirqfd.tracing import FlightRecorder
+from aioirqfd.virtio import Chain, Device
+from examples.vhost_user_blk import Blk, Type
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Upper(Device):
+    """Answers with what it was sent, in capitals."""
+
+    async def handle(self, request: Chain) -> int:
+        data = request.read()
+        if data == b"fail":
+            raise ValueError(data)
+        return request.write(data.upper())
+
+
+def steps(recorder: FlightRecorder, source: str) -> list[tuple[Any, ...]]:
+    return [
+        (record.event, *(value for name, value in record.fields.items() if name not in {"source", "fd", "error"}))
+        for record in recorder.records()
+        if record.fields.get("source") == source
+    ]
+
+
+async def test_a_request_leaves_its_steps():
+    recorder = FlightRecorder()
+    async with vhost_user_frontend(Upper(), tracer=recorder) as front:
+        queue = front.queues[0]
+        before = len(steps(recorder, "Upper queue 0"))
+        assert await queue.ask([b"abc"], [3]) == b"ABC"
+        await queue.ask([b"fail"], [3])
+        found = steps(recorder, "Upper queue 0")[before:]
+    assert [event for event, *_ in found] == [
+        "queue_kicked",
+        "request_begun",
+        "request_completed",
+        "call_written",
+        "queue_kicked",
+        "request_begun",
+        "request_failed",
+        "request_completed",
+        "call_written",
+    ]
+    heads = [step[2] for step in found if str(step[0]).startswith("request_")]
+    assert heads == [heads[0]] * 2 + [heads[2]] * 3
+    # The kick is an interrupt, too.
+    kicks = [event for event, *_ in steps(recorder, "KickSink")]
+    assert kicks.count("interrupt_seen") == kicks.count("interrupt_injected") >= 2
+
+
+async def test_what_is_served_without_python_has_its_records_too(tmp_path: Path):
+    image = tmp_path / "image"
+    image.write_bytes(random.Random(7).randbytes(64 * 512))
+    recorder = FlightRecorder()
+    device = Blk(os.fspath(image))
+    try:
+        async with vhost_user_frontend(device, tracer=recorder) as front:
+            queue = front.queues[0]
+            request = [struct.pack("<IIQ", Type.IN, 0, 1)], [512, 1]
+            await queue.ask(*request)
+            before = len(steps(recorder, "Blk queue 0"))
+            for _ in range(3):
+                assert (await queue.ask(*request))[-1:] == b"\0"
+            found = steps(recorder, "Blk queue 0")[before:]
+    finally:
+        device.close()
+    events = [event for event, *_ in found]
+    assert (events.count("queue_kicked"), events.count("call_written")) == (3, 3)
+    # By the C module three times one, by the twin three requests.
+    served = sum(step[2] for step in found if step[0] == "requests_served")
+    assert served + events.count("request_completed") == 3
+
+
+class Doubler(PciDevice):
+    """Doubles what is written, and interrupts."""
+
+    bars, vectors = (Bar(4096),), 1
+    number = Register(0x08)
+
+    @number.on_write
+    def double(self, value: int) -> None:
+        self.number = 2 * value
+        self.interrupt()
+
+
+async def test_a_register_access_and_its_vector_are_there():
+    recorder = FlightRecorder()
+    async with PciFunction(Doubler(), tracer=recorder) as function:
+        function.interrupts.bind(0, EventFd())
+        await function.write(0, 0x08, (21).to_bytes(4, "little"))
+        await function.interrupts.flush()
+        await function.read(0, 0x08, 4)
+    found = [
+        (record.event, record.fields.get("region"), record.fields.get("offset", record.fields.get("vector")))
+        for record in recorder.records()
+        if record.event in {"register_written", "register_read", "vector"}
+    ]
+    assert found == [("register_written", 0, 8), ("vector", None, 0), ("register_read", 0, 8)]
