@@ -25,10 +25,17 @@ def _doctor(arguments: Sequence[str]) -> int:
     return doctor.run(arguments)
 
 
+def _trace(arguments: Sequence[str]) -> int:
+    from aioirqfd.cli import trace  # noqa: PLC0415  as the others
+
+    return trace.run(arguments)
+
+
 COMMANDS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "bench": ("measure aioirqfd beside its alternatives; in a checkout of the source tree only", bench.run),
     "chaos": ("serve a device of yours that misbehaves on command", _chaos),
     "doctor": ("look at what the package needs of this machine, and say what to do", _doctor),
+    "trace": ("show what a flight recorder has written, and what went wrong", _trace),
 }
 """What each command does, in a few words, and the function that does it."""
 _NOT_THERE: Final = 2

@@ -32,7 +32,15 @@ def test_it_says_the_same_to_people_and_to_programs(capsys):
         "KVM",
         "QEMU",
     ]
-    assert [finding.name for finding in findings] == [*names, "structlog", "anyio", "uvloop", "unicorn"]
+    assert [finding.name for finding in findings] == [
+        *names,
+        "structlog",
+        "anyio",
+        "uvloop",
+        "unicorn",
+        "perfetto",
+        "resvg-py",
+    ]
     assert [line.split(maxsplit=1)[0] for line in lines if line[0] != " "] == [finding.verdict for finding in findings]
     assert sum(bool(finding.do) for finding in findings) == sum(line[0] == " " for line in lines)
 

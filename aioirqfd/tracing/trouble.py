@@ -1,0 +1,173 @@
+"""Trouble that shows in the records of a flight recorder, named in a sentence each, the worst first."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from aioirqfd.flight import FlightKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aioirqfd.tracing.flight_log import FlightLog
+    from aioirqfd.tracing.journey import Irq, Journey, Journeys
+
+STORM: Final = 1000
+"""Signals of one irqfd within a tenth of a second."""
+_STORM_NS: Final = 100_000_000
+_WHY: Final = {
+    FlightKind.SEEN: "the sink was called with it and has not returned",
+    FlightKind.WAKEUP: "it waits for a worker of the queue",
+    FlightKind.HELD: "it is held: the manager is paused, or its queue is full",
+    FlightKind.DEFERRED: "the sink would not take it at once, and the work queue has it",
+    FlightKind.HANDLER_BEGUN: "its handler was called and has not returned",
+    FlightKind.HANDLER_ENDED: "its handler has returned, and the sink has not taken it",
+    FlightKind.HANDLER_RAISED: "its handler raised, and it is tried again",
+    FlightKind.FAILED: "the sink or its handler has raised, and it is tried again or given up",
+    FlightKind.RAISED: "its line was raised, and the sink has not returned",
+}
+
+
+class Trouble(NamedTuple):
+    """One trouble.
+
+    Attributes:
+        what: Which: ``not_injected``, ``not_acknowledged``, ``storm``, ``long_wait``, ``no_interrupt``, ``no_completion``,
+            ``dropped``, ``failed``, ``handler_raised``, ``not_completed``.
+        text: A sentence.
+        time_ns: When it began.
+    """
+
+    what: str
+    text: str
+    time_ns: int
+
+
+def seconds(ns: int) -> str:
+    """A span of time, as people read it."""
+    for unit, size in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):
+        if abs(ns) >= size:
+            return f"{ns / size:.3g} {unit}" if abs(ns) < 1000 * size else f"{ns / size:.0f} {unit}"
+    return f"{ns} ns"
+
+
+def name(irq: Irq, log: FlightLog) -> str:
+    """An interrupt, as people call it."""
+    given, where = log.gsis.get(irq.gsi), f"fd {irq.fd}, {irq.source or 'unnamed'}"
+    return f"{given} (gsi {irq.gsi}, {where})" if given else f"gsi {irq.gsi} ({where})"
+
+
+def troubles(log: FlightLog, journeys: Journeys, *, slow_ns: int) -> list[Trouble]:
+    """All that there is.
+
+    Args:
+        log: The file, for its names and its end.
+        journeys: What is looked at.
+        slow_ns: Waiting that long is trouble.
+    """
+    return [
+        *_not_injected(log, journeys, slow_ns),
+        *_not_acknowledged(log, journeys, slow_ns),
+        *_counted(log, journeys),
+        *_of_queues(log, journeys, slow_ns),
+        *_storms(log, journeys),
+        *_long_waits(log, journeys, slow_ns),
+    ]
+
+
+def _at(log: FlightLog, time_ns: int) -> str:
+    return f"at {(time_ns - log.header.monotonic_ns) / 1e9:+.6f} s"
+
+
+def _not_injected(log: FlightLog, journeys: Journeys, slow_ns: int) -> Iterator[Trouble]:
+    for journey in journeys.open():
+        age = journeys.ended_ns - journey.at_ns
+        last = next((one.kind for one in reversed(journey.steps) if one.kind in _WHY), None)
+        # What was on its way when the program was killed, or just now, is none.
+        if age >= slow_ns or log.closed:
+            why = _WHY[last] if last is not None else "its beginning was overwritten"
+            if journey.irq in journeys.masked:
+                why = f"it is masked since {_at(log, journeys.masked[journey.irq])[3:]}"
+            text = f"{name(journey.irq, log)}: signalled {_at(log, journey.at_ns)} and not injected for {seconds(age)}: {why}"
+            yield Trouble("not_injected", text, journey.at_ns)
+
+
+def _not_acknowledged(log: FlightLog, journeys: Journeys, slow_ns: int) -> Iterator[Trouble]:
+    for (source, gsi), (raised_ns, _) in journeys.raised.items():
+        age = journeys.ended_ns - raised_ns
+        if age >= slow_ns:
+            given = log.gsis.get(gsi)
+            who = f"{given} (gsi {gsi}, {source})" if given else f"gsi {gsi} ({source})"
+            text = f"{who}: the line was raised {_at(log, raised_ns)} and never acknowledged, for {seconds(age)}"
+            yield Trouble("not_acknowledged", text, raised_ns)
+
+
+_COUNTED: Final = {
+    FlightKind.DROPPED: ("dropped", "{} dropped, for there was no route; give it one with set_route()"),
+    FlightKind.FAILED: ("failed", "{} attempts to inject failed"),
+    FlightKind.HANDLER_RAISED: ("handler_raised", "its handler raised {} times"),
+}
+
+
+def _counted(log: FlightLog, journeys: Journeys) -> Iterator[Trouble]:
+    for kind, (what, sentence) in _COUNTED.items():
+        counts: Counter[Irq] = Counter()
+        first: dict[Irq, int] = {}
+        for journey in journeys.all:
+            for step in journey.steps:
+                if step.kind is kind:
+                    counts[journey.irq] += 1
+                    first.setdefault(journey.irq, step.time_ns)
+        for irq, count in counts.most_common():
+            yield Trouble(what, f"{name(irq, log)}: {sentence.format(count)}, first {_at(log, first[irq])}", first[irq])
+
+
+def _of_queues(log: FlightLog, journeys: Journeys, slow_ns: int) -> Iterator[Trouble]:
+    end = journeys.ended_ns
+    for source, queue in journeys.queues.items():
+        late = [one for one in queue.uncalled if one.completed_ns is not None and end - one.completed_ns >= slow_ns]
+        if late and late[0].completed_ns is not None:
+            count = sum(one.count for one in late)
+            text = (
+                f"{source}: {count} completions without an interrupt, the first {_at(log, late[0].completed_ns)};"
+                " right where the driver has asked for none"
+            )
+            yield Trouble("no_interrupt", text, late[0].completed_ns)
+        if queue.idle_calls:
+            count, first = len(queue.idle_calls), queue.idle_calls[0]
+            text = f"{source}: {count} interrupts without a completion, the first {_at(log, first)}"
+            yield Trouble("no_completion", text, first)
+        stuck = [one for one in queue.open.values() if one.begun_ns is not None and end - one.begun_ns >= slow_ns]
+        if stuck and (begun := stuck[0].begun_ns) is not None:
+            text = f"{source}: {len(stuck)} requests were begun and not completed, the oldest {_at(log, begun)}, {seconds(end - begun)} ago"
+            yield Trouble("not_completed", text, begun)
+
+
+def _storms(log: FlightLog, journeys: Journeys) -> Iterator[Trouble]:
+    times: dict[Irq, deque[int]] = {}
+    worst: dict[Irq, tuple[int, int]] = {}
+    for journey in journeys.all:
+        window = times.setdefault(journey.irq, deque())
+        window.append(journey.at_ns)
+        while window[-1] - window[0] > _STORM_NS:
+            window.popleft()
+        if len(window) >= STORM and len(window) > worst.get(journey.irq, (0, 0))[0]:
+            worst[journey.irq] = len(window), window[0]
+    for irq, (count, time_ns) in worst.items():
+        text = f"{name(irq, log)}: a storm, {count} interrupts within 0.1 s from {_at(log, time_ns)[3:]}"
+        yield Trouble("storm", text, time_ns)
+
+
+def _long_waits(log: FlightLog, journeys: Journeys, slow_ns: int) -> Iterator[Trouble]:
+    slow: dict[Irq, list[Journey]] = {}
+    for journey in journeys.all:
+        if (journey.waited_ns or 0) >= slow_ns:
+            slow.setdefault(journey.irq, []).append(journey)
+    for irq, found in slow.items():
+        worst = max(found, key=lambda one: one.waited_ns or 0)
+        text = (
+            f"{name(irq, log)}: {len(found)} waited {seconds(slow_ns)} or longer, the longest "
+            f"{seconds(worst.waited_ns or 0)} {_at(log, worst.at_ns)}"
+        )
+        yield Trouble("long_wait", text, worst.at_ns)
