@@ -30,7 +30,7 @@ FAULT_TABLE = ROOT / "docs" / "reference" / "faults.md"
 COSTS = ROOT / "docs" / "explanation" / "performance.md"
 PICTURES = ROOT / "docs" / "_static"
 # What it prints depends on the machine.
-WITHOUT_OUTPUT = frozenset({"howto_implementation"})
+WITHOUT_OUTPUT = frozenset({"howto_follow", "howto_implementation"})
 # Programs that serve until they are stopped, and one that needs QEMU; tests of their own talk to them.
 SERVERS = frozenset(
     {

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import gc
 import importlib
+import importlib.util
 import os
 import platform
 import re
@@ -95,6 +96,12 @@ ALLOWED_SKIPS = (
         (AllowedSkip("tests/examples/test_vmm_guest.py", "needs the GNU binutils"),)
         if shutil.which("as") is None
         else ()
+    ),
+    # Extras that are not to be had for every interpreter.
+    *(
+        AllowedSkip("tests/(tracing|examples)/", f"could not import '{name}")
+        for name in ("perfetto", "resvg_py", "unicorn")
+        if importlib.util.find_spec(name) is None
     ),
 )
 
