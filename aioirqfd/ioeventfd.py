@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING, Final, Literal, Self, final
 
+from aioirqfd import nodes
 from aioirqfd.counter import Counter
 from aioirqfd.errors import (
     ClosedError,
@@ -28,6 +29,7 @@ from aioirqfd.integers import plain
 from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     Space = Literal["pio", "mmio"]
@@ -243,18 +245,23 @@ class IoEventFd:
 class IoBus:
     """The addresses of a machine's doorbells, port space and memory space apart (row O08).
 
+    Args:
+        name: Its name in :mod:`aioirqfd.inspect`; without one it is a number.
+
     Threads:
         :meth:`write` from any thread, typically a vCPU's; registration from any thread too.
     """
 
-    __slots__ = ("_detached", "_doorbells", "_gone", "_lock")
+    __slots__ = ("__weakref__", "_detached", "_doorbells", "_gone", "_lock")
 
-    def __init__(self) -> None:
+    def __init__(self, *, name: str | None = None) -> None:
+        name = nodes.check_name(name, "a bus")
         self._lock = threading.Lock()
         self._detached = 0
         self._gone = 0  # writes that doorbells took which are not on the bus any more
         # A write looks without the lock: the tuples are replaced, never changed.
         self._doorbells: dict[tuple[str, int], tuple[IoEventFd, ...]] = {}
+        nodes.add("buses", self, IoBus._node, name=name)
 
     def ioeventfd(
         self,
@@ -453,8 +460,33 @@ class IoBus:
             writes = self._gone + sum(doorbell.statistics().writes for doorbell in doorbells)
             return IoBusStatistics(len(doorbells), writes, self._detached)
 
+    def _node(self) -> Mapping[str, object]:
+        """What there is to see of it, in the tree of :mod:`aioirqfd.inspect`."""
+        doorbells = [doorbell for there in self._doorbells.copy().values() for doorbell in there]
+        return {
+            **nodes.counts(self.statistics()),
+            "doorbells": nodes.Child(lambda: {_name(one): _doorbell(one) for one in doorbells}),
+        }
+
     def __len__(self) -> int:
         return sum(map(len, self._doorbells.values()))
+
+
+def _name(doorbell: IoEventFd) -> str:
+    match = "" if doorbell.datamatch is None else f"={doorbell.datamatch:#x}"
+    return f"{doorbell.space}:{doorbell.address:#x}:{doorbell.length}{match}"
+
+
+def _doorbell(doorbell: IoEventFd) -> Mapping[str, object]:
+    return {
+        "space": doorbell.space,
+        "address": f"{doorbell.address:#x}",
+        "length": doorbell.length,
+        "datamatch": doorbell.datamatch,
+        "eventfd_id": None if doorbell.dead else doorbell.eventfd.id,
+        "dead": doorbell.dead,
+        **nodes.counts(doorbell.statistics()),
+    }
 
 
 def _integer(name: str, value: int) -> int:

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 Verdict = Literal["ok", "absent", "broken"]
 MODULES: Final = {"aioirqfd.counter._native": "the event path", "aioirqfd.virtio.fast._native": "virtio queues"}
-EXTRAS: Final = {"uvloop": "uvloop", "unicorn": "vmm", "perfetto": "perfetto", "resvg-py": "plot"}
+EXTRAS: Final = {
+    "uvloop": "uvloop",
+    "unicorn": "vmm",
+    "perfetto": "perfetto",
+    "resvg-py": "plot",
+    "prometheus-client": "prometheus",
+}
 """Packages, and the extra that brings each."""
 FILES: Final = 4096
 VFIO_USER: Final = (10, 1)

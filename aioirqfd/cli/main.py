@@ -25,6 +25,18 @@ def _doctor(arguments: Sequence[str]) -> int:
     return doctor.run(arguments)
 
 
+def _inspect(arguments: Sequence[str]) -> int:
+    from aioirqfd.cli import inspect  # noqa: PLC0415  as above
+
+    return inspect.run(arguments)
+
+
+def _top(arguments: Sequence[str]) -> int:
+    from aioirqfd.cli import top  # noqa: PLC0415  as above
+
+    return top.run(arguments)
+
+
 def _trace(arguments: Sequence[str]) -> int:
     from aioirqfd.cli import trace  # noqa: PLC0415  as the others
 
@@ -35,6 +47,8 @@ COMMANDS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "bench": ("measure aioirqfd beside its alternatives; in a checkout of the source tree only", bench.run),
     "chaos": ("serve a device of yours that misbehaves on command", _chaos),
     "doctor": ("look at what the package needs of this machine, and say what to do", _doctor),
+    "inspect": ("look into a running program that serves its tree of interrupts", _inspect),
+    "top": ("watch the interrupts of a running program in the terminal", _top),
     "trace": ("show what a flight recorder has written, and what went wrong", _trace),
 }
 """What each command does, in a few words, and the function that does it."""

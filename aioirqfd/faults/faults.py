@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from typing import TYPE_CHECKING, Final, TypeVar, cast, final
 
+from aioirqfd import nodes
 from aioirqfd.faults.active import ActiveFault
 from aioirqfd.faults.checks import check
 from aioirqfd.faults.fault import WORDS, Fault, Spurious
@@ -102,6 +103,7 @@ class Faults:
         self._later: set[Timer] = set()
         self._under_way = 0
         self._settling = False
+        nodes.add("faults", self, Faults.status)
 
     def __repr__(self) -> str:
         return f"<Faults {self._active}>"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, final
 
 from aioirqfd.errors import RoutingError
 from aioirqfd.irqfd.interrupt import Msi
+from aioirqfd.irqfd.manager_node import of_sink
 from aioirqfd.irqfd.routing import ALL_PINS, RoutingTable
 from aioirqfd.irqfd.sink import SinkTiers
+from aioirqfd.nodes import Child
 from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
@@ -123,6 +126,10 @@ class Chipset:
         """See :class:`aioirqfd.ExplainingSink`: what the controller of its route says."""
         tiers = self._find(interrupt.route)
         return None if tiers is None or tiers.obstacle is None else tiers.obstacle(interrupt)
+
+    def inspect(self) -> dict[str, object]:
+        """See :class:`aioirqfd.InspectedSink`: each controller's."""
+        return {kind: Child(partial(of_sink, tiers)) for kind, tiers in self._tiers.items()}
 
     def bind(self, ack: Callable[[int], None]) -> None:
         """Give each controller that acknowledges the callable for it."""

@@ -8,6 +8,7 @@ import operator
 import threading
 from typing import TYPE_CHECKING, Final, final
 
+from aioirqfd import nodes
 from aioirqfd.errors import SnapshotError
 from aioirqfd.integers import plain
 from aioirqfd.irqchip import fields
@@ -210,6 +211,33 @@ class IoApic(Pinned):
             if pin.request:
                 return f"pin {number} of the IOAPIC has a request that its `out` has not taken; flush() tries again"
         return None
+
+    def inspect(self) -> dict[str, object]:
+        """See :class:`aioirqfd.InspectedSink`: the pins, and what waits for ``out``. Any thread.
+
+        Of each pin: ``masked``; ``requested``; ``in_service``, a level-triggered message is out and its EOI has not come (remote IRR);
+        ``level``, or else it is an edge; ``vector``, and ``message``, where it goes; ``held_by``, who holds it up; ``requests``, how often
+        it was raised; ``lost``, how many pulses went to nothing because it is level-triggered, and masked or in service.
+        """
+        with self._lock:
+            pins = {str(pin.number): self._inspect_pin(pin) for pin in self._table}
+            waiting = [pin.number for pin in self._table if pin.due]
+        return {"waiting": waiting, "out": type(self._out).__qualname__, "pins": nodes.Child(lambda: pins)}
+
+    def _inspect_pin(self, pin: IoApicPin) -> dict[str, object]:
+        entry, message = pin.entry, pin.entry.message()
+        return {
+            "gsi": self._pins.gsi(pin.number),
+            "vector": entry.vector,
+            "message": f"{message.address:#x} data {message.data:#x}",
+            "masked": entry.masked,
+            "requested": pin.request,
+            "in_service": entry.remote_irr,
+            "level": entry.level,
+            "held_by": self._pins.holders(pin.number),
+            "requests": self._pins.requests[pin.number],
+            "lost": self._pins.lost.get(pin.number, 0),
+        }
 
     @property
     def waiting(self) -> frozenset[int]:
@@ -452,7 +480,10 @@ class IoApic(Pinned):
         kept = pin.request
         pin.moved(was_high=was_high, high=pins.drive(number, 1))
         request = self._take(pin, gsi=interrupt.gsi, kept=kept)
-        pin.moved(was_high=True, high=pins.drive(number, 0))
+        high = pins.drive(number, 0)
+        if request is None and pin.entry.level and not high:
+            pins.lose(number)
+        pin.moved(was_high=True, high=high)
         return request
 
     def _too_early(self, pin: IoApicPin, interrupt: Interrupt) -> bool:

@@ -6,6 +6,7 @@ import operator
 import threading
 from typing import TYPE_CHECKING, Final, final
 
+from aioirqfd import nodes
 from aioirqfd.integers import plain
 from aioirqfd.irqchip import fields
 from aioirqfd.irqchip.pic_chip import PicChip
@@ -132,9 +133,8 @@ class Pic(Pinned):
         if pin is None:
             return None
         with self._lock:
-            name, chip, line = (
-                ("master", self._master, pin) if pin < _MASTER_PINS else ("slave", self._slave, pin - _MASTER_PINS)
-            )
+            chip, line = self._where(pin)
+            name = "master" if chip is self._master else "slave"
             if chip.imr >> line & 1:
                 return f"the guest has masked pin {line} of the {name} PIC"
             if chip is self._slave and self._master.imr >> _CASCADE_PIN & 1:
@@ -144,6 +144,31 @@ class Pic(Pinned):
             if chip.irr >> line & 1:
                 return f"pin {line} of the {name} PIC asks, and the CPU has not acknowledged it"
         return None
+
+    def inspect(self) -> dict[str, object]:
+        """See :class:`aioirqfd.InspectedSink`: the INT line, and each pin. Any thread.
+
+        Of each pin: ``masked``; ``requested`` and ``in_service``, its bits of IRR and ISR; ``level``, or else it is an edge;
+        ``held_by``, who holds it up; ``requests``, how often it was raised; ``lost``, how many pulses went to nothing because it is
+        level-triggered (row W06).
+        """
+        with self._lock:
+            pins = {str(pin): self._inspect_pin(pin) for pin in range(PIC_PINS)}
+            return {"output": self._output, "pins": nodes.Child(lambda: pins)}
+
+    def _inspect_pin(self, pin: int) -> dict[str, object]:
+        chip, line = self._where(pin)
+        return {
+            "gsi": self._pins.gsi(pin),
+            "vector": chip.base | line,
+            "masked": bool(chip.imr >> line & 1),
+            "requested": bool((chip.irr | chip.wired) >> line & 1),
+            "in_service": bool(chip.isr >> line & 1),
+            "level": bool(chip.elcr >> line & 1),
+            "held_by": self._pins.holders(pin),
+            "requests": self._pins.requests[pin],
+            "lost": self._pins.lost.get(pin, 0),
+        }
 
     @property
     def output(self) -> bool:
@@ -310,14 +335,22 @@ class Pic(Pinned):
         pins = self._pins
         if action is PULSE:
             self._set_pin(pin, high=pins.drive(pin, 1))
+            if self._is_level(pin) and not pins.asserted >> pin & 1:
+                pins.lose(pin)
             self._set_pin(pin, high=pins.drive(pin, 0))
         else:
             self._set_pin(pin, high=pins.hold(pin, action is ASSERT))
 
+    def _is_level(self, pin: int) -> bool:
+        chip, line = self._where(pin)
+        return bool(chip.elcr >> line & 1)
+
+    def _where(self, pin: int) -> tuple[PicChip, int]:
+        return (self._master, pin) if pin < _MASTER_PINS else (self._slave, pin - _MASTER_PINS)
+
     def _set_pin(self, pin: int, *, high: bool) -> int:
-        if pin < _MASTER_PINS:
-            return self._master.set_pin(pin, high=high)
-        return self._slave.set_pin(pin - _MASTER_PINS, high=high)
+        chip, line = self._where(pin)
+        return chip.set_pin(line, high=high)
 
     def _update(self) -> None:
         master = self._master

@@ -32,7 +32,7 @@ class InputPins:
         count: How many pins.
     """
 
-    __slots__ = ("_ack", "_chip", "_gsis", "asserted", "count", "raised")
+    __slots__ = ("_ack", "_chip", "_gsis", "asserted", "count", "lost", "raised", "requests")
 
     def __init__(self, chip: str, count: int) -> None:
         self._chip = chip
@@ -41,6 +41,10 @@ class InputPins:
         self.count = count
         self.raised = 0
         self.asserted = 0
+        self.requests = [0] * count
+        """By pin, how often somebody has raised it."""
+        self.lost: dict[int, int] = {}
+        """By pin, how many requests went to nothing: by the chip's own rules a level that falls before it is taken leaves none."""
 
     @property
     def levels(self) -> int:
@@ -49,13 +53,30 @@ class InputPins:
 
     def drive(self, pin: int, level: int) -> bool:
         """Raise or lower a pin as a device; return whether the pin is high now."""
-        self.raised = self.raised | 1 << pin if level else self.raised & ~(1 << pin)
+        if level:
+            self.requests[pin] += 1
+            self.raised |= 1 << pin
+        else:
+            self.raised &= ~(1 << pin)
         return bool(self.levels >> pin & 1)
 
     def hold(self, pin: int, level: int) -> bool:
         """Raise or lower a pin as its resamplers; return whether the pin is high now."""
-        self.asserted = self.asserted | 1 << pin if level else self.asserted & ~(1 << pin)
+        if level:
+            self.requests[pin] += 1
+            self.asserted |= 1 << pin
+        else:
+            self.asserted &= ~(1 << pin)
         return bool(self.levels >> pin & 1)
+
+    def lose(self, pin: int) -> None:
+        """A request of a level-triggered pin fell before it was taken: nothing is left of it (row W06)."""
+        self.lost[pin] = self.lost.get(pin, 0) + 1
+
+    def holders(self, pin: int) -> list[str]:
+        """Who holds a pin up: a device, by ``set_irq()``, or resample irqfds."""
+        sources = (("set_irq()", self.raised), (f"the resample irqfds of gsi {self._gsis[pin]}", self.asserted))
+        return [name for name, levels in sources if levels >> pin & 1]
 
     def find(self, interrupt: Interrupt) -> int | None:
         """The pin that an interrupt is for, or None if its route goes elsewhere."""

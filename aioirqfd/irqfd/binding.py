@@ -285,7 +285,7 @@ class Binding:
         delivery, routes = self._delivery, self._routes.of(self.gsi)
         try:
             if self.resamplefd is not None and is_level(routes):
-                taken = self.owner.lines[self.gsi].try_assert(routes)
+                taken = self.owner.lines[self.gsi].try_assert(routes, self)
             elif len(routes) != 1:
                 return False  # several chips: always by the work queue (row M05)
             else:

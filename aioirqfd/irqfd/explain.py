@@ -61,6 +61,17 @@ def of_gsi(irqfds: _Manager, gsi: int) -> str:
     return f"gsi {gsi}: no irqfd is assigned to it; assign() binds an eventfd. Assigned are {others or 'none'}."
 
 
+def of_all(irqfds: _Manager) -> str:
+    """The same of every irqfd that something stops; or that nothing stops any."""
+    stage = irqfds.life.stage
+    if stage is not Stage.OPEN:
+        return f"the manager is {stage.name.lower()}; it delivers inside `async with` alone."
+    stopped = [irqfd for irqfd in irqfds.bound.values() if next(_stops(irqfds, irqfd), None) is not None]
+    if stopped:
+        return "\n".join(of_irqfd(irqfds, irqfd) for irqfd in stopped)
+    return f"nothing stops its {len(irqfds.bound)} irqfds."
+
+
 def of_irqfd(irqfds: _Manager, irqfd: Binding) -> str:
     """What stops an irqfd's interrupts, if anything does, and its counts."""
     if irqfd.closing:
@@ -88,13 +99,13 @@ def _stops(irqfds: _Manager, irqfd: Binding) -> Iterator[str]:
     yield from _failures(irqfd)
     task = irqfd.trigger.running
     if task is not None:
-        yield f"its wakeup handler runs, and stands at {_standing(task)}"
+        yield f"its wakeup handler runs, and stands at {standing(task)}"
     state = irqfd.state
     if state in {State.INJECTING, State.INJECTING_PENDING}:
-        yield f"its handlers or the sink's inject() run, and stand at {_standing(irqfd.work.running)}"
+        yield f"its handlers or the sink's inject() run, and stand at {standing(irqfd.work.running)}"
     if irqfd.trigger.held or state is State.QUEUED:
         queue = irqfds.queue
-        places = [place for task in queue.tasks if not (place := _standing(task)).startswith("WorkQueue.")]
+        places = [place for task in queue.tasks if not (place := standing(task)).startswith("WorkQueue.")]
         at = f"stand at {', '.join(places)}" if places else "take the next in the loop's next turn"
         yield f"it waits for a worker of the queue: {queue.waiting} of {queue.maxsize} wait, and the workers {at}"
     if irqfd.offloaded:
@@ -133,7 +144,7 @@ def _obstacle(irqfds: _Manager, interrupt: Interrupt) -> str | None:
         return None
 
 
-def _standing(task: object) -> str:
+def standing(task: object) -> str:
     """Where a task waits: the innermost coroutine of the program's in its chain of awaits, and what that waits in."""
     found = inner = "its beginning"
     step: object = getattr(task, "get_coro", lambda: None)()

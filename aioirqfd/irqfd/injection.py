@@ -144,8 +144,8 @@ class Injection:
             return True
         if irqfd.resamplefd is not None and is_level(routes):
             resampler = self._lines[irqfd.gsi]
-            if not (handlers and resampler.try_assert(routes)):
-                await resampler.assert_line(routes)
+            if not (handlers and resampler.try_assert(routes, irqfd)):
+                await resampler.assert_line(routes, irqfd)
         else:
             await self._deliver_pulses(routes)
         self.slow += 1

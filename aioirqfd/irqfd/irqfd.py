@@ -35,6 +35,11 @@ class IrqFd:
         return self._binding.gsi
 
     @property
+    def name(self) -> str | None:
+        """What the program calls it, in :mod:`aioirqfd.inspect`; None: nothing."""
+        return self._binding.trigger.name
+
+    @property
     def eventfd(self) -> EventFd:
         """The trigger. For an fd that was given as an int it is a reference of the irqfd's own, closed when it is deassigned."""
         return self._binding.eventfd
@@ -62,6 +67,16 @@ class IrqFd:
     def masked(self) -> bool:
         """Whether it is masked."""
         return self._binding.masked
+
+    @property
+    def held(self) -> bool:
+        """Whether an injection is owed, and waits for the manager to resume, for room in its queue, or for a route that is to come.
+
+        Threads:
+            The manager's loop.
+        """
+        binding = self._binding
+        return binding.pending and (binding.trigger.held or binding.owner.routes.blocks(binding.gsi))
 
     @property
     def offloaded(self) -> bool:

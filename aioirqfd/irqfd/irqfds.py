@@ -275,6 +275,7 @@ class Irqfds:
         resamplefd: EventFd | int | None = None,
         wakeup: WakeupHandler | Sequence[WakeupHandler] | None = None,
         masked: bool = False,
+        name: str | None = None,
     ) -> Binding:
         """Bind an eventfd; whatever is raised, nothing was changed."""
         self.check_here()
@@ -287,7 +288,7 @@ class Irqfds:
             trigger, eventfd_id = identity.eventfd_and_id(eventfd, references)
             resample = None if resamplefd is None else identity.eventfd_and_id(resamplefd, references)[0]
             identity.claim(trigger, eventfd_id, self.poller, references)
-            half = Trigger(trigger, eventfd_id, references)
+            half = Trigger(trigger, eventfd_id, references, name)
             irqfd = Binding(self, half, gsi=gsi, resamplefd=resample, handlers=handlers, masked=masked)
             irqfd.face = IrqFd(irqfd)
             if resample is not None:

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Literal, Self, final, overload
 
+from aioirqfd import nodes
 from aioirqfd.integers import integer
-from aioirqfd.irqfd import explain
+from aioirqfd.irqfd import explain, manager_node
 from aioirqfd.irqfd.irqfd import IrqFd
 from aioirqfd.irqfd.irqfds import MAX_GSI, Irqfds
 from aioirqfd.irqfd.retry import Retry
@@ -53,6 +54,7 @@ class IrqManager:
             tracer: an irqfd that is given up, unless there is an ``on_error``; the first interrupt of an irqfd that is dropped;
             a line that the sink does not lower; signals that cannot be put back.
         retry: The back-off after a failed injection.
+        name: Its name in :mod:`aioirqfd.inspect`; one that is taken gets a number behind it. Without one it is a number.
 
     Used as ``async with``. Leaving it normally injects what was signalled and deassigns everything; the first
     :class:`InjectionError` of its time is raised then. Leaving it by an exception cancels what runs, and what was not
@@ -76,11 +78,13 @@ class IrqManager:
         tracer: Tracer = NULL_TRACER,
         on_error: Callable[[Exception], object] | None = None,
         retry: Retry | None = None,
+        name: str | None = None,
     ) -> None:
         if unrouted not in ("drop", "hold"):
             raise ValueError(f"unrouted is 'drop' or 'hold', not {unrouted!r}")
         if queue is not None and not isinstance(queue, WorkQueue):  # pyright: ignore[reportUnnecessaryIsInstance]  callers without a type checker
             raise TypeError(f"queue is an aioirqfd.WorkQueue, not {queue!r}")
+        self._name = nodes.check_name(name, "a manager")
         self.queue: Final = queue if queue is not None else WorkQueue()
         """The work queue that it was given, or its own."""
         tiers = SinkTiers(sink)
@@ -103,12 +107,16 @@ class IrqManager:
 
     async def __aenter__(self) -> Self:
         await self._irqfds.open()
+        nodes.add("managers", self._irqfds, manager_node.of_manager, name=self._name, loop=manager_node.loop_of)
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._irqfds.close(abort=exc_type is not None)
+        try:
+            await self._irqfds.close(abort=exc_type is not None)
+        finally:
+            nodes.discard(self._irqfds)
         error = self._irqfds.delivery.first_error
         if exc_type is None and error is not None:
             raise error
@@ -123,7 +131,11 @@ class IrqManager:
         Cancellation:
             Cuts it short: what was not injected goes back into its eventfd. Everything is closed all the same.
         """
-        await self._irqfds.close(abort=False)
+        try:
+            await self._irqfds.close(abort=False)
+        finally:
+            if not self._irqfds.life.open:
+                nodes.discard(self._irqfds)
         delivery = self._irqfds.delivery
         error, delivery.first_error = delivery.first_error, None
         if error is not None:
@@ -144,6 +156,7 @@ class IrqManager:
         resamplefd: EventFd | int | None = None,
         wakeup: WakeupHandler | Sequence[WakeupHandler] | None = None,
         masked: bool = False,
+        name: str | None = None,
     ) -> IrqFd:
         """Bind an eventfd to a gsi (``KVM_IRQFD``). Synchronous, as the ioctl is; what the eventfd holds counts as a signal (row P01).
 
@@ -160,6 +173,7 @@ class IrqManager:
                 again of what it was told: if the irqfd is deassigned before that injection, 1 goes back into the eventfd to keep
                 the interrupt. One that has raised is told again.
             masked: Begin masked.
+            name: What it is called where somebody looks (:mod:`aioirqfd.inspect`): a device, a queue, a vector.
 
         Returns:
             The irqfd.
@@ -169,12 +183,15 @@ class IrqManager:
             ClosedError: EBADF: the manager, an eventfd or an fd is not open; or somebody else has cancelled the work queue's
                 tasks.
             TypeError: Not an EventFd and not an int; a gsi that is no integer, or a bool; a handler that is a plain function.
-            ValueError: The gsi is out of range.
+            ValueError: The gsi is out of range, or the name cannot be part of a path.
             EventFdInvalidError: EINVAL: an fd is no eventfd.
             EventFdBusyError: EBUSY: the eventfd is bound already, by any manager, through any dup (row I12).
             OSError: EMFILE, where an int is given and there is no room for the dup.
         """
-        return _face(self._irqfds.bind(eventfd, gsi=gsi, resamplefd=resamplefd, wakeup=wakeup, masked=masked))
+        name = nodes.check_name(name, "an irqfd")
+        return _face(
+            self._irqfds.bind(eventfd, gsi=gsi, resamplefd=resamplefd, wakeup=wakeup, masked=masked, name=name)
+        )
 
     def find(self, eventfd: EventFd | int, *, gsi: int) -> IrqFd | None:
         """The irqfd by the kernel's key: the eventfd, any dup of which will do, and the gsi (row I14). None: there is none here.
@@ -381,6 +398,21 @@ class IrqManager:
             The manager's loop.
         """
         return explain.of_gsi(self._irqfds, integer(gsi, "a gsi", 0, MAX_GSI))
+
+    def inspect(self, path: str = "", depth: int | None = None) -> object:
+        """What there is to see of it just now, as a value that ``json`` takes: :mod:`aioirqfd.inspect` describes the tree.
+
+        Args:
+            path: Which part: ``"irqfds"``, ``"gsi/5"``, ``"gsi/5/explain"``; all of it without one.
+            depth: How many levels of parts below it, 0 or more; None: all.
+
+        Raises:
+            LookupError: There is no such part, and what there is instead.
+
+        Threads:
+            The manager's loop; from elsewhere use :func:`aioirqfd.inspect.read`.
+        """
+        return nodes.look(manager_node.of_manager(self._irqfds), nodes.split(path), depth)
 
     def statistics(self) -> IrqManagerStatistics:
         """The counts as they are now; looks at every irqfd."""

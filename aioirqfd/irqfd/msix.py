@@ -19,10 +19,11 @@ import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Self, final
 
+from aioirqfd import nodes
 from aioirqfd.counter import fdinfo
 from aioirqfd.errors import ClosedError, EventFdBusyError, RoutingError, SnapshotError, WouldBlock
 from aioirqfd.integers import plain
-from aioirqfd.irqfd import msix_snapshot
+from aioirqfd.irqfd import manager_node, msix_node, msix_snapshot
 from aioirqfd.irqfd.identity import check_free, close_all, eventfd_and_id
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.msix_bindings import VectorBindings
@@ -30,6 +31,7 @@ from aioirqfd.irqfd.msix_vector import MASK_BIT, Held, MsixVector
 from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Mapping
     from types import TracebackType
 
@@ -78,9 +80,10 @@ class MsixTable:
         devid: The requester id that messages carry, where the interrupt controller wants one; else None.
         pba_offset: Where the pending-bit array begins, in bytes from the start of the table: a multiple of 8 behind the table.
             Without it, the next 4 KiB page.
+        name: Its name in :mod:`aioirqfd.inspect`; without one it is a number.
 
     Raises:
-        ValueError: A number is out of range, or an eventfd is for a vector that is not there.
+        ValueError: A number is out of range, the name cannot be part of a path, or an eventfd is for a vector that is not there.
         ClosedError: EBADF: an eventfd is not open.
         EventFdInvalidError: EINVAL: an fd is no eventfd.
         EventFdBusyError: EBUSY: one eventfd for two vectors: it can interrupt by one alone (row I12).
@@ -101,6 +104,7 @@ class MsixTable:
     """Bit of the message-control register: every vector is masked."""
 
     __slots__ = (
+        "__weakref__",
         "_bindings",
         "_closed",
         "_devid",
@@ -119,7 +123,9 @@ class MsixTable:
         eventfds: Mapping[int, EventFd | int] | None = None,
         devid: int | None = None,
         pba_offset: int | None = None,
+        name: str | None = None,
     ) -> None:
+        name = nodes.check_name(name, "an MSI-X table")
         count = plain(vectors, MAX_VECTORS + 1)
         if not count:
             raise ValueError(f"an MSI-X table has 1..{MAX_VECTORS} vectors, not {vectors!r}")
@@ -141,6 +147,7 @@ class MsixTable:
         except BaseException:
             close_all(references)
             raise
+        nodes.add("msix", self, _node, name=name, loop=_loop)
 
     def _put_eventfds(self, eventfds: Mapping[int, EventFd | int], references: list[EventFd]) -> None:
         taken: dict[int, int] = {}
@@ -174,6 +181,7 @@ class MsixTable:
             Everything is closed all the same; only the wait for what is being injected is given up.
         """
         self._closed = True
+        nodes.discard(self)
         await self._bindings.aclose(self._vectors)
 
     async def __aenter__(self) -> Self:
@@ -501,6 +509,14 @@ class MsixTable:
     def _wanted(self, vector: MsixVector) -> bool:
         enabled = self._enabled and not self._function_mask and not self._closed
         return enabled and not vector.control & MASK_BIT and not vector.changing and vector.eventfd is not None
+
+
+def _node(table: MsixTable) -> Mapping[str, object]:
+    return msix_node.of_table(table._irqfds, table._vectors, enabled=table._enabled, function_mask=table._function_mask)
+
+
+def _loop(table: MsixTable) -> asyncio.AbstractEventLoop | None:
+    return manager_node.loop_of(table._irqfds)
 
 
 def _emptied(eventfd: EventFd) -> int:

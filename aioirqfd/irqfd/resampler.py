@@ -71,6 +71,7 @@ class Resampler:
         "_routes",
         "_serial",
         "gsi",
+        "holders",
         "level",
         "members",
         "raised_at",
@@ -88,6 +89,8 @@ class Resampler:
         self.gsi: Final = gsi
         self.members: Final[list[Member]] = []
         """The gsi's resample irqfds, oldest first."""
+        self.holders: Final[dict[object, None]] = {}
+        """The irqfds that have asked for it to be up since it was lowered; for whoever looks."""
         self.level: LineLevel = LOW  # moved under the lock
         self.work: Final = Work(self._move)  # lowers and raises the line where the sink takes its time
         self._delivery: Final = delivery
@@ -153,6 +156,7 @@ class Resampler:
         """
         resamplefd = _resamplefd(irqfd)
         self.members.remove(irqfd)
+        self.holders.pop(irqfd, None)
         if self.level.tell and not irqfd.captured:
             # The end of interrupt came before, and only the sink has kept it from hearing.
             self._signal(resamplefd)
@@ -172,14 +176,15 @@ class Resampler:
 
     # -- raising -----------------------------------------------------------------------------------------------------
 
-    def try_assert(self, routes: Sequence[Route]) -> bool:
-        """Raise the line now, if the sink takes it at once.
+    def try_assert(self, routes: Sequence[Route], who: object) -> bool:
+        """Raise the line now for an irqfd, if the sink takes it at once.
 
         :meta private:
         """
         if self._delivery.tiers.try_inject is None:
             return False
         with self._busy:
+            self.holders[who] = None
             return not self._serial.locked() and self._assert_now(routes)
 
     def _assert_now(self, routes: Sequence[Route]) -> bool:
@@ -209,11 +214,12 @@ class Resampler:
             self._delivery.note(FlightKind.RAISED, self.gsi)
         return route not in raised
 
-    async def assert_line(self, routes: Sequence[Route]) -> None:
-        """Raise the line, waiting for the sink where it has to.
+    async def assert_line(self, routes: Sequence[Route], who: object) -> None:
+        """Raise the line for an irqfd, waiting for the sink where it has to.
 
         :meta private:
         """
+        self.holders[who] = None
         async with self._serial:
             for route in routes:
                 await self._assert(route)
@@ -309,6 +315,7 @@ class Resampler:
 
     def _lower(self, *, tell: bool, again: bool = True) -> None:
         with self._busy:
+            self.holders.clear()
             self.level = self.level.ending(tell=tell, again=again)
             slow = not self._lower_now()
         if slow:

@@ -47,7 +47,12 @@ class Since:
         note = self._notes.pop(what, None)
         return 0.0 if note is None else time.monotonic() - note[0]
 
+    def of(self, what: int) -> tuple[float, str] | None:
+        """For how many seconds it has been held back, and by which line; None where nobody has noted it."""
+        note = self._notes.get(what)
+        return None if note is None else (time.monotonic() - note[0], note[1])
+
     def said(self, what: int) -> str:
         """``for 3 s, by vmm/app.py:12``; empty where nobody has noted it."""
-        note = self._notes.get(what)
-        return "" if note is None else f" for {time.monotonic() - note[0]:.0f} s, by {note[1]}"
+        note = self.of(what)
+        return "" if note is None else f" for {note[0]:.0f} s, by {note[1]}"

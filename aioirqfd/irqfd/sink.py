@@ -11,7 +11,7 @@ from aioirqfd.irqfd.coroutine import coroutine_function, plain_function
 from aioirqfd.irqfd.routing import RoutingTable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.interrupt import Interrupt, Msi
@@ -98,6 +98,18 @@ class ExplainingSink(InterruptSink, Protocol):
 
 
 @runtime_checkable
+class InspectedSink(InterruptSink, Protocol):
+    """A sink that shows what it holds, for :mod:`aioirqfd.inspect` and :meth:`IrqManager.inspect`."""
+
+    def inspect(self) -> Mapping[str, object]:
+        """What there is to see of it now: names, and values that ``json`` takes; others are shown by their ``repr()``.
+
+        Called on the manager's loop, and only when somebody looks. It changes nothing, and does not wait.
+        """
+        ...
+
+
+@runtime_checkable
 class RoutedSink(InterruptSink, Protocol):
     """A sink that wants to know the whole table, for instance to map an end of interrupt back to its gsi."""
 
@@ -137,6 +149,7 @@ class SinkTiers:
         "bind",
         "default_routing",
         "inject",
+        "inspect",
         "obstacle",
         "offload",
         "reclaim",
@@ -164,6 +177,7 @@ class SinkTiers:
         self.set_routing: Callable[[RoutingTable], None] | None = _at_once(sink, "set_routing")
         self.default_routing: Callable[[], RoutingTable] = _at_once(sink, "default_routing") or RoutingTable.default
         self.obstacle: Callable[[Interrupt], str | None] | None = _at_once(sink, "obstacle")
+        self.inspect: Callable[[], Mapping[str, object]] | None = _at_once(sink, "inspect")
         self.set_eoi_message: Callable[[int, Msi | None], None] | None = _at_once(sink, "set_eoi_message")
 
 

@@ -52,14 +52,16 @@ class Trigger:
         eventfd: The eventfd.
         eventfd_id: The kernel's number of it.
         claimant: Who has claimed it.
+        name: What the program calls the irqfd, if it calls it anything.
     """
 
-    __slots__ = ("_claimant", "_final", "_run", "eventfd", "eventfd_id", "left", "references")
+    __slots__ = ("_claimant", "_final", "_run", "eventfd", "eventfd_id", "left", "name", "references")
 
-    def __init__(self, eventfd: EventFd, eventfd_id: int, claimant: object) -> None:
+    def __init__(self, eventfd: EventFd, eventfd_id: int, claimant: object, name: str | None = None) -> None:
         self.eventfd = eventfd
         self.eventfd_id = eventfd_id
         self._claimant = claimant
+        self.name = name
         self.left = False
         self.references: tuple[EventFd, ...] = ()
         """What was made for ints, and is closed with the irqfd."""

@@ -10,7 +10,7 @@ from aioirqfd.pci.register import Register, RegisterFile
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Mapping, Sequence
 
     from aioirqfd.eventfd import EventFd
     from aioirqfd.ioeventfd import IoEventFd
@@ -129,6 +129,13 @@ class PciDevice:
     def lifespan(self) -> contextlib.AbstractAsyncContextManager[object]:
         """What is to be open while the device is served, such as managers of its own; entered before the first access. Nothing here."""
         return contextlib.nullcontext()
+
+    def inspect(self) -> Mapping[str, object]:
+        """What it shows of itself in the tree of :mod:`aioirqfd.inspect`, beside its interrupts: names, and values that ``json`` takes.
+
+        Called on its loop, and only when somebody looks. It changes nothing, and does not wait. Nothing here.
+        """
+        return {}
 
     async def background(self) -> None:
         """What the device does beside accesses. Does nothing here.

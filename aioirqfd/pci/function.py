@@ -8,6 +8,7 @@ import mmap
 import os
 from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar, final
 
+from aioirqfd import nodes
 from aioirqfd.flight import FlightKind, flight_of
 from aioirqfd.ioeventfd import IoBus
 from aioirqfd.pci.bar import BARS, PAGE, Bar, check_bars
@@ -82,6 +83,7 @@ class PciFunction(Generic[_Device]):
             ``read_only_write``.
         max_maps: How many DMA mappings there may be.
         failed: Hears what the device's ``background()`` raised.
+        name: What its managers' names begin with, in :mod:`aioirqfd.inspect`.
 
     Attributes:
         config: Its configuration space.
@@ -105,10 +107,12 @@ class PciFunction(Generic[_Device]):
         tracer: Tracer = NULL_TRACER,
         max_maps: int = MAX_MAPS,
         failed: Callable[[BaseException], None] | None = None,
+        name: str | None = None,
     ) -> None:
         self.device: Final = device
         self.tracer: Final = tracer
         self.reports: Reports | None = None
+        self.name: Final = type(device).__qualname__ if name is None else name
         self._failed = failed
         self._once: set[object] = set()
         self.bars, capabilities = _with_msix(device)
@@ -135,7 +139,9 @@ class PciFunction(Generic[_Device]):
                 raise ValueError(f"{self.msix} does not fit BAR {self.msix.bar}")
             self._clear_table()
         count = max([device.vectors, *(one.vectors for one in (self.msi, self.msix) if one is not None)])
-        self.interrupts: Final = Interrupts(count, tracer=tracer, name=type(device).__qualname__)
+        self.interrupts: Final = Interrupts(
+            count, tracer=tracer, name=type(device).__qualname__, manager=f"{self.name}-vectors"
+        )
         self.dma: Final = Dma(max_maps=max_maps)
         self._flight = flight_of(tracer, type(device).__qualname__)
         self.shared: dict[int, SharedMemory] = {}
@@ -150,6 +156,15 @@ class PciFunction(Generic[_Device]):
 
     def __repr__(self) -> str:
         return f"<PciFunction of {type(self.device).__qualname__}>"
+
+    def node(self) -> dict[str, object]:
+        """What there is to see of it, in the tree of :mod:`aioirqfd.inspect`."""
+        return {
+            "device": type(self.device).__qualname__,
+            "mappings": len(self.dma),
+            "interrupts": nodes.Child(self.interrupts.node),
+            "own": nodes.Child(self.device.inspect),
+        }
 
     # -- life --------------------------------------------------------------------------------------------------------
 

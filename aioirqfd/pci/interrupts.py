@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import select
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self, final
 
+from aioirqfd import nodes
 from aioirqfd.errors import ClosedError, WouldBlock
 from aioirqfd.eventfd import EventFd
 from aioirqfd.flight import FlightKind, flight_of
@@ -76,6 +78,7 @@ class Interrupts:
         vectors: How many, 0..2048.
         tracer: Hears what happens.
         name: Whose they are, for a flight recorder.
+        manager: The name of its manager, in :mod:`aioirqfd.inspect`.
 
     Used as ``async with``. What is pending at the end is gone, as with the device.
 
@@ -83,7 +86,9 @@ class Interrupts:
         :meth:`signal` and :attr:`pin` from any; the rest the loop's.
     """
 
-    def __init__(self, vectors: int, *, tracer: Tracer, name: str = "PciDevice") -> None:
+    def __init__(
+        self, vectors: int, *, tracer: Tracer, name: str = "PciDevice", manager: str | None = None
+    ) -> None:
         self._flight = flight_of(tracer, f"{name} vectors")
         self._vectors = [_Vector() for _ in range(vectors)]
         self._pin = _Vector()
@@ -99,10 +104,26 @@ class Interrupts:
         routes: dict[int, Route] = {vector: Msi(address=0, data=vector) for vector in range(vectors)}
         routes[self._gsi] = IrqchipPin("pic", 0)  # of no controller: it makes the gsi a level
         routes[self._gsi + 1] = Msi(address=0, data=self._gsi + 1)
-        self._manager = IrqManager(_Sink(self._deliver), routing=routes, tracer=tracer)
+        self._manager = IrqManager(_Sink(self._deliver), routing=routes, tracer=tracer, name=manager)
 
     def __len__(self) -> int:
         return len(self._vectors)
+
+    def node(self) -> dict[str, object]:
+        """What there is to see of them. The loop's thread."""
+        return {
+            "pin": {"wanted": self._wanted, "up": self._up, "disabled": self._disabled, **self._shown(PIN)},
+            "vectors": nodes.Child(lambda: {str(n): nodes.Child(partial(self._shown, n)) for n in range(len(self))}),
+        }
+
+    def _shown(self, vector: int) -> dict[str, object]:
+        pending = self.pending(vector)
+        return {
+            "bound": self.bound(vector),
+            "masked": self.masked(vector),
+            "pending": pending,
+            "sent": self.sent(vector),
+        }
 
     async def __aenter__(self) -> Self:
         await self._manager.__aenter__()
@@ -247,9 +268,9 @@ class Interrupts:
         if vector == PIN:
             if self._resample is None:
                 self._resample = EventFd()
-            one.irqfd = self._manager.assign(trigger, gsi=self._gsi, resamplefd=self._resample, masked=True)
+            one.irqfd = self._manager.assign(trigger, gsi=self._gsi, resamplefd=self._resample, masked=True, name="pin")
         else:
-            one.irqfd = self._manager.assign(trigger, gsi=vector, masked=True)
+            one.irqfd = self._manager.assign(trigger, gsi=vector, masked=True, name=f"vector {vector}")
 
     def _update(self, one: _Vector) -> None:
         if one.irqfd is None:
@@ -297,7 +318,7 @@ class Interrupts:
         if old is not None:
             old[0].close()
         if eventfd is not None:
-            self._end = eventfd, self._manager.assign(eventfd, gsi=self._gsi + 1)
+            self._end = eventfd, self._manager.assign(eventfd, gsi=self._gsi + 1, name="end of interrupt")
 
     def pulse_pin(self) -> None:
         """Interrupt once by the pin, as if the device had wanted it for a moment. Nothing happens while it is masked or up."""

@@ -42,15 +42,19 @@ class Listener:
 
     Args:
         path: Where. What a dead process has left there is taken away first.
+        mode: Its permissions, from its first moment on; None: what the process's umask leaves.
 
     Raises:
         OSError: With the path: it is none for a socket, somebody listens there, or something else is there (EADDRINUSE).
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, mode: int | None = None) -> None:
         self.path = path
         self.sock = sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            if mode is not None:
+                # Before it is bound: the file is made with them, less the umask. A chmod() of the path would come too late.
+                os.fchmod(sock.fileno(), mode)
             _bind(sock, path)
             status = os.lstat(path)
             self._made = (status.st_dev, status.st_ino)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Self, final
 from aioirqfd.errors import EventFdBusyError, RoutingError
 from aioirqfd.irqfd.guard import call_each
 from aioirqfd.irqfd.interrupt import ASSERT, DEASSERT, PULSE, IrqchipPin, Msi
+from aioirqfd.irqfd.manager_node import words
 from aioirqfd.irqfd.routing import ALL_PINS, RoutingTable
 from aioirqfd.kvm.ioctls import (
     KVM_IRQCHIP_IOAPIC,
@@ -33,6 +34,7 @@ from aioirqfd.kvm.ioctls import (
     KVM_IRQFD_FLAG_RESAMPLE,
     KVM_MSI_VALID_DEVID,
 )
+from aioirqfd.nodes import Child
 from aioirqfd.sinks import kvm_pins
 from aioirqfd.sinks.kvm_line import KvmLine
 from aioirqfd.sinks.kvm_routes import PIC_PINS_EACH, KernelRoutes, pin_gsi
@@ -87,6 +89,23 @@ class KvmSink:
         """
         route = interrupt.route
         return None if isinstance(route, Msi) or not self._routes.pins else kvm_pins.obstacle(self._vm, route)
+
+    def inspect(self) -> dict[str, object]:
+        """See :class:`aioirqfd.InspectedSink`: the lines that this process drives, and what the chips in the kernel say of their pins.
+
+        Raises:
+            OSError: As the kernel says.
+        """
+        lines = {
+            words(route): {"held_by": [f"gsi {gsi}" for gsi in sorted(line.holders)]}
+            for route, line in self._lines.items()
+        }
+        pins = self._routes.pins
+        return {
+            "irqchip": "whole" if pins else "split",
+            "lines": lines,
+            **({"chips": Child(lambda: kvm_pins.inspect(self._vm))} if pins else {}),
+        }
 
     async def inject(self, interrupt: Interrupt) -> None:
         """Make the ioctl.

@@ -9,10 +9,41 @@ from aioirqfd.kvm.ioctls import KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_
 if TYPE_CHECKING:
     from aioirqfd.irqfd.interrupt import IrqchipPin
     from aioirqfd.kvm import Vm
+    from aioirqfd.kvm.structures import KvmPicState
 
 _MASKED: Final = 1 << 16
 _REMOTE_IRR: Final = 1 << 14
+_LEVEL: Final = 1 << 15
 _CASCADE: Final = 1 << 2
+
+
+def inspect(vm: Vm) -> dict[str, object]:
+    """Every pin of the kernel's chips, as it stands (``KVM_GET_IRQCHIP``)."""
+    ioapic = vm.get_irqchip(KVM_IRQCHIP_IOAPIC).ioapic
+    pics = [vm.get_irqchip(chip).pic for chip in (KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE)]
+    return {
+        "pic": {str(pin): _pic_pin(pics[pin // 8], pin % 8) for pin in range(16)},
+        "ioapic": {
+            str(pin): {
+                "vector": entry & 0xFF,
+                "masked": bool(entry & _MASKED),
+                "requested": bool(ioapic.irr >> pin & 1),
+                "in_service": bool(entry & _REMOTE_IRR),
+                "level": bool(entry & _LEVEL),
+            }
+            for pin, entry in enumerate(ioapic.redirtbl)
+        },
+    }
+
+
+def _pic_pin(chip: KvmPicState, line: int) -> dict[str, object]:
+    return {
+        "vector": chip.irq_base + line,
+        "masked": bool(chip.imr >> line & 1),
+        "requested": bool(chip.irr >> line & 1),
+        "in_service": bool(chip.isr >> line & 1),
+        "level": bool(chip.elcr >> line & 1),
+    }
 
 
 def obstacle(vm: Vm, route: IrqchipPin) -> str | None:

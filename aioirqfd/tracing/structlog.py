@@ -5,7 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Final, cast, final
 
+from aioirqfd import nodes
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from structlog.typing import FilteringBoundLogger
 
 _DEBUG: Final = frozenset({"interrupt_injected"})
@@ -27,6 +31,8 @@ _WARNING: Final = frozenset(
 )
 _WITH_A_REASON: Final = frozenset({"vring_stopped", "frontend_disconnected"})
 """What is trouble only where there is a reason to tell."""
+LEVELS: Final = ("debug", "info", "warning", "error", "off")
+"""From all to nothing."""
 _ERROR: Final = frozenset({"irqfd_broken", "interrupt_abandoned"})
 
 
@@ -38,13 +44,39 @@ class StructlogTracer:
         logger: The logger; without one, ``structlog.get_logger("aioirqfd")``. Of one for asyncio (``AsyncBoundLogger``) the
             synchronous one that it carries is used.
         per_interrupt: Also an event for every interrupt, at debug level. This takes the C fast path out of use.
+        level: The lowest level that is logged: ``"debug"``, ``"info"``, ``"warning"``, ``"error"``, or ``"off"``. It can be changed at any
+            time, by :attr:`level` and through :mod:`aioirqfd.inspect`.
+        name: Its name there; without one it is a number.
+
+    Raises:
+        ValueError: There is no such level.
     """
 
-    __slots__ = ("_logger", "per_interrupt")
+    __slots__ = ("__weakref__", "_least", "_logger", "per_interrupt")
 
-    def __init__(self, logger: FilteringBoundLogger | None = None, *, per_interrupt: bool = False) -> None:
+    def __init__(
+        self,
+        logger: FilteringBoundLogger | None = None,
+        *,
+        per_interrupt: bool = False,
+        level: str = "debug",
+        name: str | None = None,
+    ) -> None:
+        self.level = level
         self._logger = _default_logger() if logger is None else logger
         self.per_interrupt = per_interrupt
+        nodes.add("tracers", self, _node, name=nodes.check_name(name, "a tracer"))
+
+    @property
+    def level(self) -> str:
+        """The lowest level that is logged; set it, in any thread."""
+        return LEVELS[self._least]
+
+    @level.setter
+    def level(self, level: str) -> None:
+        if level not in LEVELS:
+            raise ValueError(f"a level is one of {', '.join(LEVELS)}, not {level!r}")
+        self._least = LEVELS.index(level)
 
     def emit(self, event: str, /, **fields: object) -> None:
         """Log it: interrupts at debug, trouble at warning or error, the rest at info.
@@ -59,11 +91,26 @@ class StructlogTracer:
             level = "error"
         else:
             level = "info"
+        if LEVELS.index(level) < self._least:
+            return
         answer: object = getattr(self._logger, level)(event, **fields)
         if inspect.iscoroutine(answer):
             answer.close()
             self._logger = _synchronous(self._logger)
             getattr(self._logger, level)(event, **fields)
+
+
+def _node(tracer: StructlogTracer) -> Mapping[str, object]:
+    """What there is to see of it, and to write."""
+
+    def put(level: object) -> None:
+        tracer.level = cast("str", level)
+
+    return {
+        "type": type(tracer).__qualname__,
+        "per_interrupt": tracer.per_interrupt,
+        "level": nodes.Setting(tracer.level, put),
+    }
 
 
 def _synchronous(logger: FilteringBoundLogger) -> FilteringBoundLogger:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, final
 
+from aioirqfd import nodes
 from aioirqfd.irqfd.guard import guarded
 from aioirqfd.pci.function import PciFunction
 from aioirqfd.serving.peers import Accepted, Single
@@ -19,8 +21,8 @@ from aioirqfd.vfio_user.messages import Irq
 from aioirqfd.vfio_user.session import Session
 
 if TYPE_CHECKING:
-    import os
     import socket
+    from collections.abc import Mapping
     from types import TracebackType
 
     from aioirqfd.pci.device import PciDevice
@@ -64,6 +66,7 @@ class Server:
             ``read_only_write``. And what goes wrong, rate-limited (:mod:`aioirqfd.ratelimit`): ``message_refused``,
             ``device_failed``, ``reply_unexpected``, ``twin_socket_failed``, ``session_failed``, ``accept_failed``.
         require_seal: Take only memory that the client can no longer shrink.
+        name: Its name in :mod:`aioirqfd.inspect`; without one it is a number.
 
     Used as ``async with``. Leaving it ends what is under way, closes the connection, and takes the socket away.
 
@@ -87,7 +90,9 @@ class Server:
         sock: socket.socket | None = None,
         tracer: Tracer = NULL_TRACER,
         require_seal: bool = False,
+        name: str | None = None,
     ) -> None:
+        name = nodes.check_name(name, "a server")
         if (path is None) == (sock is None):
             raise TypeError("a server serves at a path, or on a socket: one of the two")
         if sock is not None:
@@ -105,18 +110,36 @@ class Server:
         self._stack = contextlib.AsyncExitStack()
         # Of what the managers have to say, a terminal is told by the loop's exception handler.
         own = NULL_TRACER if isinstance(self._tracer, Terminal) else self._tracer
-        self.function: Final = PciFunction(device, tracer=own, failed=self._background_failed)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._key = nodes.add("vfio_user", self, Server._node, name=name, loop=Server._loop_of)
+        self.function: Final = PciFunction(
+            device, tracer=own, failed=self._background_failed, name=f"vfio_user-{self._key}"
+        )
+
+    def _loop_of(self) -> asyncio.AbstractEventLoop | None:
+        return self._loop
+
+    def _node(self) -> Mapping[str, object]:
+        """What there is to see of it."""
+        return {
+            "path": None if self._path is None else os.fsdecode(self._path),
+            "session": self._session is not None,
+            **nodes.counts(self.statistics()),
+            **self.function.node(),
+        }
 
     def __repr__(self) -> str:
         return f"<Server {self._path if self._sock is None else self._sock!r}>"
 
     async def __aenter__(self) -> Self:
-        self._reports = self.function.reports = reports = Reports(self._tracer, asyncio.get_running_loop())
+        self._loop = asyncio.get_running_loop()
+        self._reports = self.function.reports = reports = Reports(self._tracer, self._loop)
         async with contextlib.AsyncExitStack() as stack:
             peers = self._peers(stack, reports)
             await stack.enter_async_context(self.function)
             self._task = task = asyncio.create_task(self._serve(peers, reports), name=f"aioirqfd {self!r}")
             stack.push_async_callback(_end, task)
+            stack.callback(nodes.discard, self)
             self._stack = stack.pop_all()
         return self
 

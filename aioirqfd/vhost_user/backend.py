@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, final
 
+from aioirqfd import nodes
 from aioirqfd.flight import is_recorded
 from aioirqfd.irqfd.guard import guarded
 from aioirqfd.irqfd.interrupt import Msi
@@ -27,7 +29,7 @@ from aioirqfd.virtio.eager import Eager
 from aioirqfd.virtio.kicks import KickSink
 
 if TYPE_CHECKING:
-    import os
+    from collections.abc import Mapping
     from types import TracebackType
 
     from aioirqfd.serving.peers import Peers
@@ -71,6 +73,7 @@ class Backend:
             ``interrupt_failed``, ``device_failed``, ``session_failed``, ``accept_failed``, ``connect_failed``,
             ``inflight_too_small`` (a ring that the front-end's inflight buffer has no room for runs without it).
         require_seal: Take only memory that the front-end can no longer shrink.
+        name: Its name in :mod:`aioirqfd.inspect`; without one it is a number.
 
     Used as ``async with``. Leaving it cancels the requests under way, closes the connection, and takes the socket away.
 
@@ -98,7 +101,9 @@ class Backend:
         reconnect: float | None = None,
         tracer: Tracer = NULL_TRACER,
         require_seal: bool = False,
+        name: str | None = None,
     ) -> None:
+        name = nodes.check_name(name, "a back-end")
         check(device)
         _check_place(path, sock, connect=connect, reconnect=reconnect)
         self.device = device
@@ -115,21 +120,42 @@ class Backend:
         self._sessions = 0
         self._task: asyncio.Task[None] | None = None
         self._stack = contextlib.AsyncExitStack()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._key = nodes.add("vhost_user", self, Backend._node, name=name, loop=Backend._loop_of)
+
+    def _loop_of(self) -> asyncio.AbstractEventLoop | None:
+        return self._loop
+
+    def _node(self) -> Mapping[str, object]:
+        """What there is to see of it."""
+        managers = [f"vhost_user-{self._key}-kicks", f"vhost_user-{self._key}-calls"]
+        return {
+            "device": type(self.device).__qualname__,
+            "own": nodes.Child(self.device.inspect),
+            "path": None if self._path is None else os.fsdecode(self._path),
+            "sessions": self._sessions,
+            "session": None if self._session is None else self._session.node(),
+            "driver_features": f"{self.device.driver_features:#x}",
+            "managers": managers if self._vrings else [],
+            "queues": nodes.Child(lambda: {str(one.index): nodes.Child(one.node) for one in self._vrings}),
+        }
 
     def __repr__(self) -> str:
         return f"<Backend {self._path if self._sock is None else self._sock!r}>"
 
     async def __aenter__(self) -> Self:
-        reports = Reports(self._tracer, asyncio.get_running_loop())
+        self._loop = asyncio.get_running_loop()
+        reports = Reports(self._tracer, self._loop)
         async with contextlib.AsyncExitStack() as stack:
             front_ends = self._front_ends(stack, reports)
             count = self.device.num_queues
             # Of what the managers have to say, a terminal is told by the loop's exception handler.
             tracer = NULL_TRACER if isinstance(self._tracer, Terminal) else self._tracer
-            calls = self._calls = Calls(count, tracer=tracer)
+            calls = self._calls = Calls(count, tracer=tracer, name=f"vhost_user-{self._key}-calls")
             sink = KickSink(calls.open, recorded=is_recorded(tracer))
             routes = {index: Msi(address=0, data=index) for index in range(count)}
-            kicks = await stack.enter_async_context(IrqManager(sink, routing=routes, tracer=tracer))
+            name = f"vhost_user-{self._key}-kicks"
+            kicks = await stack.enter_async_context(IrqManager(sink, routing=routes, tracer=tracer, name=name))
             await stack.enter_async_context(calls)
             eager = Eager(asyncio.get_running_loop())
             stack.push_async_callback(eager.aclose)
@@ -150,6 +176,7 @@ class Backend:
             self._task = task = asyncio.create_task(self._serve(front_ends, calls, reports), name=f"aioirqfd {self!r}")
             stack.push_async_callback(self._end, task)
             self._attend(stack, reports)
+            stack.callback(nodes.discard, self)
             self._stack = stack.pop_all()
         return self
 

@@ -35,6 +35,7 @@ class Calls:
     Args:
         count: How many queues.
         tracer: Hears what happens.
+        name: The name of its manager.
 
     Attributes:
         open: By queue, the eventfd that an interrupt is written to at once, or None: then :meth:`ring` is to decide.
@@ -44,10 +45,10 @@ class Calls:
 
     __slots__ = ("_eventfds", "_irqfds", "_manager", "_traced", "_triggers", "open")
 
-    def __init__(self, count: int, *, tracer: Tracer) -> None:
+    def __init__(self, count: int, *, tracer: Tracer, name: str | None = None) -> None:
         self._eventfds: dict[int, EventFd] = {}
         routes = {index: Msi(address=0, data=index) for index in range(count)}
-        self._manager = IrqManager(EventFdSink(self._eventfds), routing=routes, tracer=tracer)
+        self._manager = IrqManager(EventFdSink(self._eventfds), routing=routes, tracer=tracer, name=name)
         self._traced = bool(tracer.per_interrupt)
         self.open: list[EventFd | None] = [None] * count
         self._triggers: list[EventFd] = []
@@ -59,7 +60,7 @@ class Calls:
             for index in self._manager.routing:
                 trigger = EventFd()
                 self._triggers.append(trigger)
-                self._irqfds.append(self._manager.assign(trigger, gsi=index, masked=True))
+                self._irqfds.append(self._manager.assign(trigger, gsi=index, masked=True, name=f"call {index}"))
         except BaseException:
             await self.__aexit__(None, None, None)
             raise

@@ -43,7 +43,7 @@ class Kick:
             OSError: It cannot be listened to. It is closed then, and the one before is still listened to.
         """
         try:
-            irqfd = self._manager.assign(eventfd, gsi=self._gsi, masked=masked)
+            irqfd = self._manager.assign(eventfd, gsi=self._gsi, masked=masked, name=f"kick {self._gsi}")
         except OSError:
             known = self._eventfd is not None and self._eventfd.id == eventfd.id
             eventfd.close()

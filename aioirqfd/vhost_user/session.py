@@ -100,6 +100,18 @@ class Session:
         if device.config:
             self._offered_protocol |= ProtocolFeature.CONFIG | ProtocolFeature.BACKEND_REQ
 
+    def node(self) -> dict[str, object]:
+        """What there is to see of it."""
+        regions = [mapped.region for mapped in self._memory.regions]
+        return {
+            "features": f"{self._features:#x}",
+            "protocol_features": f"{int(self._protocol_features):#x}",
+            "status": self._status,
+            "memory": [f"{region.guest_address:#x} size {region.size:#x}" for region in regions],
+            "inflight_buffer": self._inflight is not None,
+            "back_channel": self._channel is not None,
+        }
+
     async def run(self) -> None:
         """Serve the front-end until it goes, or breaks the protocol."""
         self._tracer.emit("frontend_connected")

@@ -8,11 +8,14 @@ from aioirqfd.serving.terminal import GONE
 from aioirqfd.vhost_user.errors import RefusedError, RingError
 from aioirqfd.vhost_user.kick import Kick
 from aioirqfd.virtio.errors import InflightError, VirtqueueError
+from aioirqfd.virtio.queue_node import of_queue
 from aioirqfd.virtio.requests import Requests
 from aioirqfd.virtio.ring import MAX_SIZE
 from aioirqfd.virtio.virtqueue import VirtQueue
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.manager import IrqManager
     from aioirqfd.serving.reports import Reports
@@ -310,3 +313,8 @@ class Vring:
     def statistics(self) -> VringStatistics:
         """The counts as they are now."""
         return self.requests.statistics(*self._kick.counts())
+
+    def node(self) -> Mapping[str, object]:
+        """What there is to see of it."""
+        said = {"broken": self._broken, "size": self.size, "base": self.base, "kick": bool(self._kick)}
+        return of_queue(self.requests, self.statistics(), **said)

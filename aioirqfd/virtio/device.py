@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from aioirqfd.virtio.blockfile import BlockFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from aioirqfd.virtio.chain import Chain
     from aioirqfd.virtio.interception import Interception, Transport
@@ -160,6 +160,13 @@ class Device:
         """
         del request
         return None
+
+    def inspect(self) -> Mapping[str, object]:
+        """What it shows of itself in the tree of :mod:`aioirqfd.inspect`, beside its queues: names, and values that ``json`` takes.
+
+        Called on the back-end's loop, and only when somebody looks. It changes nothing, and does not wait. Nothing here.
+        """
+        return {}
 
     async def background(self) -> None:
         """What the device does beside requests, such as to watch what it serves. Does nothing here.

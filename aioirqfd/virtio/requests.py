@@ -101,6 +101,11 @@ class Requests:
         """How many wait for something."""
         return len(self._running)
 
+    @property
+    def under_way(self) -> list[tuple[asyncio.Task[int | None], int]]:
+        """Those that wait for something: the task of each, and the head of its chain; oldest first."""
+        return [(task, chain.head) for task, chain in self._running.items()]
+
     # -- the ring ----------------------------------------------------------------------------------------------------
 
     def start(self, queue: VirtQueue) -> None:

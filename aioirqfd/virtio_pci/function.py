@@ -7,6 +7,7 @@ import contextlib
 import enum
 from typing import TYPE_CHECKING, Final, final
 
+from aioirqfd import nodes
 from aioirqfd.flight import is_recorded
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.manager import IrqManager
@@ -24,7 +25,7 @@ from aioirqfd.virtio_pci.memory import DmaMemory
 from aioirqfd.virtio_pci.queue import NO_VECTOR, PciQueue
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from aioirqfd.eventfd import EventFd
     from aioirqfd.serving.reports import Reports
@@ -160,7 +161,9 @@ class VirtioPci(PciDevice):
         routes = {index: Msi(address=0, data=index) for index in range(count)}
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(eager.aclose)
-            manager = await stack.enter_async_context(IrqManager(sink, routing=routes, tracer=function.tracer))
+            manager = await stack.enter_async_context(
+                IrqManager(sink, routing=routes, tracer=function.tracer, name=f"{function.name}-doorbells")
+            )
             for index in range(count):
                 queue = PciQueue(
                     index,
@@ -186,6 +189,14 @@ class VirtioPci(PciDevice):
             self._forget()
             self._load()
             yield
+
+    def inspect(self) -> Mapping[str, object]:
+        """Its status, its queues, and what the virtio device shows of itself."""
+        return {
+            "status": int(self._status),
+            "queues": nodes.Child(lambda: {str(one.index): nodes.Child(one.node) for one in self._queues}),
+            "own": nodes.Child(self.virtio.inspect),
+        }
 
     def _watch_no_more(self) -> None:
         watchers = self.virtio.config_watchers

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 from aioirqfd.eventfd import EventFd
 from aioirqfd.virtio.errors import GuestMemoryError, VirtqueueError
+from aioirqfd.virtio.queue_node import of_queue
 from aioirqfd.virtio.requests import Requests
 from aioirqfd.virtio.ring import DESC_SIZE, avail_size, used_size
 from aioirqfd.virtio.virtqueue import VirtQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from aioirqfd.irqfd.manager import IrqManager
     from aioirqfd.serving.reports import Reports
@@ -88,7 +89,7 @@ class PciQueue:
         self._failed = failed
         self._reports = reports
         # Nothing that is signalled while no ring runs is lost: it is a kick of the next run's, at worst one too many.
-        self._kick = manager.assign(self.doorbell, gsi=index, masked=True)
+        self._kick = manager.assign(self.doorbell, gsi=index, masked=True, name=f"doorbell {index}")
         self._forget()
 
     def _forget(self) -> None:
@@ -196,3 +197,9 @@ class PciQueue:
         """The counts as they are now."""
         counts = self._kick.statistics()
         return self.requests.statistics(counts.signals, counts.wakeups)
+
+    def node(self) -> Mapping[str, object]:
+        """What there is to see of it."""
+        vector = None if self.vector == NO_VECTOR else self.vector
+        said = {"size": self.size, "vector": vector, "driver_enabled": self.enabled, "base": self._base}
+        return of_queue(self.requests, self.statistics(), **said)

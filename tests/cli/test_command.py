@@ -49,12 +49,15 @@ def test_without_a_word_it_says_what_there_is(command):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["benhc"], "aioirqfd: there is no command 'benhc', only bench, chaos, doctor, trace; see `aioirqfd --help`\n"),
+        (
+            ["benhc"],
+            "aioirqfd: there is no command 'benhc', only bench, chaos, doctor, inspect, top, trace; see `aioirqfd --help`\n",
+        ),
         (
             ["vmm", "--ticks", "1"],
-            "aioirqfd: there is no command 'vmm', only bench, chaos, doctor, trace; see `aioirqfd --help`\n",
+            "aioirqfd: there is no command 'vmm', only bench, chaos, doctor, inspect, top, trace; see `aioirqfd --help`\n",
         ),
-        ([""], "aioirqfd: there is no command '', only bench, chaos, doctor, trace; see `aioirqfd --help`\n"),
+        ([""], "aioirqfd: there is no command '', only bench, chaos, doctor, inspect, top, trace; see `aioirqfd --help`\n"),
         (["--loud"], "aioirqfd: unrecognized arguments: --loud; see `aioirqfd --help`\n"),
         (["--vers"], "aioirqfd: unrecognized arguments: --vers; see `aioirqfd --help`\n"),
     ],

@@ -40,6 +40,7 @@ def test_it_says_the_same_to_people_and_to_programs(capsys):
         "unicorn",
         "perfetto",
         "resvg-py",
+        "prometheus-client",
     ]
     assert [line.split(maxsplit=1)[0] for line in lines if line[0] != " "] == [finding.verdict for finding in findings]
     assert sum(bool(finding.do) for finding in findings) == sum(line[0] == " " for line in lines)

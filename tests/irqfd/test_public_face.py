@@ -163,11 +163,12 @@ async def test_nothing_but_what_is_for_users_is_to_be_seen():
         with EventFd() as kick:
             irqfd = irqs.assign(kick, gsi=5)
             assert seen(irqfd) == (
-                "aclose error eventfd eventfd_id explain gsi mask masked offloaded pending resamplefd resume state statistics unmask"
+                "aclose error eventfd eventfd_id explain gsi held mask masked name offloaded pending resamplefd resume state"
+                " statistics unmask"
             )
     assert seen(irqs) == (
-        "ack aclose assign deassign explain find flush gsis irqfds pause paused queue resample reset_route restore resume routing"
-        " set_route set_routing snapshot statistics"
+        "ack aclose assign deassign explain find flush gsis inspect irqfds pause paused queue resample reset_route restore resume"
+        " routing set_route set_routing snapshot statistics"
     )
 
 
