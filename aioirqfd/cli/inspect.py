@@ -73,7 +73,7 @@ def run(arguments: Sequence[str], *, sleep: Callable[[float], object] = time.sle
         The exit status: 0; 1 where it cannot be had, with a line on standard error that says why.
     """
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # PATH may stand behind an option
     if options.set is not None and (options.explain or options.watch or options.depth is not None):
         parser.error("--set writes, and takes none of --explain, --watch, --depth")
     try:

@@ -14,7 +14,7 @@ from aioirqfd.inspect.client import Client
 from aioirqfd.inspect.tree import InspectError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _WRONG: Final = 1
 _MARKS: Final = """\
@@ -71,8 +71,8 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def look(client: Client, screen: Screen) -> None:
-    """Have the screen show how it is now.
+def look(client: Client, screen: Screen, clock: Callable[[], float] = time.monotonic) -> None:
+    """Have the screen show how it is now, by this clock.
 
     Raises:
         InspectError: The program cannot be asked.
@@ -83,7 +83,7 @@ def look(client: Client, screen: Screen) -> None:
         # One that has come or gone meanwhile is seen at the next look.
         managers = {name: node | {part: parts[name]} for name, node in managers.items() if name in parts}
     process = cast("dict[str, Any]", client.read("process"))
-    screen.take({"process": process, "managers": managers}, time.monotonic())
+    screen.take({"process": process, "managers": managers}, clock())
 
 
 def _watch(window: curses.window, client: Client, screen: Screen, interval: float) -> None:

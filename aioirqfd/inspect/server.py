@@ -137,7 +137,7 @@ class InspectServer:
                     await writer.drain()
                     return
                 while await self._answer(reader, writer):
-                    self._heard_of()
+                    pass
         finally:
             writer.close()
 
@@ -151,6 +151,7 @@ class InspectServer:
             writer.write(_line({"error": f"a request is a line of {MAX_LINE} bytes at most"}))
             await writer.drain()
             return False
+        self._heard_of()
         writer.write(_line(await self._reply(line)))
         await writer.drain()
         return True

@@ -42,45 +42,50 @@ class _Asked:
     def __init__(self, entry: nodes.Entry, do: Callable[[nodes.Entry], object]) -> None:
         self.entry: Final = entry
         self._answer: concurrent.futures.Future[object] = concurrent.futures.Future()
-        self._do = do
+        self._do: Final = do
         loop = entry.loop()
         if loop is None or loop is loop_here():
-            self._run()
+            self._run(self._answer)
         elif loop.is_closed() or not loop.is_running():
             self._fail(f"its event loop {'is closed' if loop.is_closed() else 'is not running'}")
         else:
             try:
-                loop.call_soon_threadsafe(self._run)
+                loop.call_soon_threadsafe(self._run, self._answer)
             except RuntimeError:
                 self._fail("its event loop is closed")
 
     def _fail(self, why: str) -> None:
         self._answer.set_exception(InspectError(f"{self.entry.path}: {why}"))
 
-    def _run(self) -> None:
-        if not self._answer.set_running_or_notify_cancel():
+    def _run(self, answer: concurrent.futures.Future[object]) -> None:
+        if not answer.set_running_or_notify_cancel():
             return  # nobody waits for it any more
         try:
-            self._answer.set_result(self._do(self.entry))
+            answer.set_result(self._do(self.entry))
         except nodes.NodeError as error:
-            self._answer.set_exception(_NoPartError(f"{self.entry.path}: {error.args[0]}"))
+            answer.set_exception(_NoPartError(f"{self.entry.path}: {error.args[0]}"))
         except Exception as error:
-            self._answer.set_exception(error)
+            answer.set_exception(error)
+        finally:
+            del answer  # else the error's traceback would keep it, and what was asked, until the collector comes
 
     def answer(self, deadline: float) -> object:
-        """What it has said.
+        """What it has said. To be called once.
 
         Raises:
             InspectError: It has nothing of the kind, or no time.
             Exception: What it raised.
         """
+        answer, self._answer = self._answer, concurrent.futures.Future()
         try:
-            return self._answer.result(max(deadline - time.monotonic(), 0))
+            return answer.result(max(deadline - time.monotonic(), 0))
         except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
-            self._answer.cancel()
+            answer.cancel()
             raise InspectError(
                 f"{self.entry.path}: its event loop has not answered in time: it is busy, or waits in a call that blocks"
             ) from None
+        finally:
+            del answer  # as above
 
 
 def read(path: str = "", depth: int | None = None, *, timeout: float = TIMEOUT) -> object:

@@ -146,8 +146,13 @@ def _obstacle(irqfds: _Manager, interrupt: Interrupt) -> str | None:
 
 def standing(task: object) -> str:
     """Where a task waits: the innermost coroutine of the program's in its chain of awaits, and what that waits in."""
+    return standing_in(getattr(task, "get_coro", lambda: None)())
+
+
+def standing_in(coroutine: object) -> str:
+    """The same of a coroutine."""
     found = inner = "its beginning"
-    step: object = getattr(task, "get_coro", lambda: None)()
+    step = coroutine
     while step is not None:
         frame = getattr(step, "cr_frame", None)
         if frame is not None:

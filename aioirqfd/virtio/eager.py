@@ -85,6 +85,12 @@ class _Spare:
         return await _go_on(coroutine, self._yielded, error)
 
 
+def handler_of(task: asyncio.Task[int | None]) -> object:
+    """The coroutine that a task carries on, for whoever looks where it stands; None: it is through."""
+    frame = getattr(task.get_coro(), "cr_frame", None)
+    return None if frame is None else getattr(frame.f_locals.get("self"), "_coroutine", None)
+
+
 @final
 class Eager:
     """Begins coroutines on the spot.

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from aioirqfd.irqfd import explain
 from aioirqfd.nodes import Child, counts
 from aioirqfd.virtio import ring
+from aioirqfd.virtio.eager import handler_of
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Mapping
 
     from aioirqfd.virtio.requests import Requests
@@ -53,6 +55,6 @@ def _indices(queue: VirtQueue) -> Mapping[str, object]:
     }
 
 
-def _request(under_way: tuple[object, int]) -> Mapping[str, object]:
+def _request(under_way: tuple[asyncio.Task[int | None], int]) -> Mapping[str, object]:
     task, head = under_way
-    return {"head": head, "stands_at": explain.standing(task)}
+    return {"head": head, "stands_at": explain.standing_in(handler_of(task))}

@@ -47,7 +47,10 @@ async def test_a_part_is_found_by_its_path_and_shown_as_deep_as_was_asked():
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("nothing", "there is no 'nothing', only process, managers, msix, buses, vhost_user, vfio_user, faults, tracers"),
+        (
+            "nothing",
+            "there is no 'nothing', only process, managers, msix, buses, vhost_user, vfio_user, faults, tracers",
+        ),
         ("managers/0", "managers: there is no '0', only vm"),
         ("managers/vm/irqfds/x", "managers/vm: there is no 'x', only uart"),
         ("managers/vm/stage/x", "managers/vm: there is no 'x': it has no parts"),
@@ -384,6 +387,26 @@ async def test_nothing_is_computed_while_nobody_asks(monkeypatch):
                 await irqs.flush()
                 irqs.ack(9)
     assert asked == []
+
+
+def test_an_error_keeps_nothing_alive_until_the_collector_comes():
+    gc.disable()
+    try:
+        tracer = StructlogTracer(object(), name="short")
+        refused = 0
+        try:  # pytest.raises() keeps what it has caught
+            write("tracers/short/level", 5)
+        except ValueError:
+            refused += 1
+        try:
+            read("tracers/short/x")
+        except InspectError:
+            refused += 1
+        assert refused == 2
+        del tracer
+        assert "short" not in read("tracers")
+    finally:
+        gc.enable()
 
 
 def test_a_forked_child_has_nothing_of_its_parents():
