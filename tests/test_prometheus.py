@@ -1,5 +1,8 @@
 """The counts for Prometheus: what its own parser reads of them, scraped in any thread."""
 
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportOptionalSubscript=false, reportGeneralTypeIssues=false
+# (what is read is JSON, of whose inside no type checker knows)
 from __future__ import annotations
 
 import asyncio

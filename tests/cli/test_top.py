@@ -1,5 +1,8 @@
 """``aioirqfd top``: the screen, from a tree and a clock of the test's own; and the terminal that it is drawn on."""
 
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportOptionalSubscript=false, reportGeneralTypeIssues=false
+# (what is read is JSON, of whose inside no type checker knows)
 from __future__ import annotations
 
 import asyncio

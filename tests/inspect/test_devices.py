@@ -1,5 +1,8 @@
 """What devices, chips, tables and buses show of themselves: each value against what it stands for."""
 
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportOptionalSubscript=false, reportGeneralTypeIssues=false
+# (what is read is JSON, of whose inside no type checker knows)
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,8 @@
 """The socket: who may ask, what is answered, and what becomes of clients that send garbage, hang, or are many."""
 
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportOptionalSubscript=false, reportGeneralTypeIssues=false
+# (what is read is JSON, of whose inside no type checker knows)
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,8 @@
 """The tree: what is shown is what is, by path and depth; who belongs elsewhere is asked there; and nothing is kept, or done beforehand."""
 
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportOptionalSubscript=false, reportGeneralTypeIssues=false
+# (what is read is JSON, of whose inside no type checker knows)
 from __future__ import annotations
 
 import asyncio
