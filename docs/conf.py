@@ -39,7 +39,7 @@ myst_heading_anchors = 3
 # and for what users meet without ever having to name it.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:class", r"(_?asyncio|argparse|collections|contextlib|ctypes|mmap|os|socket)\..*|FilteringBoundLogger"),
+    ("py:class", r"(_?asyncio|argparse|collections|contextlib|ctypes|mmap|os|socket)\..*|FilteringBoundLogger|Metric"),
     (
         "py:class",
         r"Context|OnIrq|Space|WakeupHandler|([a-z_.]+\.)?_Ts?|(aioirqfd\.irqfd\.resampler\.)?Member|aioirqfd\.eventfd\.poller\.User|CodeType|FrameType|aioirqfd\.counter\._python\..*|aioirqfd\.kvm\.(structures|descriptor)\..*",

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final, cast
 
-from aioirqfd.inspect.client import Client
+from aioirqfd.inspect.client import InspectClient
 from aioirqfd.inspect.tree import InspectError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def run(arguments: Sequence[str], *, sleep: Callable[[float], object] = time.sle
     if options.set is not None and (options.explain or options.watch or options.depth is not None):
         parser.error("--set writes, and takes none of --explain, --watch, --depth")
     try:
-        with Client(options.socket) as client:
+        with InspectClient(options.socket) as client:
             if options.set is not None:
                 client.write(options.path, _value(options.set))
                 return 0
@@ -88,7 +88,7 @@ def run(arguments: Sequence[str], *, sleep: Callable[[float], object] = time.sle
     return 0
 
 
-def _show(client: Client, options: argparse.Namespace, sleep: Callable[[float], object]) -> None:
+def _show(client: InspectClient, options: argparse.Namespace, sleep: Callable[[float], object]) -> None:
     path = _explained(options.path) if options.explain else options.path
     while True:
         value = client.read(path, options.depth)

@@ -72,7 +72,7 @@ class Screen:
         """Take a look's tree: ``process``, and ``managers`` with their ``irqfds`` and ``queue``.
 
         Args:
-            tree: As :meth:`aioirqfd.inspect.Client.read` gives it.
+            tree: As :meth:`aioirqfd.inspect.InspectClient.read` gives it.
             now: Seconds of any clock, for the rates.
         """
         passed = 0.0 if self._at is None else now - self._at

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from aioirqfd.cli.screen import Screen
-from aioirqfd.inspect.client import Client
+from aioirqfd.inspect.client import InspectClient
 from aioirqfd.inspect.tree import InspectError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
         parser.error("--interval is 0.05 to 3600 seconds")
     screen = Screen(options.socket, sort=options.sort, filter=options.filter)
     try:
-        with Client(options.socket) as client:
+        with InspectClient(options.socket) as client:
             look(client, screen)
             if options.once:
                 print("\n".join(line.rstrip() for line in screen.lines()).rstrip())
@@ -71,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def look(client: Client, screen: Screen, clock: Callable[[], float] = time.monotonic) -> None:
+def look(client: InspectClient, screen: Screen, clock: Callable[[], float] = time.monotonic) -> None:
     """Have the screen show how it is now, by this clock.
 
     Raises:
@@ -86,7 +86,7 @@ def look(client: Client, screen: Screen, clock: Callable[[], float] = time.monot
     screen.take({"process": process, "managers": managers}, clock())
 
 
-def _watch(window: curses.window, client: Client, screen: Screen, interval: float) -> None:
+def _watch(window: curses.window, client: InspectClient, screen: Screen, interval: float) -> None:
     with contextlib.suppress(curses.error):
         curses.curs_set(0)
     next_look = time.monotonic() + interval

@@ -6,8 +6,8 @@ socket, for which ``aioirqfd inspect`` and ``aioirqfd top`` are made; :func:`wri
 
 from __future__ import annotations
 
-from aioirqfd.inspect.client import Client
+from aioirqfd.inspect.client import InspectClient
 from aioirqfd.inspect.server import InspectServer, serve
 from aioirqfd.inspect.tree import InspectError, read, write
 
-__all__ = ["Client", "InspectError", "InspectServer", "read", "serve", "write"]
+__all__ = ["InspectClient", "InspectError", "InspectServer", "read", "serve", "write"]

@@ -18,7 +18,7 @@ TIMEOUT: Final = 10.0
 
 
 @final
-class Client:
+class InspectClient:
     """A connection to a program that serves its tree (:func:`aioirqfd.inspect.serve`). It blocks: for tools, not for event loops.
 
     Args:

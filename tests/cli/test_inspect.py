@@ -21,7 +21,7 @@ from aioirqfd.tracing import StructlogTracer
 async def program(tmp_path, monkeypatch):
     """A manager ``vm`` with an irqfd ``uart``, served at ``vm.sock``."""
     monkeypatch.chdir(tmp_path)
-    async with IrqManager(RecordingSink(), name="vm") as irqs, await serve("vm.sock"):
+    async with IrqManager(RecordingSink(), name="vm") as irqs, await serve("vm.sock", patience=60):
         with EventFd() as kick:
             irqs.assign(kick, gsi=5, name="uart")
             yield irqs

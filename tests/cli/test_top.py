@@ -22,7 +22,7 @@ import pytest
 from aioirqfd import EventFd, IrqManager, WorkQueue
 from aioirqfd.cli import top
 from aioirqfd.cli.screen import Screen
-from aioirqfd.inspect import Client, serve
+from aioirqfd.inspect import InspectClient, serve
 from aioirqfd.sinks import RecordingSink
 
 
@@ -161,7 +161,7 @@ def test_a_manager_that_does_not_answer_is_named():
 @pytest.fixture
 async def program(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    async with IrqManager(RecordingSink(), queue=WorkQueue(), name="vm") as irqs, await serve("vm.sock"):
+    async with IrqManager(RecordingSink(), queue=WorkQueue(), name="vm") as irqs, await serve("vm.sock", patience=60):
         with EventFd() as kick:
             irqs.assign(kick, gsi=5, name="uart")
             yield kick
@@ -171,7 +171,7 @@ async def test_it_looks_at_a_running_program(program):
     times = iter((10.0, 12.0))
 
     shown = Screen("vm.sock")
-    client = await asyncio.to_thread(Client, "vm.sock")
+    client = await asyncio.to_thread(InspectClient, "vm.sock")
     with client:
         await asyncio.to_thread(top.look, client, shown, times.__next__)
         for _ in range(20):

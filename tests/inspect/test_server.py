@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -16,11 +17,12 @@ from pathlib import Path
 import pytest
 
 from aioirqfd import EventFd, IrqManager, nodes
-from aioirqfd.inspect import Client, InspectError, server
-from aioirqfd.inspect import serve as serve_at
+from aioirqfd.inspect import InspectClient, InspectError, serve, server
 from aioirqfd.sinks import RecordingSink
 from aioirqfd.tracing import StructlogTracer
 from tests.inspect.helpers import blocked, elsewhere
+
+serve_at = functools.partial(serve, patience=60)  # however slow the machine is
 
 
 @pytest.fixture
@@ -287,7 +289,7 @@ async def test_the_client_reads_and_writes(path):
     level = f"tracers/{nodes.key_of(tracer)}/level"
 
     def ask():
-        with Client(path) as client:
+        with InspectClient(path) as client:
             assert client.read("process/pid") == os.getpid()
             assert client.read("tracers", 0)[nodes.key_of(tracer)] == "..."
             client.write(level, "error")
@@ -302,17 +304,17 @@ async def test_the_client_reads_and_writes(path):
 
 def test_the_client_says_what_is_wrong_with_the_other_end(path):
     with pytest.raises(FileNotFoundError, match=r"tree\.sock"):
-        Client(path)
+        InspectClient(path)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
-        with Client(path, timeout=0.01) as client, pytest.raises(InspectError, match="has not answered in time"):
+        with InspectClient(path, timeout=0.01) as client, pytest.raises(InspectError, match="has not answered in time"):
             client.read()
-        with Client(path) as client:
+        with InspectClient(path) as client:
             listening.accept()[0].close()  # the first one's
             other = listening.accept()[0]
             other.close()
             with pytest.raises(InspectError, match="has hung up"):
                 client.read()
     with pytest.raises(ConnectionRefusedError, match=r"tree\.sock"):
-        Client(path)
+        InspectClient(path)

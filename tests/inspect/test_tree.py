@@ -308,13 +308,13 @@ async def test_a_sink_of_ones_own_shows_itself_and_what_it_raises_spoils_nothing
 async def test_what_belongs_to_another_loop_is_asked_there(new_loop):
     with elsewhere("other", new_loop):
         async with IrqManager(RecordingSink(), name="here"):
-            assert read("managers/*/irqfds/*/gsi") == {"here": {}, "other": {"kick": 5}}
-            assert read("managers/other/gsi/5/explain").startswith("gsi 5: no signal has come")
+            assert read("managers/*/irqfds/*/gsi", timeout=60) == {"here": {}, "other": {"kick": 5}}
+            assert read("managers/other/gsi/5/explain", timeout=60).startswith("gsi 5: no signal has come")
 
 
 def test_it_is_asked_from_a_thread_without_a_loop():
     with elsewhere("other"):
-        assert read("managers/other/stage") == "open"
+        assert read("managers/other/stage", timeout=60) == "open"
 
 
 async def test_a_loop_that_does_not_answer_costs_the_time_limit_and_no_other_answer():
