@@ -28,29 +28,36 @@ if TYPE_CHECKING:
     from aioirqfd.tracer import Tracer
 
 _WRONG: Final = 1
+_EXAMPLES: Final = """\
+examples:
+  aioirqfd chaos my_disk:Disk disk.img --socket-path blk.sock --control chaos.sock
+  aioirqfd chaos my_disk:Disk disk.img --socket-path blk.sock --script faults.txt --log chaos.log
+  aioirqfd chaos my_nic:Nic --socket-path nic.sock --replay chaos.log
+  aioirqfd chaos --list"""
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Its options."""
     commands = "\n".join(f"  {usage}" for usage in USAGE.values())
-    parser = argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         prog="aioirqfd chaos",
         description="Serve a device that misbehaves on command, by vhost-user or vfio-user.",
-        epilog=f"commands, of a script or the control socket:\n{commands}",
+        epilog=f"{_EXAMPLES}\n\ncommands, of a script or the control socket:\n{commands}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("device", metavar="DEVICE", nargs="?", help="MODULE:CLASS, a virtio Device or a PciDevice")
-    parser.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="handed to the class; NAME=VALUE by name")
-    parser.add_argument("--socket-path", metavar="PATH", help="where to listen for QEMU")
-    parser.add_argument("--control", metavar="PATH", help="where to listen for commands at run time")
-    parser.add_argument("--script", metavar="PATH", help="a file of commands to carry out")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random choices (0)")
-    parser.add_argument("--log", metavar="PATH", help="write what happens, as lines of JSON")
-    parser.add_argument("--replay", metavar="PATH", help="do what a log says, in its order")
-    parser.add_argument("--nonconforming", action="store_true", help="take faults that no conforming device may make")
-    parser.add_argument("--structlog", action="store_true", help="write each hit to structlog")
-    parser.add_argument("--list", action="store_true", help="list the faults, and what specifications say of them")
-    return parser
+    made.add_argument("device", metavar="DEVICE", nargs="?", help="MODULE:CLASS, a virtio Device or a PciDevice")
+    made.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="handed to the class; NAME=VALUE by name")
+    made.add_argument("--socket-path", metavar="PATH", help="where to listen for QEMU")
+    made.add_argument("--control", metavar="PATH", help="where to listen for commands at run time")
+    made.add_argument("--script", metavar="PATH", help="a file of commands to carry out")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="of the random choices (0)")
+    made.add_argument("--log", metavar="PATH", help="write what happens, as lines of JSON")
+    made.add_argument("--replay", metavar="PATH", help="do what a log says, in its order")
+    made.add_argument("--nonconforming", action="store_true", help="take faults that no conforming device may make")
+    made.add_argument("--structlog", action="store_true", help="write each hit to structlog")
+    made.add_argument("--list", action="store_true", help="list the faults, and what specifications say of them")
+    return made
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -62,13 +69,12 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 0; 1 where the user has done something wrong, with a line on standard error that says what.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.list:
         _list()
         return 0
     if options.device is None or options.socket_path is None:
-        parser.error("DEVICE and --socket-path must be given")
+        parser().error("DEVICE and --socket-path must be given")
     try:
         _serve(options)
     except (OSError, ValueError, TypeError) as error:

@@ -26,12 +26,15 @@ MODULES: Final = {"aioirqfd.counter._native": "the event path", "aioirqfd.virtio
 EXTRAS: Final = {
     "uvloop": "uvloop",
     "unicorn": "vmm",
+    "argcomplete": "cli",
     "perfetto": "perfetto",
     "resvg-py": "plot",
     "prometheus-client": "prometheus",
 }
 """Packages, and the extra that brings each."""
 FILES: Final = 4096
+KVM_CAN: Final = "irqfds, resampling, routing, MSIs, ioeventfds"
+"""What :func:`aioirqfd.kvm.usable` makes sure of."""
 VFIO_USER: Final = (10, 1)
 _SECONDS: Final = 20
 
@@ -53,8 +56,8 @@ class Finding(NamedTuple):
 
 
 def _python() -> Iterator[Finding]:
-    found = f"{platform.python_implementation()} {platform.python_version()}, Linux {platform.release()}, {platform.machine()}"
-    yield Finding("python", "ok", found)
+    yield Finding("kernel", "ok", f"Linux {platform.release()}, {platform.machine()}")
+    yield Finding("python", "ok", f"{platform.python_implementation()} {platform.python_version()}")
     for module, what in MODULES.items():
         name = f"C module for {what}"
         if os.environ.get("AIOIRQFD_PURE_PYTHON", "") not in {"", "0"}:
@@ -86,7 +89,7 @@ def _eventfds() -> Iterator[Finding]:
 def _kvm() -> Iterator[Finding]:
     why = usable()
     if why is None:
-        yield Finding("KVM", "ok", "/dev/kvm makes a virtual machine with an irqchip")
+        yield Finding("KVM", "ok", f"/dev/kvm makes a virtual machine with an irqchip; has {KVM_CAN}")
     else:
         yield Finding(
             "KVM", "absent", why, "needed by KvmSink and aioirqfd.kvm alone; the example VMM runs on Unicorn too"
@@ -94,10 +97,19 @@ def _kvm() -> Iterator[Finding]:
 
 
 def _qemu() -> Iterator[Finding]:
-    path = shutil.which("qemu-system-x86_64")
-    if path is None:
+    # The first one is the one that runs by its name; others are there for those who name them.
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    there = [path for folder in folders if (path := shutil.which("qemu-system-x86_64", path=folder)) is not None]
+    if not there:
         yield Finding("QEMU", "absent", "no qemu-system-x86_64 on the PATH", "Debian: apt-get install qemu-system-x86")
-        return
+    names: dict[str, str] = {}
+    for path in there:
+        names.setdefault(os.path.realpath(path), path)
+    for path in names.values():
+        yield from _version_of(path)
+
+
+def _version_of(path: str) -> Iterator[Finding]:
     try:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=True).stdout  # noqa: S603
     except (OSError, subprocess.SubprocessError) as error:
@@ -126,16 +138,22 @@ def findings() -> list[Finding]:
     return [finding for look in (_python, _eventfds, _kvm, _qemu, _packages) for finding in look()]
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Print what was found; 1 where the package cannot work."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Its options."""
+    made = argparse.ArgumentParser(
         prog="aioirqfd doctor",
         description="Look at what the package needs of this machine. The exit status is 1 where it cannot work here.",
-        epilog="example: aioirqfd doctor --json | python -m json.tool",
+        epilog="examples:\n  aioirqfd doctor\n  aioirqfd doctor --json | jq '.[] | select(.verdict != \"ok\")'",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--json", action="store_true", help="a list of objects: name, verdict, found, do")
-    given = parser.parse_args(arguments)
+    made.add_argument("--json", action="store_true", help="a list of objects: name, verdict, found, do")
+    return made
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print what was found; 1 where the package cannot work."""
+    given = parser().parse_args(arguments)
     found = findings()
     if given.json:
         print(json.dumps([finding._asdict() for finding in found], indent=2))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import importlib
+import os
 import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
-from aioirqfd.cli import bench
+from aioirqfd.cli import bench, completion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,6 +49,7 @@ def _trace(arguments: Sequence[str]) -> int:
 COMMANDS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "bench": ("measure aioirqfd beside its alternatives; in a checkout of the source tree only", bench.run),
     "chaos": ("serve a device of yours that misbehaves on command", _chaos),
+    "completion": ("print what bash, zsh or fish needs to complete this command", completion.run),
     "doctor": ("look at what the package needs of this machine, and say what to do", _doctor),
     "inspect": ("look into a running program that serves its tree of interrupts", _inspect),
     "top": ("watch the interrupts of a running program in the terminal", _top),
@@ -53,6 +57,11 @@ COMMANDS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
 }
 """What each command does, in a few words, and the function that does it."""
 _NOT_THERE: Final = 2
+_EXAMPLES: Final = """\
+examples:
+  aioirqfd doctor
+  aioirqfd chaos my_disk:Disk disk.img --socket-path blk.sock --control chaos.sock
+  aioirqfd COMMAND --help"""
 
 
 @final
@@ -75,7 +84,7 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="aioirqfd",
         description="The command of the aioirqfd package: event notification for asyncio, modelled on Linux KVM's irqfd.",
-        epilog=f"commands:\n{commands}\n\nThe library is used from Python: import aioirqfd",
+        epilog=f"commands:\n{commands}\n\n{_EXAMPLES}\n\nThe library is used from Python: import aioirqfd",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -83,6 +92,23 @@ def _parser() -> _Parser:
     parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of those below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="handed to the command")
     return parser
+
+
+def _whole() -> _Parser:
+    """All commands' options in one parser, for a shell that completes them."""
+    whole = _Parser(prog="aioirqfd", allow_abbrev=False)
+    whole.add_argument("--version", action="store_true")
+    commands = whole.add_subparsers(metavar="COMMAND")
+    for name, (what, _) in COMMANDS.items():
+        options = getattr(importlib.import_module(f"aioirqfd.cli.{name}"), "parser", None)
+        commands.add_parser(name, help=what, parents=[] if options is None else [options()], conflict_handler="resolve")
+    return whole
+
+
+def _no_command(name: str) -> str:
+    close = difflib.get_close_matches(name, COMMANDS, n=2)
+    said = f"did you mean {' or '.join(close)}? There" if close else "there"
+    return f"there is no command {name!r}; {said} are {', '.join(COMMANDS)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,13 +124,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: With status 0 after ``--help`` or ``--version``, with 2 and a line on standard error for a word or an
             option that there is not.
     """
+    if completion.ASKED_BY in os.environ:
+        completion.answer(_whole())
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.command is None:
         parser.print_help(sys.stderr)
         return _NOT_THERE
     if given.command not in COMMANDS:
-        parser.error(f"there is no command {given.command!r}, only {', '.join(COMMANDS)}")
+        parser.error(_no_command(given.command))
     _, run = COMMANDS[given.command]
     try:
         return run(given.arguments)

@@ -25,6 +25,7 @@ def test_it_says_the_same_to_people_and_to_programs(capsys):
     assert doctor.run(["--json"]) == 0
     findings = [doctor.Finding(**one) for one in json.loads(capsys.readouterr().out)]
     names = [
+        "kernel",
         "python",
         *(f"C module for {what}" for what in doctor.MODULES.values()),
         "eventfd",
@@ -32,16 +33,8 @@ def test_it_says_the_same_to_people_and_to_programs(capsys):
         "KVM",
         "QEMU",
     ]
-    assert [finding.name for finding in findings] == [
-        *names,
-        "structlog",
-        "anyio",
-        "uvloop",
-        "unicorn",
-        "perfetto",
-        "resvg-py",
-        "prometheus-client",
-    ]
+    extras = ["argcomplete", "perfetto", "resvg-py", "prometheus-client"]
+    assert [finding.name for finding in findings] == [*names, "structlog", "anyio", "uvloop", "unicorn", *extras]
     assert [line.split(maxsplit=1)[0] for line in lines if line[0] != " "] == [finding.verdict for finding in findings]
     assert sum(bool(finding.do) for finding in findings) == sum(line[0] == " " for line in lines)
 
@@ -109,6 +102,19 @@ def test_qemu(monkeypatch, tmp_path, says, found_there):
     assert found_there in found("QEMU").found
 
 
+def test_every_qemu_on_the_path_is_named_once(monkeypatch, tmp_path):
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    for number, folder in enumerate(folders[:2]):
+        folder.mkdir()
+        program = folder / "qemu-system-x86_64"
+        program.write_text(f"#!/bin/sh\necho 'QEMU emulator version 1{number}.1.0'\n", "utf-8")
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    folders[2].symlink_to(folders[0])
+    monkeypatch.setenv("PATH", ":".join(map(str, folders)))
+    said = [finding.found for finding in doctor.findings() if finding.name == "QEMU"]
+    assert said == [f"QEMU emulator version 1{number}.1.0: vhost-user and vfio-user" for number in range(2)]
+
+
 def test_an_extra_that_is_not_installed(monkeypatch):
     version = metadata.version
 
@@ -126,4 +132,4 @@ def test_as_a_command():
         [sys.executable, "-m", "aioirqfd", "doctor"], capture_output=True, text=True, timeout=50, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("ok      python ")
+    assert done.stdout.startswith("ok      kernel ")
