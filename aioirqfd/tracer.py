@@ -20,7 +20,7 @@ class Tracer(Protocol):
     per_interrupt: bool
 
     def emit(self, event: str, /, **fields: object) -> None:
-        """Take one event: a constant snake_case name, and its fields (``gsi``, ``fd``, ``eventfd_id``, counts, seconds)."""
+        """Take one event: a constant snake_case name, and its fields; :mod:`aioirqfd.events` declares them all."""
 
 
 @final
@@ -34,3 +34,16 @@ class NullTracer:
 
 
 NULL_TRACER = NullTracer()
+
+
+def described(error: BaseException) -> str:
+    """Return ``repr(error)``; its class's name where that raises, for it is somebody else's code."""
+    try:
+        return repr(error)
+    except Exception:
+        return type(error).__name__
+
+
+def failure(error: BaseException) -> dict[str, object]:
+    """The fields of an event that tells of an exception: what it says, and itself."""
+    return {"error": described(error), "exc_info": error}

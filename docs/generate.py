@@ -14,19 +14,24 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import picture_costs
 import picture_states
 
+from aioirqfd.events import COMMON, EVENTS
 from aioirqfd.faults import FAULTS
 from aioirqfd.irqfd.state import ROWS, Action
+
+if TYPE_CHECKING:
+    from aioirqfd.events import Field
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 OUTPUT = EXAMPLES / "output"
 STATES = ROOT / "docs" / "explanation" / "irqfd-states.md"
 FAULT_TABLE = ROOT / "docs" / "reference" / "faults.md"
+CATALOGUE = ROOT / "docs" / "reference" / "events.md"
 COSTS = ROOT / "docs" / "explanation" / "performance.md"
 PICTURES = ROOT / "docs" / "_static"
 # What it prints depends on the machine.
@@ -122,6 +127,28 @@ def faults(page: str) -> str:
     return generated(page, made)
 
 
+def events(page: str) -> str:
+    """The catalogue of events, made anew from what is declared of them."""
+    made: list[str] = []
+    for event in EVENTS.values():
+        warning = "" if event.reason is None else f"; warning where there is a `{event.reason}`"
+        made += [
+            f"## {event.name}",
+            "",
+            f"*{event.level}{warning}.* {event.when}",
+            "",
+            *map(_field, event.fields.values()),
+            "",
+        ]
+    made += ["## What any event may have", "", *map(_field, COMMON.values()), ""]
+    return generated(page, made)
+
+
+def _field(field: Field) -> str:
+    types = " or ".join("None" if one is type(None) else one.__name__ for one in field.types)
+    return f"- `{field.name}` ({types}{', not always there' if field.optional else ''}): {field.meaning}"
+
+
 def generated(page: str, made: list[str]) -> str:
     """A page, with these lines in its generated part."""
     begin, end = "<!-- generated: begin -->\n", "<!-- generated: end -->"
@@ -151,6 +178,7 @@ def main() -> None:
         page.write_text(filled(page.read_text("utf-8")), "utf-8")
     STATES.write_text(states(STATES.read_text("utf-8")), "utf-8")
     FAULT_TABLE.write_text(faults(FAULT_TABLE.read_text("utf-8")), "utf-8")
+    CATALOGUE.write_text(events(CATALOGUE.read_text("utf-8")), "utf-8")
     for path, picture in pictures().items():
         path.write_text(picture, "utf-8")
 

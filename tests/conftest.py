@@ -21,6 +21,7 @@ import pytest_asyncio
 import uvloop
 from hypothesis import settings
 
+from tests import declared
 from tests.qemu import program
 
 if TYPE_CHECKING:
@@ -193,6 +194,27 @@ def pytest_asyncio_loop_factories(
     item: pytest.Item,
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+# ------------------------------------------------------------------------------------------------------------ events
+
+UNDECLARED: list[str] = []
+"""What was emitted in this test and is not declared."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def watched_tracers() -> None:
+    """From the first test on."""
+    declared.watch(UNDECLARED)
+
+
+@pytest.fixture(autouse=True)
+def only_declared_events(watched_tracers: None, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test in which the package emits an event, or a field, that :mod:`aioirqfd.events` does not declare."""
+    UNDECLARED.clear()
+    yield
+    if UNDECLARED and request.node.get_closest_marker("invented") is None:
+        pytest.fail(f"declared nowhere: {UNDECLARED}", pytrace=False)
 
 
 # ------------------------------------------------------------------------------------------------------------- leaks

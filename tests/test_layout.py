@@ -29,6 +29,7 @@ FLOORS = (
     "integers",
     "uncopied",
     "tracer",
+    "events",
     "ratelimit",
     "nodes",
     "mapping",

@@ -275,7 +275,7 @@ class Faults:
         if hit and plan is not None:
             did = plan.said()
             names = [active.name for active in plan.by]
-            self._tracer.emit("fault_hit", faults=names, kind=request.kind, request=key, **did)
+            self._tracer.emit("fault_hit", faults=names, kind=request.kind, request=key, do=did)
             if self._log is not None:
                 fields = dict(request.fields)
                 self._log.write(what="fault", time=self.time(), request=key, fields=fields, faults=names, do=did)
@@ -460,7 +460,7 @@ class Faults:
         def strike() -> None:
             active.strike()
             names = [active.name]
-            self._tracer.emit("fault_hit", faults=names, kind="interrupt", request=None)
+            self._tracer.emit("fault_hit", faults=names, kind="interrupt", request=None, do={})
             if self._log is not None:
                 self._log.write(what="spurious", time=self.time(), request=("interrupt", 0), faults=names)
             for target in self._targets:

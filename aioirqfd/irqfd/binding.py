@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.backpressure import Backpressure
-    from aioirqfd.irqfd.delivery import Delivery
+    from aioirqfd.irqfd.delivery import Delivery, Origin
     from aioirqfd.irqfd.lines import Lines
     from aioirqfd.irqfd.routing import Routes
     from aioirqfd.irqfd.trigger import Trigger
@@ -97,6 +97,7 @@ class Binding:
         masked: Whether signals are kept.
         closing: Whether its eventfd is nobody's any more.
         offloaded_as: What the sink injects that watches the eventfd itself; None: no sink does.
+        origin: Whose it is, for its events; None: nobody hears of them.
         face: What the user holds, and the handlers are called with; gone when it is deassigned.
     """
 
@@ -114,6 +115,7 @@ class Binding:
         "handlers",
         "masked",
         "offloaded_as",
+        "origin",
         "owner",
         "resamplefd",
         "trigger",
@@ -139,6 +141,7 @@ class Binding:
         self.offloaded_as: Interrupt | None = None
         self.owner: Final = owner
         self._delivery: Final = owner.delivery
+        self.origin: Origin | None = None
         self._routes: Final = owner.routes
         self._state = _IDLE
         self._debt: Debt | None = None
@@ -560,10 +563,7 @@ class Binding:
         try:
             self.eventfd.signal(min(max(count, 1), MAX))
         except (ClosedError, OSError) as error:
-            self._delivery.trace("interrupt_abandoned", self, count=count, error=repr(error))
-            self._delivery.trouble(
-                f"{count} signals of gsi {self.gsi} could not be put back into {self.eventfd!r}", error
-            )
+            self._delivery.abandoned(self, count, error)
 
     # -- flushing ----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from typing import TYPE_CHECKING, Final, Protocol, final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, final
 
 from aioirqfd.counter import Stepped
 from aioirqfd.errors import InjectionError
@@ -19,7 +20,7 @@ from aioirqfd.irqfd.coroutine import plain_function
 from aioirqfd.irqfd.guard import guarded, report
 from aioirqfd.irqfd.retry import Retry
 from aioirqfd.irqfd.since import Since
-from aioirqfd.tracer import NULL_TRACER
+from aioirqfd.tracer import NULL_TRACER, failure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -59,6 +60,30 @@ _RECORDED: Final = {
 """What becomes of an irqfd and has a record of its own in the flight ring, which is written however often it is repeated."""
 
 
+class Origin(NamedTuple):
+    """Where an irqfd comes from.
+
+    Attributes:
+        labels: Fields that say whose it is; they come with each of its events.
+        context: Where it was assigned. What is bound there with structlog comes out on its events, too.
+    """
+
+    labels: Mapping[str, object]
+    context: contextvars.Context
+
+
+def checked(labels: Mapping[str, object]) -> dict[str, object]:
+    """A copy of an irqfd's labels.
+
+    Raises:
+        TypeError: They are none.
+    """
+    given: object = labels
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in labels):
+        raise TypeError(f"labels map names to values, as {{'queue': 2}} does; {labels!r} does not")
+    return dict(labels)
+
+
 class _Named(Protocol):
     """Whom an event is about."""
 
@@ -68,6 +93,8 @@ class _Named(Protocol):
     def eventfd(self) -> EventFd: ...
     @property
     def eventfd_id(self) -> int: ...
+    @property
+    def origin(self) -> Origin | None: ...
 
 
 @final
@@ -80,6 +107,7 @@ class Delivery:
         per_interrupt: Whether the tracer is told of each interrupt.
         retry: The back-off.
         flight: Writes into the tracer's ring, if it has one.
+        name: The manager's, or None.
         first_error: The first that an irqfd was given up for.
         dropped: Interrupts that had no route.
         since: What the program holds back, and since when.
@@ -96,6 +124,7 @@ class Delivery:
         "fast",
         "first_error",
         "flight",
+        "name",
         "per_interrupt",
         "retry",
         "since",
@@ -110,10 +139,12 @@ class Delivery:
         retry: Retry,
         on_error: Callable[[Exception], object] | None,
         life: Life,
+        name: str | None = None,
     ) -> None:
         self.tiers: Final = tiers
         self.retry: Final = retry
-        self.emit = guarded(tracer).emit
+        self.name: Final = name
+        self.emit = guarded(tracer, **({} if name is None else {"manager": name})).emit
         self.traced: Final = tracer is not NULL_TRACER
         self.flight: Final = flight_of(tracer, type(tiers.sink).__qualname__)
         self.per_interrupt: Final = bool(tracer.per_interrupt)
@@ -128,6 +159,11 @@ class Delivery:
         self.dropped = 0
         self.since: Final = Since()
         self._life: Final = life
+
+    @property
+    def named(self) -> str:
+        """The manager's name, for its ``repr()``."""
+        return "" if self.name is None else f"{self.name!r} "
 
     def open(self, poller: Poller, top_half: TopHalf) -> None:
         """Begin, on this loop. What is called of the sink's, the tracer's and the handlers' runs in the context of this call."""
@@ -152,14 +188,25 @@ class Delivery:
 
     # -- what happened -----------------------------------------------------------------------------------------------
 
+    def origin(self, labels: Mapping[str, object] | None) -> Origin | None:
+        """What is to be remembered of an irqfd that is being assigned here and now."""
+        return Origin(labels or {}, contextvars.copy_context()) if self.traced else None
+
     def trace(self, event: str, who: _Named, /, **fields: object) -> None:
-        """Tell the tracer something about an irqfd."""
+        """Tell the tracer something about an irqfd: in the context that there is, with the variables from where it was assigned."""
         if self.traced:
+            assert who.origin is not None
             eventfd = who.eventfd
             fd = -1 if eventfd.closed else eventfd.fileno()
             if self.flight is not None and (kind := _RECORDED.get(event)) is not None:
                 self.flight.put(kind, who.gsi, who.eventfd_id, fd=fd)
-            self.emit(event, gsi=who.gsi, fd=fd, eventfd_id=who.eventfd_id, **fields)
+            told = {**who.origin.labels, "gsi": who.gsi, "fd": fd, "eventfd_id": who.eventfd_id, **fields}
+            contextvars.copy_context().run(self._emit_within, who.origin.context, event, told)
+
+    def _emit_within(self, context: contextvars.Context, event: str, fields: dict[str, object]) -> None:
+        for variable, value in context.items():
+            variable.set(value)
+        self.emit(event, **fields)
 
     @contextlib.contextmanager
     def limited(self, limit: RateLimit) -> Generator[None]:
@@ -215,12 +262,12 @@ class Delivery:
 
     def fast_path_failed(self, error: BaseException) -> None:
         """``try_inject`` raised; the work queue tries again."""
-        self.emit("fast_path_failed", error=repr(error))
+        self.emit("fast_path_failed", **failure(error))
         self.end_loop(error)
 
     def sink_failed(self, event: str, who: _Named, error: BaseException) -> None:
         """Another of its functions raised, and the irqfd goes on without."""
-        self.trace(event, who, error=repr(error))
+        self.trace(event, who, **failure(error))
         self.end_loop(error)
 
     def end_loop(self, error: BaseException) -> None:
@@ -230,7 +277,7 @@ class Delivery:
 
     def broken(self, who: _Named, error: Exception) -> None:
         """The sink failed for good."""
-        self.trace("irqfd_broken", who, error=repr(error.__cause__))
+        self.trace("irqfd_broken", who, **failure(error.__cause__ or error))
         if self._on_error is None:
             self.trouble(f"gsi {who.gsi} is given up until resume(), its interrupt is kept", error)
         if self.first_error is None:
@@ -240,6 +287,11 @@ class Delivery:
                 self._on_error(error)
             except Exception as another:
                 report(f"aioirqfd: on_error raised: {self._on_error!r}", another)
+
+    def abandoned(self, who: _Named, count: int, error: Exception) -> None:
+        """Signals could not be put back into their eventfd."""
+        self.trace("interrupt_abandoned", who, count=count, **failure(error))
+        self.trouble(f"{count} signals of gsi {who.gsi} could not be put back into {who.eventfd!r}", error)
 
     def trouble(self, message: str, error: BaseException) -> None:
         """Something is wrong for good: where nobody listens, the loop's exception handler hears of it."""

@@ -49,24 +49,29 @@ def call_each(call: Callable[[_T], object], arguments: Iterable[_T]) -> None:
 
 @final
 class GuardedTracer:
-    """A tracer that does not raise: one that writes to a log may meet a full disk."""
+    """A tracer that does not raise: one that writes to a log may meet a full disk. Its events say whose they are."""
 
-    __slots__ = ("per_interrupt", "tracer")
+    __slots__ = ("_whose", "per_interrupt", "tracer")
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, **whose: object) -> None:
         self.tracer = tracer  # where flight_of() looks for a flight recorder
+        self._whose = whose
         self.per_interrupt = bool(tracer.per_interrupt)
 
     def emit(self, event: str, /, **fields: object) -> None:
         """Hand it on."""
         try:
-            self.tracer.emit(event, **fields)
+            self.tracer.emit(event, **{**self._whose, **fields})
         except Exception as error:
             report(f"aioirqfd: the tracer raised: {self.tracer!r}", error)
 
 
-def guarded(tracer: Tracer) -> Tracer:
+def guarded(tracer: Tracer, **whose: object) -> Tracer:
     """The tracer, such that its emit() does not raise.
+
+    Args:
+        tracer: The tracer.
+        whose: Fields that say whose its events are: they come with each of them.
 
     Raises:
         TypeError: It is no tracer, or its emit() is a coroutine function.
@@ -76,4 +81,4 @@ def guarded(tracer: Tracer) -> Tracer:
     if not hasattr(tracer, "emit") or not hasattr(tracer, "per_interrupt"):
         raise TypeError(f"a tracer has emit() and per_interrupt, and {tracer!r} has not; leave it out for none")
     plain_function(tracer.emit, "a tracer's emit()")
-    return GuardedTracer(tracer)
+    return GuardedTracer(tracer, **whose)

@@ -14,13 +14,14 @@ from aioirqfd.irqfd.interrupt import Interrupt
 from aioirqfd.irqfd.routing import is_level
 from aioirqfd.irqfd.state import Action, Event
 from aioirqfd.irqfd.workqueue import Work
+from aioirqfd.tracer import described, failure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from aioirqfd.eventfd import EventFd
     from aioirqfd.irqfd.debt import Debt
-    from aioirqfd.irqfd.delivery import Delivery
+    from aioirqfd.irqfd.delivery import Delivery, Origin
     from aioirqfd.irqfd.interrupt import Route
     from aioirqfd.irqfd.lines import Lines
     from aioirqfd.irqfd.routing import Routes
@@ -38,6 +39,8 @@ class _Injected(Protocol):
     def eventfd(self) -> EventFd: ...
     @property
     def eventfd_id(self) -> int: ...
+    @property
+    def origin(self) -> Origin | None: ...
     @property
     def resamplefd(self) -> EventFd | None: ...
     @property
@@ -183,15 +186,15 @@ class Injection:
         hopeless = isinstance(error, NotAwaitableError)  # and what it does was done
         if irqfd.closing or hopeless or self._failures > delivery.retry.attempts:
             irqfd.step(Event.GIVE_UP)
-            failure = InjectionError(f"gsi {irqfd.gsi}: {error!r}")
-            failure.__cause__ = error
-            self.error = failure
-            delivery.broken(irqfd, failure)
+            broken = InjectionError(f"gsi {irqfd.gsi}: {described(error)}")
+            broken.__cause__ = error
+            self.error = broken
+            delivery.broken(irqfd, broken)
             return True
         irqfd.step(Event.FAIL)
         self.failure = error
         delay = delivery.retry.delay(self._failures)
-        delivery.trace("injection_failed", irqfd, attempt=self._failures, retry_in=delay, error=repr(error))
+        delivery.trace("injection_failed", irqfd, attempt=self._failures, retry_in=delay, **failure(error))
         self._retry = asyncio.get_running_loop().call_later(delay, self._retry_now)
         return True
 

@@ -104,11 +104,12 @@ class Irqfds:
         made_at: tuple[CodeType, int],
         *,
         hold: bool,
+        name: str | None = None,
     ) -> None:
         self.life: Final = Life()
         self.queue: Final = queue
         self.routes: Final = Routes(table, self.life, hold=hold)
-        self.delivery: Final = Delivery(tiers, tracer, retry, on_error, self.life)
+        self.delivery: Final = Delivery(tiers, tracer, retry, on_error, self.life, name)
         self.backpressure: Final = Backpressure(queue, self.delivery.emit, self.life)
         self.lines: Final = Lines(self.delivery, self.routes, self.backpressure)
         self.offloading: Final = Offloading(self.delivery, self.routes, self.lines, self._watch)
@@ -138,7 +139,7 @@ class Irqfds:
             tiers.set_routing(table)
 
     def __repr__(self) -> str:
-        return f"<IrqManager irqfds={len(self.bound)} sink={self.delivery.tiers.sink!r}>"
+        return f"<IrqManager {self.delivery.named}irqfds={len(self.bound)} sink={self.delivery.tiers.sink!r}>"
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -259,11 +260,9 @@ class Irqfds:
         if self.inherited:
             raise WrongLoopError(f"{self!r} is the parent process's; a forked child makes a manager of its own")
         running_loop()
-        raise ClosedError(
-            "the manager is not open; enter it with `async with` first"
-            if self.life.stage is Stage.NEW
-            else "the manager is closed"
-        )
+        if self.life.stage is Stage.NEW:
+            raise ClosedError("the manager is not open; enter it with `async with` first")
+        raise ClosedError("the manager is closed")
 
     # -- binding -----------------------------------------------------------------------------------------------------
 
@@ -276,6 +275,7 @@ class Irqfds:
         wakeup: WakeupHandler | Sequence[WakeupHandler] | None = None,
         masked: bool = False,
         name: str | None = None,
+        labels: Mapping[str, object] | None = None,
     ) -> Binding:
         """Bind an eventfd; whatever is raised, nothing was changed."""
         self.check_here()
@@ -290,6 +290,7 @@ class Irqfds:
             identity.claim(trigger, eventfd_id, self.poller, references)
             half = Trigger(trigger, eventfd_id, references, name)
             irqfd = Binding(self, half, gsi=gsi, resamplefd=resample, handlers=handlers, masked=masked)
+            irqfd.origin = self.delivery.origin(labels)
             irqfd.face = IrqFd(irqfd)
             if resample is not None:
                 self.lines[gsi].join(irqfd)

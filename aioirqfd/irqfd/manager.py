@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self, final, overload
 from aioirqfd import nodes
 from aioirqfd.integers import integer
 from aioirqfd.irqfd import explain, manager_node
+from aioirqfd.irqfd.delivery import checked
 from aioirqfd.irqfd.irqfd import IrqFd
 from aioirqfd.irqfd.irqfds import MAX_GSI, Irqfds
 from aioirqfd.irqfd.retry import Retry
@@ -54,7 +55,8 @@ class IrqManager:
             tracer: an irqfd that is given up, unless there is an ``on_error``; the first interrupt of an irqfd that is dropped;
             a line that the sink does not lower; signals that cannot be put back.
         retry: The back-off after a failed injection.
-        name: Its name in :mod:`aioirqfd.inspect`; one that is taken gets a number behind it. Without one it is a number.
+        name: What it is called in its ``repr()``, by the field ``manager`` of its events and in :mod:`aioirqfd.inspect`; there one that is
+            taken gets a number behind it, and without one it is a number.
 
     Used as ``async with``. Leaving it normally injects what was signalled and deassigns everything; the first
     :class:`InjectionError` of its time is raised then. Leaving it by an exception cancels what runs, and what was not
@@ -98,10 +100,16 @@ class IrqManager:
             on_error,
             (frame.f_code, frame.f_lineno),
             hold=unrouted == "hold",
+            name=name,
         )
 
     def __repr__(self) -> str:
         return repr(self._irqfds)
+
+    @property
+    def name(self) -> str | None:
+        """What it is called."""
+        return self._irqfds.delivery.name
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -157,6 +165,7 @@ class IrqManager:
         wakeup: WakeupHandler | Sequence[WakeupHandler] | None = None,
         masked: bool = False,
         name: str | None = None,
+        labels: Mapping[str, object] | None = None,
     ) -> IrqFd:
         """Bind an eventfd to a gsi (``KVM_IRQFD``). Synchronous, as the ioctl is; what the eventfd holds counts as a signal (row P01).
 
@@ -174,6 +183,8 @@ class IrqManager:
                 the interrupt. One that has raised is told again.
             masked: Begin masked.
             name: What it is called where somebody looks (:mod:`aioirqfd.inspect`): a device, a queue, a vector.
+            labels: Fields that each of its events has, beside its own: ``{"device": "disk", "queue": 2}``. With structlog, what is
+                bound with ``structlog.contextvars`` where this is called comes out on its events, too.
 
         Returns:
             The irqfd.
@@ -182,15 +193,19 @@ class IrqManager:
             WrongLoopError: No loop is running, or another one than the manager's.
             ClosedError: EBADF: the manager, an eventfd or an fd is not open; or somebody else has cancelled the work queue's
                 tasks.
-            TypeError: Not an EventFd and not an int; a gsi that is no integer, or a bool; a handler that is a plain function.
+            TypeError: Not an EventFd and not an int; a gsi that is no integer, or a bool; a handler that is a plain function; labels
+                that are no mapping of names.
             ValueError: The gsi is out of range, or the name cannot be part of a path.
             EventFdInvalidError: EINVAL: an fd is no eventfd.
             EventFdBusyError: EBUSY: the eventfd is bound already, by any manager, through any dup (row I12).
             OSError: EMFILE, where an int is given and there is no room for the dup.
         """
         name = nodes.check_name(name, "an irqfd")
+        whose = None if labels is None else checked(labels)
         return _face(
-            self._irqfds.bind(eventfd, gsi=gsi, resamplefd=resamplefd, wakeup=wakeup, masked=masked, name=name)
+            self._irqfds.bind(
+                eventfd, gsi=gsi, resamplefd=resamplefd, wakeup=wakeup, masked=masked, name=name, labels=whose
+            )
         )
 
     def find(self, eventfd: EventFd | int, *, gsi: int) -> IrqFd | None:

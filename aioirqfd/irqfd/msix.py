@@ -80,7 +80,8 @@ class MsixTable:
         devid: The requester id that messages carry, where the interrupt controller wants one; else None.
         pba_offset: Where the pending-bit array begins, in bytes from the start of the table: a multiple of 8 behind the table.
             Without it, the next 4 KiB page.
-        name: Its name in :mod:`aioirqfd.inspect`; without one it is a number.
+        name: The device's name, by the field ``device`` of its events, which say the vector, too; and its own in
+            :mod:`aioirqfd.inspect`, where without one it is a number.
 
     Raises:
         ValueError: A number is out of range, the name cannot be part of a path, or an eventfd is for a vector that is not there.
@@ -140,7 +141,7 @@ class MsixTable:
         self._pba_offset = start
         self._enabled = self._function_mask = self._closed = False
         self._vectors = tuple(MsixVector(number) for number in range(count))
-        self._bindings = VectorBindings(irqfds, self._devid, self._wanted)
+        self._bindings = VectorBindings(irqfds, self._devid, self._wanted, {} if name is None else {"device": name})
         references: list[EventFd] = []
         try:
             self._put_eventfds(eventfds or {}, references)

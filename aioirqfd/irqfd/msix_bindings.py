@@ -19,6 +19,7 @@ from aioirqfd.irqfd.msix_vector import Held
 from aioirqfd.irqfd.routing import MAX_ROUTES
 from aioirqfd.irqfd.state import State
 from aioirqfd.ratelimit import RateLimit
+from aioirqfd.tracer import failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable, Sequence
@@ -41,17 +42,32 @@ class VectorBindings:
         irqfds: The manager's.
         devid: The requester id that messages carry, or None.
         wanted: Whether a vector's interrupts are to be injected, as the registers say.
+        whose: Fields that say whose the events are.
 
     Threads:
         The manager's loop.
     """
 
-    __slots__ = ("_again", "_closed", "_devid", "_irqfds", "_limit", "_limited", "_moving", "_waiting", "_wanted")
+    __slots__ = (
+        "_again",
+        "_closed",
+        "_devid",
+        "_irqfds",
+        "_limit",
+        "_limited",
+        "_moving",
+        "_waiting",
+        "_wanted",
+        "_whose",
+    )
 
-    def __init__(self, irqfds: Irqfds, devid: int | None, wanted: Callable[[MsixVector], bool]) -> None:
+    def __init__(
+        self, irqfds: Irqfds, devid: int | None, wanted: Callable[[MsixVector], bool], whose: dict[str, object]
+    ) -> None:
         self._irqfds: Final = irqfds
         self._devid: Final = devid
         self._wanted: Final = wanted
+        self._whose: Final = whose
         self._limit: Final = RateLimit()
         self._limited = False
         self._closed = False
@@ -64,7 +80,8 @@ class VectorBindings:
         """Trace what a guest can repeat: the first of each kind at once, then in time, and counted."""
         suppressed = self._limit.admit((event, kind))
         if suppressed is not None:
-            self._irqfds.delivery.emit(event, **fields, **({"suppressed": suppressed} if suppressed else {}))
+            more = {"suppressed": suppressed} if suppressed else {}
+            self._irqfds.delivery.emit(event, **self._whose, **fields, **more)
 
     @contextlib.contextmanager
     def _quiet(self) -> Generator[None]:
@@ -96,15 +113,18 @@ class VectorBindings:
                     self._deactivate(vector)
             except Exception as error:
                 gsi = vector.gsi
-                self.tell("msix_vector_failed", kind=vector.number, vector=vector.number, gsi=gsi, error=repr(error))
+                self.tell("msix_vector_failed", kind=vector.number, vector=vector.number, gsi=gsi, **failure(error))
                 self.retire((vector,))
                 if wanted and vector.sendable and vector.eventfd is not None and not vector.eventfd.closed:
-                    self._try_later(vector)
+                    self._try_later(vector, error)
 
-    def _try_later(self, vector: MsixVector) -> None:
+    def _try_later(self, vector: MsixVector, error: Exception) -> None:
         delivery = self._irqfds.delivery
         vector.failures += 1
         if vector.failures > delivery.retry.attempts:
+            delivery.trouble(
+                f"vector {vector.number} is given up until the guest changes it, its interrupts are kept", error
+            )
             return
         self._again[vector] = None
         if not self._waiting:
@@ -139,7 +159,8 @@ class VectorBindings:
         assert vector.gsi is not None
         if vector.irqfd is None or not vector.bound:
             assert vector.eventfd is not None
-            vector.irqfd = irqfds.bind(vector.eventfd, gsi=vector.gsi, masked=True)
+            labels = {**self._whose, "vector": vector.number}
+            vector.irqfd = irqfds.bind(vector.eventfd, gsi=vector.gsi, masked=True, labels=labels)
         vector.active = True
         vector.captured = None
         vector.irqfd.unmask()
@@ -191,7 +212,7 @@ class VectorBindings:
         """Somebody else needs the gsi more: what is pending goes back into the eventfd."""
         vector.gsi = None
         assert vector.irqfd is not None
-        self._shut(vector.irqfd)
+        self._shut(vector, vector.irqfd)
 
     def retire(self, vectors: Sequence[MsixVector]) -> None:
         """Mask, deassign, unroute, and give the gsis back. What is pending goes back into the eventfds. Never raises."""
@@ -200,21 +221,21 @@ class VectorBindings:
             for vector in vectors:
                 self._forget(vector)
                 if vector.irqfd is not None and vector.bound:
-                    self._shut(vector.irqfd)
+                    self._shut(vector, vector.irqfd)
                 if vector.gsi is not None:
                     gone.append(vector.gsi)
                     self._irqfds.gsis.busy(vector.gsi)  # nobody is to take it while it loses its route
                     vector.gsi = None
             self._unroute(gone)
 
-    def _shut(self, irqfd: Binding) -> None:
+    def _shut(self, vector: MsixVector, irqfd: Binding) -> None:
         # The manager is closed, or the sink cannot take its hands off: it is masked and shut all the same.
         with contextlib.suppress(Exception):
             irqfd.mask()
         try:
             irqfd.shut()
         except Exception as error:
-            self.tell("msix_vector_failed", gsi=irqfd.gsi, error=repr(error))
+            self.tell("msix_vector_failed", vector=vector.number, gsi=irqfd.gsi, **failure(error))
 
     def _unroute(self, gsis: Sequence[int]) -> None:
         irqfds = self._irqfds
@@ -226,7 +247,7 @@ class VectorBindings:
                 irqfds.set_routing(irqfds.routes.table.without(gsis))
         except Exception as error:
             # A gsi that keeps its route is not handed out before it has lost it.
-            self.tell("msix_unroute_failed", gsis=len(gsis), error=repr(error))
+            self.tell("msix_unroute_failed", gsis=len(gsis), **failure(error))
         for gsi in sorted(gsis):
             irqfds.gsis.release(gsi)
 

@@ -27,6 +27,7 @@ from aioirqfd.irqfd.interrupt import Action, Interrupt
 from aioirqfd.irqfd.line_level import LOW, LineLevel
 from aioirqfd.irqfd.routing import is_level
 from aioirqfd.irqfd.workqueue import Work
+from aioirqfd.tracer import failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -367,7 +368,7 @@ class Resampler:
             except BaseException as error:
                 if not is_failure(error):
                     raise
-                self._failed("lowering_failed", error)
+                self._sink_failed("lowering_failed", error)
                 return False
             with self._busy:
                 self.level = self.level.lowered(route)
@@ -385,12 +386,12 @@ class Resampler:
             except BaseException as error:
                 if not is_failure(error):
                     raise
-                self._failed("raising_failed", error)
+                self._sink_failed("raising_failed", error)
                 return False
 
-    def _failed(self, event: str, error: BaseException) -> None:
+    def _sink_failed(self, event: str, error: BaseException) -> None:
         """The sink failed to lower or to raise the line: say so and try again later."""
-        self._delivery.emit(event, gsi=self.gsi, error=repr(error))
+        self._delivery.emit(event, gsi=self.gsi, **failure(error))
         self._failures += 1
         if self._failures == self._delivery.retry.attempts + 1:
             self._delivery.trouble(

@@ -37,6 +37,7 @@ class PciDevice:
                 return random.randint(1, 6)
 
     Attributes:
+        name: What traces and terminals call it; empty, as here: as its class.
         vendor_id: 16 bits.
         device_id: 16 bits.
         subsystem_vendor_id: 16 bits.
@@ -55,6 +56,7 @@ class PciDevice:
     :attr:`pin` are for any thread.
     """
 
+    name: str = ""
     vendor_id: int = 0x1234
     device_id: int = 0xFFFF
     subsystem_vendor_id: int = 0
@@ -246,4 +248,4 @@ class PciDevice:
     def trace_once(self, event: str, **fields: object) -> None:
         """Have something traced the first time that it happens, with these very fields."""
         if self.function is not None:
-            self.function.trace_once(event, type(self).__qualname__, fields)
+            self.function.trace_once(event, fields)

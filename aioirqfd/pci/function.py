@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar, final
 from aioirqfd import nodes
 from aioirqfd.flight import FlightKind, flight_of
 from aioirqfd.ioeventfd import IoBus
+from aioirqfd.irqfd.guard import guarded
 from aioirqfd.pci.bar import BARS, PAGE, Bar, check_bars
 from aioirqfd.pci.capability import Msi, MsiX, PciExpress
 from aioirqfd.pci.config import COMMAND, INTX_DISABLE, INTX_STATUS, STATUS, ConfigSpace
@@ -18,7 +19,7 @@ from aioirqfd.pci.device import PciDevice
 from aioirqfd.pci.dma import MAX_MAPS, Dma
 from aioirqfd.pci.errors import RegionError
 from aioirqfd.pci.interrupts import Interrupts
-from aioirqfd.serving.reports import Reports
+from aioirqfd.serving.reports import Reports, name_of
 from aioirqfd.tracer import NULL_TRACER
 
 if TYPE_CHECKING:
@@ -110,9 +111,9 @@ class PciFunction(Generic[_Device]):
         name: str | None = None,
     ) -> None:
         self.device: Final = device
-        self.tracer: Final = tracer
+        self.tracer: Final = guarded(tracer, device=name_of(device))
         self.reports: Reports | None = None
-        self.name: Final = type(device).__qualname__ if name is None else name
+        self.name: Final = name_of(device) if name is None else name
         self._failed = failed
         self._once: set[object] = set()
         self.bars, capabilities = _with_msix(device)
@@ -140,10 +141,10 @@ class PciFunction(Generic[_Device]):
             self._clear_table()
         count = max([device.vectors, *(one.vectors for one in (self.msi, self.msix) if one is not None)])
         self.interrupts: Final = Interrupts(
-            count, tracer=tracer, name=type(device).__qualname__, manager=f"{self.name}-vectors"
+            count, tracer=self.tracer, name=name_of(device), manager=f"{self.name}-vectors"
         )
         self.dma: Final = Dma(max_maps=max_maps)
-        self._flight = flight_of(tracer, type(device).__qualname__)
+        self._flight = flight_of(tracer, name_of(device))
         self.shared: dict[int, SharedMemory] = {}
         self._buses: dict[int, IoBus] = {}
         self.doorbells: dict[int, list[IoEventFd]] = {}
@@ -155,12 +156,12 @@ class PciFunction(Generic[_Device]):
         self._special = {bar: self._parts(bar) for bar in self.bars}
 
     def __repr__(self) -> str:
-        return f"<PciFunction of {type(self.device).__qualname__}>"
+        return f"<PciFunction of {name_of(self.device)}>"
 
     def node(self) -> dict[str, object]:
         """What there is to see of it, in the tree of :mod:`aioirqfd.inspect`."""
         return {
-            "device": type(self.device).__qualname__,
+            "device": name_of(self.device),
             "mappings": len(self.dma),
             "interrupts": nodes.Child(self.interrupts.node),
             "own": nodes.Child(self.device.inspect),
@@ -186,7 +187,7 @@ class PciFunction(Generic[_Device]):
             stack.callback(self._let_go)
             await stack.enter_async_context(device.lifespan())
             if type(device).background is not PciDevice.background:
-                task = asyncio.create_task(device.background(), name=f"aioirqfd {type(device).__qualname__}.background")
+                task = asyncio.create_task(device.background(), name=f"aioirqfd {name_of(device)}.background")
                 task.add_done_callback(self._background_ended)
                 stack.push_async_callback(_cancel, task)
             self._stack = stack.pop_all()
@@ -370,7 +371,7 @@ class PciFunction(Generic[_Device]):
         Raises:
             Exception: What the device's ``reset()`` raises.
         """
-        self.tracer.emit("function_reset", device=type(self.device).__qualname__)
+        self.tracer.emit("function_reset")
         device = self.device
         device.registers.reset(device)
         self.config.reset()
@@ -382,12 +383,12 @@ class PciFunction(Generic[_Device]):
         if result is not None:
             await result
 
-    def trace_once(self, event: str, device: str, fields: dict[str, object]) -> None:
+    def trace_once(self, event: str, fields: dict[str, object]) -> None:
         """Have something traced if it has not been."""
         key = (event, *fields.values())
         if key not in self._once and len(self._once) < _MAX_ONCE:
             self._once.add(key)
-            self.tracer.emit(event, device=device, **fields)
+            self.tracer.emit(event, **fields)
 
 
 _TABLE: Final = "table"

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 PIN: Final = -1
 """In place of a vector: the interrupt pin."""
+_INTX: Final = {"pin": "INTx"}
 
 
 @final
@@ -268,9 +269,13 @@ class Interrupts:
         if vector == PIN:
             if self._resample is None:
                 self._resample = EventFd()
-            one.irqfd = self._manager.assign(trigger, gsi=self._gsi, resamplefd=self._resample, masked=True, name="pin")
+            one.irqfd = self._manager.assign(
+                trigger, gsi=self._gsi, resamplefd=self._resample, masked=True, name="pin", labels=_INTX
+            )
         else:
-            one.irqfd = self._manager.assign(trigger, gsi=vector, masked=True, name=f"vector {vector}")
+            one.irqfd = self._manager.assign(
+                trigger, gsi=vector, masked=True, name=f"vector {vector}", labels={"vector": vector}
+            )
 
     def _update(self, one: _Vector) -> None:
         if one.irqfd is None:
@@ -318,7 +323,7 @@ class Interrupts:
         if old is not None:
             old[0].close()
         if eventfd is not None:
-            self._end = eventfd, self._manager.assign(eventfd, gsi=self._gsi + 1, name="end of interrupt")
+            self._end = eventfd, self._manager.assign(eventfd, gsi=self._gsi + 1, name="end of interrupt", labels=_INTX)
 
     def pulse_pin(self) -> None:
         """Interrupt once by the pin, as if the device had wanted it for a moment. Nothing happens while it is masked or up."""

@@ -75,7 +75,7 @@ class Connected:
             try:
                 return connect(self._path)
             except OSError as error:
-                self._reports.trouble("connect_failed", kind=error.errno, error=str(error))
+                self._reports.trouble("connect_failed", kind=error.errno, error=str(error), exc_info=error)
 
 
 @final

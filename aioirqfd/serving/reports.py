@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, final
 
 from aioirqfd.ratelimit import RateLimit
 from aioirqfd.serving.terminal import Terminal
-from aioirqfd.tracer import NULL_TRACER
+from aioirqfd.tracer import NULL_TRACER, failure
 
 if TYPE_CHECKING:
     import asyncio
@@ -70,18 +70,15 @@ class Reports:
             fields: The event's other fields.
         """
         place = _place(error)
-        self._limit.emit(self._tracer, event, kind=place, **fields, error=described(error))
+        self._limit.emit(self._tracer, event, kind=place, **fields, **failure(error))
         if not self._traced and place not in self._told and self._raised.admit((event, place)) is not None:
             self._told.add(place)
             self._loop.call_exception_handler({"message": f"aioirqfd: {message}", "exception": error})
 
 
-def described(error: BaseException) -> str:
-    """Return ``repr(error)``, which is the device's own code, too."""
-    try:
-        return repr(error)
-    except Exception:
-        return type(error).__name__
+def name_of(device: object) -> str:
+    """What a device is called by traces and on a terminal: its ``name`` or, where it has none, its class's."""
+    return getattr(device, "name", "") or type(device).__qualname__
 
 
 def _place(error: BaseException) -> Hashable:

@@ -7,7 +7,15 @@ import sys
 from typing import Final, final
 
 _TROUBLE: Final = frozenset(
-    {"message_refused", "inflight_too_small", "vring_stopped", "frontend_disconnected", "client_disconnected"}
+    {
+        "client_disconnected",
+        "frontend_disconnected",
+        "inflight_too_small",
+        "message_refused",
+        "reply_unexpected",
+        "twin_socket_failed",
+        "vring_stopped",
+    }
 )
 
 
@@ -28,6 +36,7 @@ class Terminal:
 
     def emit(self, event: str, /, **fields: object) -> None:
         """Say it, if it is trouble."""
+        fields.pop("exc_info", None)
         reason = fields.get("reason", event)
         if event in _TROUBLE and reason is not None and reason != GONE:
             said = " ".join(f"{name}={value!r}" for name, value in fields.items())

@@ -161,7 +161,7 @@ class FlightRecorder:
 
     def emit(self, event: str, /, **fields: object) -> None:
         """Remember a state change, with as much of its fields as there is room for."""
-        text = _shortened(event, fields)
+        text = _shortened(event, {name: value for name, value in fields.items() if name != "exc_info"})
         with self._lock:
             memory, header = self._memory, self._header
             number = _WORD.unpack_from(memory, header.changes)[0]

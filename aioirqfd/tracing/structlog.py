@@ -6,34 +6,15 @@ import inspect
 from typing import TYPE_CHECKING, Final, cast, final
 
 from aioirqfd import nodes
+from aioirqfd.events import level_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from structlog.typing import FilteringBoundLogger
 
-_DEBUG: Final = frozenset({"interrupt_injected"})
-_WARNING: Final = frozenset(
-    {
-        "injection_failed",
-        "interrupt_failed",
-        "fast_path_failed",
-        "lowering_failed",
-        "interrupt_dropped",
-        "queue_full",
-        "accept_failed",
-        "device_failed",
-        "inflight_too_small",
-        "request_failed",
-        "message_refused",
-        "session_failed",
-    }
-)
-_WITH_A_REASON: Final = frozenset({"vring_stopped", "frontend_disconnected"})
-"""What is trouble only where there is a reason to tell."""
 LEVELS: Final = ("debug", "info", "warning", "error", "off")
 """From all to nothing."""
-_ERROR: Final = frozenset({"irqfd_broken", "interrupt_abandoned"})
 
 
 @final
@@ -79,18 +60,8 @@ class StructlogTracer:
         self._least = LEVELS.index(level)
 
     def emit(self, event: str, /, **fields: object) -> None:
-        """Log it: interrupts at debug, trouble at warning or error, the rest at info.
-
-        A virtqueue that stops is trouble where there is a reason to tell, and so is a front-end that goes.
-        """
-        if event in _DEBUG:
-            level = "debug"
-        elif event in _WARNING or (event in _WITH_A_REASON and fields.get("reason") is not None):
-            level = "warning"
-        elif event in _ERROR:
-            level = "error"
-        else:
-            level = "info"
+        """Log it, at the level that :mod:`aioirqfd.events` declares for it; what is declared nowhere at info."""
+        level = level_of(event, fields)
         if LEVELS.index(level) < self._least:
             return
         answer: object = getattr(self._logger, level)(event, **fields)

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from aioirqfd.serving.program import serve
+from aioirqfd.serving.reports import name_of
 from aioirqfd.serving.terminal import Terminal
 from aioirqfd.vfio_user.server import Server
 
@@ -28,12 +29,12 @@ def run(
         device: The device.
         path: Where the socket is made.
         tracer: Hears what happens. Without one, standard error hears what a client has done wrong.
-        name: What its lines begin with; None: the name of the device's class.
+        name: What its lines begin with; None: the device's name.
 
     Raises:
         SystemExit: It cannot listen at the path, with a line that says why.
     """
-    name = type(device).__qualname__ if name is None else name
+    name = name_of(device) if name is None else name
     server = Server(device, path, tracer=Terminal(name) if tracer is None else tracer)
     serve(server, f"{name}: listening at {os.fspath(path)!r}", path)
 

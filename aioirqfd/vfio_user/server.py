@@ -12,7 +12,7 @@ from aioirqfd import nodes
 from aioirqfd.irqfd.guard import guarded
 from aioirqfd.pci.function import PciFunction
 from aioirqfd.serving.peers import Accepted, Single
-from aioirqfd.serving.reports import Reports
+from aioirqfd.serving.reports import Reports, name_of
 from aioirqfd.serving.sockets import Listener, listens, socket_path
 from aioirqfd.serving.terminal import Terminal
 from aioirqfd.tracer import NULL_TRACER
@@ -100,7 +100,7 @@ class Server:
         self.device = device
         self._path = path
         self._sock = sock
-        self._tracer = tracer if isinstance(tracer, Terminal) else guarded(tracer)
+        self._tracer = tracer if isinstance(tracer, Terminal) else guarded(tracer, device=name_of(device))
         self._require_seal = require_seal
         self._session: Session | None = None
         self._sessions = 0
@@ -158,11 +158,9 @@ class Server:
         return Accepted(sock, reports, again=ACCEPT_AGAIN) if listens(sock) else Single(sock)
 
     def _background_failed(self, error: BaseException) -> None:
-        name = type(self.device).__qualname__
         if self._reports is not None:
-            self._reports.raised(
-                "device_failed", f"background() of {name} raised", error, device=name, what="background()"
-            )
+            message = f"background() of {name_of(self.device)} raised"
+            self._reports.raised("device_failed", message, error, what="background()")
 
     async def _serve(self, peers: Peers, reports: Reports) -> None:
         while (sock := await peers.next()) is not None:

@@ -16,7 +16,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.pci.errors import DmaMapError, RegionError
-from aioirqfd.serving.reports import described
+from aioirqfd.serving.reports import name_of
+from aioirqfd.tracer import described
 from aioirqfd.vfio_user import capabilities, messages
 from aioirqfd.vfio_user.capabilities import MAJOR, MINOR, Capabilities
 from aioirqfd.vfio_user.connection import Connection
@@ -225,9 +226,9 @@ class Session:
                 await self._connection.send(refusal(message.number, message.command, errno.EINVAL))
             raise VfioUserProtocolError(f"{_name(message)}: {error}") from error
         except Exception as error:
-            name = type(self._function.device).__qualname__
             what = _name(message)
-            self._reports.raised("device_failed", f"{name} raised in {what}", error, device=name, what=what)
+            said = f"{name_of(self._function.device)} raised in {what}"
+            self._reports.raised("device_failed", said, error, what=what)
             reply = refusal(message.number, message.command, errno.EIO)
         finally:
             _close(fds)

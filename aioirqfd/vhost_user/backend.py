@@ -16,7 +16,7 @@ from aioirqfd.irqfd.guard import guarded
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.manager import IrqManager
 from aioirqfd.serving.peers import Accepted, Connected, Single
-from aioirqfd.serving.reports import Reports
+from aioirqfd.serving.reports import Reports, name_of
 from aioirqfd.serving.sockets import Listener, connect, listens, socket_path
 from aioirqfd.serving.terminal import Terminal
 from aioirqfd.tracer import NULL_TRACER
@@ -111,7 +111,7 @@ class Backend:
         self._sock = sock
         self._connect = connect
         self._reconnect = reconnect
-        self._tracer = tracer if isinstance(tracer, Terminal) else guarded(tracer)
+        self._tracer = tracer if isinstance(tracer, Terminal) else guarded(tracer, device=name_of(device))
         self._require_seal = require_seal
         self._vrings: list[Vring] = []
         self._calls: Calls | None = None
@@ -130,7 +130,7 @@ class Backend:
         """What there is to see of it."""
         managers = [f"vhost_user-{self._key}-kicks", f"vhost_user-{self._key}-calls"]
         return {
-            "device": type(self.device).__qualname__,
+            "device": name_of(self.device),
             "own": nodes.Child(self.device.inspect),
             "path": None if self._path is None else os.fsdecode(self._path),
             "sessions": self._sessions,
@@ -207,7 +207,7 @@ class Backend:
         device.transport = self
         stack.callback(self._let_go)
         if type(device).background is not Device.background:
-            task = asyncio.create_task(device.background(), name=f"aioirqfd {type(device).__qualname__}.background")
+            task = asyncio.create_task(device.background(), name=f"aioirqfd {name_of(device)}.background")
             task.add_done_callback(lambda ended: _background_ended(device, ended, reports))
             stack.push_async_callback(_cancel, task)
 
@@ -312,8 +312,8 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 def _background_ended(device: Device, task: asyncio.Task[None], reports: Reports) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        name = type(device).__qualname__
-        reports.raised("device_failed", f"background() of {name} raised", error, what="background()")
+        message = f"background() of {name_of(device)} raised"
+        reports.raised("device_failed", message, error, what="background()")
 
 
 def _check_place(path: object, sock: socket.socket | None, *, connect: bool, reconnect: float | None) -> None:

@@ -60,7 +60,9 @@ class Calls:
             for index in self._manager.routing:
                 trigger = EventFd()
                 self._triggers.append(trigger)
-                self._irqfds.append(self._manager.assign(trigger, gsi=index, masked=True, name=f"call {index}"))
+                self._irqfds.append(
+                    self._manager.assign(trigger, gsi=index, masked=True, name=f"call {index}", labels={"queue": index})
+                )
         except BaseException:
             await self.__aexit__(None, None, None)
             raise

@@ -43,7 +43,9 @@ class Kick:
             OSError: It cannot be listened to. It is closed then, and the one before is still listened to.
         """
         try:
-            irqfd = self._manager.assign(eventfd, gsi=self._gsi, masked=masked, name=f"kick {self._gsi}")
+            irqfd = self._manager.assign(
+                eventfd, gsi=self._gsi, masked=masked, name=f"kick {self._gsi}", labels={"queue": self._gsi}
+            )
         except OSError:
             known = self._eventfd is not None and self._eventfd.id == eventfd.id
             eventfd.close()

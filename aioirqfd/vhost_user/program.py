@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from aioirqfd.serving.program import serve
+from aioirqfd.serving.reports import name_of
 from aioirqfd.serving.sockets import listens
 from aioirqfd.serving.terminal import Terminal
 from aioirqfd.vhost_user.backend import Backend
@@ -141,7 +142,7 @@ def run(
     Raises:
         SystemExit: It cannot listen at the path, or connect to it, with a line that says why.
     """
-    name = type(device).__qualname__
+    name = name_of(device)
     tracer = Terminal(name) if tracer is None else tracer
     backend = Backend(device, path, sock=sock, connect=connect, reconnect=reconnect, tracer=tracer)
     if sock is not None:
@@ -201,4 +202,4 @@ def _run_by_vfio_user(device: Device, path: str) -> None:
     from aioirqfd import vfio_user  # noqa: PLC0415  start-up time that only this way costs
     from aioirqfd.virtio_pci import VirtioPci  # noqa: PLC0415  as above
 
-    vfio_user.run(VirtioPci(device), path, name=type(device).__qualname__)
+    vfio_user.run(VirtioPci(device), path)

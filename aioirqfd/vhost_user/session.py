@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.errors import ClosedError, EventFdInvalidError
 from aioirqfd.eventfd import EventFd
-from aioirqfd.serving.reports import described
+from aioirqfd.serving.reports import name_of
+from aioirqfd.tracer import described
 from aioirqfd.vhost_user.backchannel import BackChannel
 from aioirqfd.vhost_user.errors import RefusedError, RingError, VhostUserProtocolError
 from aioirqfd.vhost_user.features import ProtocolFeature
@@ -295,8 +296,7 @@ class Session:
         self._status = status
 
     def _raised(self, what: str, error: Exception) -> None:
-        name = type(self._device).__qualname__
-        self._reports.raised("device_failed", f"{what} of {name} raised", error, what=what)
+        self._reports.raised("device_failed", f"{what} of {name_of(self._device)} raised", error, what=what)
 
     def _abandon(self) -> None:
         """The front-end has gone. None of the queues is to answer any more, before the first is waited for."""

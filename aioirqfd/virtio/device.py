@@ -21,6 +21,7 @@ class Device:
     """A virtio device. Subclass it, say what it is, and write :meth:`handle`.
 
     Attributes:
+        name: What traces and terminals call it; empty, as here: as its class.
         device_id: The virtio device id (virtio 1.2, section 5); the front-end is told by its own configuration, so this
             is for people and traces.
         num_queues: How many virtqueues it has, 1..256.
@@ -44,6 +45,7 @@ class Device:
     Threads: everything is called on the back-end's loop.
     """
 
+    name: str = ""
     device_id: int = 0
     num_queues: int = 1
     features: int = 0

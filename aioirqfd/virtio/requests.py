@@ -7,6 +7,7 @@ import functools
 from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.flight import FlightKind, flight_of
+from aioirqfd.serving.reports import name_of
 from aioirqfd.virtio.chain import written_by
 from aioirqfd.virtio.device import Device
 from aioirqfd.virtio.errors import VirtqueueError
@@ -74,7 +75,7 @@ class Requests:
         self.unanswered = False
         self._closing = False
         self._device = device
-        self._name = type(device).__qualname__
+        self._name = name_of(device)
         self._ring = ring
         self._broken = broken
         self._transfers = transfers
@@ -206,7 +207,9 @@ class Requests:
             try:
                 self._device.stopping(self.index)
             except Exception as error:
-                self._reports.raised("device_failed", f"stopping() of {self._name} raised", error, queue=self.index)
+                self._reports.raised(
+                    "device_failed", f"stopping() of {self._name} raised", error, queue=self.index, what="stopping()"
+                )
         if cancel or self._closing:
             self.cancel()
         while self._running:

@@ -15,6 +15,7 @@ from aioirqfd.pci.bar import Bar
 from aioirqfd.pci.capability import MsiX, PciExpress, PowerManagement
 from aioirqfd.pci.device import PciDevice
 from aioirqfd.pci.register import Register
+from aioirqfd.serving.reports import name_of
 from aioirqfd.virtio.device import MAX_CONFIG, check
 from aioirqfd.virtio.eager import Eager
 from aioirqfd.virtio.features import RING_FEATURES, VirtioFeature
@@ -121,6 +122,7 @@ class VirtioPci(PciDevice):
         if not 1 <= queue_size <= MAX_SIZE or queue_size & (queue_size - 1):
             raise ValueError(f"a queue's size is a power of 2 up to {MAX_SIZE}, not {queue_size}")
         self.virtio: Final = device
+        self.name = name_of(device)
         self.device_id = 0x1040 + device.device_id
         self.class_code = _CLASSES.get(device.device_id, _OTHER) if class_code is None else class_code
         count = device.num_queues
@@ -220,8 +222,7 @@ class VirtioPci(PciDevice):
         self.virtio.close()
 
     def _raised(self, what: str, error: Exception) -> None:
-        name = type(self.virtio).__qualname__
-        self._reports.raised("device_failed", f"{what} of {name} raised", error, what=what)
+        self._reports.raised("device_failed", f"{what} of {self.name} raised", error, what=what)
 
     async def reset(self) -> None:
         """The device is reset, by its driver or with the function. Requests under way are ended first."""

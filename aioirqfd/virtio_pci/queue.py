@@ -89,7 +89,9 @@ class PciQueue:
         self._failed = failed
         self._reports = reports
         # Nothing that is signalled while no ring runs is lost: it is a kick of the next run's, at worst one too many.
-        self._kick = manager.assign(self.doorbell, gsi=index, masked=True, name=f"doorbell {index}")
+        self._kick = manager.assign(
+            self.doorbell, gsi=index, masked=True, name=f"doorbell {index}", labels={"queue": index}
+        )
         self._forget()
 
     def _forget(self) -> None:

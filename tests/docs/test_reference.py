@@ -14,6 +14,7 @@ import pytest
 
 import aioirqfd
 from aioirqfd.cli.main import COMMANDS
+from tests.docs.generator import generate
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "reference").glob("*.md"))
@@ -87,3 +88,7 @@ def test_every_command_is_described():
 def test_the_version_shown_is_the_packages():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     assert f"$ aioirqfd --version\naioirqfd {version}\n" in TEXT["command"]
+
+
+def test_the_catalogue_of_events_is_made_of_their_declarations():
+    assert generate.events(TEXT["events"]) == TEXT["events"]

@@ -395,7 +395,7 @@ async def test_every_hit_is_told(serve):
             "faults": ["second sector"],
             "kind": "write",
             "request": ("write sector=2", 1),
-            "failed": True,
+            "do": {"failed": True},
         }
         assert disk.faults.status()["faults"][0]["hits"] == 1
 
@@ -521,7 +521,7 @@ async def test_every_hit_goes_to_structlog(serve):
             disk.faults.add(Match("flush"), Fail(), name="broken")
             await disk.ask("flush")
     (hit,) = [entry for entry in logs if entry["event"] == "fault_hit"]
-    assert (hit["faults"], hit["kind"], hit["failed"]) == (["broken"], "flush", True)
+    assert (hit["faults"], hit["kind"], hit["do"]["failed"]) == (["broken"], "flush", True)
 
 
 def test_the_process_is_killed(tmp_path):

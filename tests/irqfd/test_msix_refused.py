@@ -86,8 +86,11 @@ async def test_one_that_the_sink_refuses_for_good_is_left_to_the_guest():
         table.signal(0)
         sink.asked, sink.refuse = 0, [RoutingError("never")] * 100
         program(table, 0, 0x31)
+        errors = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
         await turns(60)
         assert sink.asked == 4, "the first time, and three more"
+        assert [str(error) for error in errors] == ["[Errno 22] Invalid argument: never"], "once, where nobody traces"
         assert (table.pending(0), irqs.gsis.statistics().held, irqs.irqfds) == (True, 0, ())
         sink.refuse = []
         table.mask(0)
@@ -168,7 +171,7 @@ async def test_a_route_that_the_sink_keeps_keeps_its_gsi():
         program(table, 0, 0x31)
         sink.refuse = [NO_MEMORY]
         table.write_control(0)
-        assert log.of("msix_unroute_failed") == [{"gsis": 1, "error": repr(NO_MEMORY)}]
+        assert log.of("msix_unroute_failed") == [{"gsis": 1, "error": repr(NO_MEMORY), "exc_info": NO_MEMORY}]
         assert (irqs.gsis.statistics().held, irqs.routing.routes(24)) == (0, (Msi(BASE, 0x31),))
         table.write_control(ENABLE)
         assert table.gsi(0) == 25, "not one that leads elsewhere"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
+import logging
 import subprocess
 import sys
 
 import pytest
 import structlog
+from structlog.contextvars import bound_contextvars, clear_contextvars, get_contextvars, merge_contextvars
 from structlog.testing import LogCapture, capture_logs
 
 from aioirqfd import EventFd, InjectionError, IrqchipPin, IrqManager, Retry, Tracer
@@ -128,3 +132,83 @@ def test_it_is_never_configured_and_not_even_imported_unless_used():
         "assert not structlog.is_configured()\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
+
+
+# -- context variables, tracebacks, other loggers ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def merged():
+    """What is logged with structlog's context variables in it."""
+    capture = LogCapture()
+    clear_contextvars()
+    yield capture.entries, structlog.wrap_logger(None, processors=[merge_contextvars, capture])
+    clear_contextvars()
+
+
+async def test_what_is_bound_where_an_irqfd_was_assigned_comes_out_on_its_events(merged):
+    entries, logger = merged
+    sink = FlakySink(1)
+    async with IrqManager(sink, retry=Retry(1, 0, 0), tracer=StructlogTracer(logger)) as irqs:
+        with EventFd() as kick, EventFd() as other:
+            with bound_contextvars(vm="blue", device="disk"):
+                irqfd = irqs.assign(kick, gsi=5)
+            irqs.assign(other, gsi=6)
+            kick.signal()
+            await irqs.flush()  # from the work queue, whose tasks know nothing of it
+            with bound_contextvars(request="r1", device="console"):
+                irqfd.mask()
+    of_it = [entry for entry in entries if entry.get("gsi") == 5]
+    assert [entry["event"] for entry in of_it] == [
+        "irqfd_assigned",
+        "injection_failed",
+        "injection_retried",
+        "irqfd_masked",
+        "irqfd_deassigned",
+    ]
+    assert {(entry["vm"], entry["device"]) for entry in of_it} == {("blue", "disk")}
+    # What is bound where it is masked comes out on that event, and changes nothing there.
+    assert [entry["event"] for entry in entries if entry.get("request") == "r1"] == ["irqfd_masked"]
+    assert all("vm" not in entry for entry in entries if entry.get("gsi") != 5)
+    assert get_contextvars() == {}
+
+
+async def test_a_failure_is_rendered_with_its_traceback(log):
+    written = io.StringIO()
+    logger = structlog.wrap_logger(
+        structlog.WriteLogger(written),
+        processors=[structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()],
+    )
+    async with IrqManager(FlakySink(1), retry=Retry(1, 0, 0), tracer=StructlogTracer(logger)) as irqs:
+        with EventFd() as kick:
+            irqs.assign(kick, gsi=5)
+            kick.signal()
+            await irqs.flush()
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    (failed,) = [line for line in lines if line["event"] == "injection_failed"]
+    (raised,) = failed["exception"]
+    assert (raised["exc_type"], raised["exc_value"]) == ("OSError", "[Errno 5] flaky")
+    assert raised["frames"][-1]["name"] == "inject"
+
+
+async def test_the_standard_librarys_logging_has_levels_and_tracebacks(caplog):
+    logger = structlog.wrap_logger(
+        logging.getLogger("vmm"),
+        processors=[structlog.stdlib.add_log_level, structlog.stdlib.render_to_log_kwargs],
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    with caplog.at_level(logging.INFO, "vmm"):
+        async with IrqManager(FlakySink(1), retry=Retry(1, 0, 0), tracer=StructlogTracer(logger)) as irqs:
+            with EventFd() as kick:
+                irqs.assign(kick, gsi=5)
+                kick.signal()
+                await irqs.flush()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "irqfd_assigned"),
+        ("WARNING", "injection_failed"),
+        ("INFO", "injection_retried"),
+        ("INFO", "irqfd_deassigned"),
+    ]
+    failed = caplog.records[1]
+    assert failed.gsi == 5
+    assert failed.exc_info[0] is OSError

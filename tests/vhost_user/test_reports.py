@@ -11,8 +11,9 @@ import traceback
 
 import pytest
 
-from aioirqfd.serving.reports import Reports, described
+from aioirqfd.serving.reports import Reports
 from aioirqfd.testing import RecordingTracer
+from aioirqfd.tracer import described
 from aioirqfd.vhost_user import Backend
 from aioirqfd.vhost_user.messages import Request, VringFd, VringState
 from aioirqfd.virtio import Chain, Device
@@ -97,8 +98,12 @@ async def test_with_a_tracer_it_is_traced_and_rate_limited(path, heard):
         await queue.ask([b"other"], [8])
     assert heard == []
     first, tenth, other = tracer.of("request_failed")
-    assert first == {"queue": 0, "head": first["head"], "error": first["error"]}
+    assert first.keys() == {"device", "queue", "head", "error", "exc_info"}
+    assert (first["device"], first["queue"]) == ("Typo", 0)
     assert "wriet" in first["error"]
+    assert "request.wriet(b" in "".join(traceback.format_exception(first["exc_info"]))
+    for fields in tracer.of("request_failed"):
+        del fields["exc_info"]  # it holds its request, and that the guest's memory
     assert tenth["suppressed"] == 8
     assert other["error"] == "LookupError(b'other')"
 
@@ -202,7 +207,7 @@ async def test_refused_messages_are_told_in_time(path):
         await front.number(Request.GET_QUEUE_NUM)
     told = tracer.of("message_refused")
     assert [fields.get("suppressed") for fields in told] == [None, 8, 89, None]
-    assert told[0] == {"request": "SET_VRING_NUM", "reason": "no queue 7 of 1"}
+    assert told[0] == {"device": "Upper", "request": "SET_VRING_NUM", "reason": "no queue 7 of 1"}
     assert told[-1]["request"] == "SET_VRING_CALL"
 
 
@@ -274,6 +279,7 @@ def raised(what):
     return caught.value
 
 
+@pytest.mark.invented
 def test_a_place_that_raises_is_heard_once_a_front_end():
     from aioirqfd.tracer import NULL_TRACER
 

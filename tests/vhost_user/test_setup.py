@@ -115,7 +115,11 @@ async def test_a_ring_that_the_inflight_buffer_has_no_room_for_runs_without_it(p
             await small.start()
             assert await small.ask([b"c"], [1]) == b"C"
             assert backend.statistics().queues[0].resubmitted == 0
-    assert tracer.of("inflight_too_small") == [{"queue": 0, "size": 16, "room": 8}, {"queue": 2, "size": 8, "room": 8}]
+    expected = [
+        {"device": "Upper", "queue": 0, "size": 16, "room": 8},
+        {"device": "Upper", "queue": 2, "size": 8, "room": 8},
+    ]
+    assert tracer.of("inflight_too_small") == expected
 
 
 async def test_a_broken_inflight_buffer_starts_no_ring(path):
