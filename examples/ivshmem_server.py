@@ -27,11 +27,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from aioirqfd import EventFd, IrqManager, Msi
+from aioirqfd.serving.options import add_options, log
 from aioirqfd.sinks import CallbackSink
+from aioirqfd.tracer import NULL_TRACER
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
+
+    from aioirqfd.tracer import Tracer
 
 VERSION: Final = 0
 MEMORY: Final = -1
@@ -117,6 +121,7 @@ class Server:
             one comes again only after all others: QEMU 7.2 writes to memory that it has freed when it hears of a number
             anew whose bearer has left.
         watch: Told of a peer's coming (True) and going.
+        tracer: Hears what happens to the interrupts.
 
     Raises:
         ValueError: One of the numbers is out of range.
@@ -132,6 +137,7 @@ class Server:
         size: int = 1 << 20,
         ids: int = PEERS,
         watch: Callable[[int, bool], object] = lambda _peer, _here: None,
+        tracer: Tracer = NULL_TRACER,
     ) -> None:
         if not 1 <= vectors <= VECTORS:
             raise ValueError(f"vectors of each peer: 1..{VECTORS}, not {vectors}")
@@ -144,6 +150,7 @@ class Server:
         self.vectors: Sequence[EventFd] = ()
         self._doorbell = doorbell
         self._watch = watch
+        self._tracer = tracer
         self._count = vectors
         self._size = size
         self._ids = ids
@@ -166,7 +173,8 @@ class Server:
         # Peer 0 is a device with a message for each vector; who rings is not told, which vector is.
         self.vectors = [stack.enter_context(EventFd()) for _ in range(self._count)]
         routing = {vector: Msi(HOST, vector) for vector in range(self._count)}
-        irqs = await stack.enter_async_context(IrqManager(CallbackSink(lambda _interrupt: None), routing=routing))
+        sink = CallbackSink(lambda _interrupt: None)
+        irqs = await stack.enter_async_context(IrqManager(sink, routing=routing, tracer=self._tracer, name="ivshmem"))
         for vector, eventfd in enumerate(self.vectors):
             irqs.assign(eventfd, gsi=vector, wakeup=lambda irqfd, count: self._doorbell(irqfd.gsi, count))
         self.irqs = irqs
@@ -322,11 +330,14 @@ async def serve(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     def watch(peer: int, here: bool) -> None:  # noqa: FBT001  a peer, and whether it is there
         print(f"peer {peer} {'came' if here else 'left'}", flush=True)
 
+    tracer = NULL_TRACER if options.trace is None else log(options.trace)
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     try:
-        server = Server(options.socket, doorbell, vectors=options.vectors, size=options.size, watch=watch)
+        server = Server(
+            options.socket, doorbell, vectors=options.vectors, size=options.size, watch=watch, tracer=tracer
+        )
     except ValueError as error:
         parser.error(str(error))
     async with server:
@@ -346,6 +357,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=1, help="of each peer (default 1)")
     parser.add_argument("--size", type=size_of, default=1 << 20, help="of the shared memory: 64K, 1M (default), 1G")
     parser.add_argument("--echo", action="store_true", help="ring the same vector of every peer back")
+    add_options(parser)
     try:
         asyncio.run(serve(parser, parser.parse_args()))
     except OSError as error:

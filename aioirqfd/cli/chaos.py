@@ -15,7 +15,7 @@ from aioirqfd.faults.command import USAGE
 from aioirqfd.faults.control import Control
 from aioirqfd.faults.program import read_script, serve
 from aioirqfd.pci import PciDevice
-from aioirqfd.serving.terminal import Terminal
+from aioirqfd.serving.options import add_options, tracer_of
 from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.vfio_user import Server
 from aioirqfd.vhost_user import Backend
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from aioirqfd.serving.program import Service
-    from aioirqfd.tracer import Tracer
 
 _WRONG: Final = 1
 _EXAMPLES: Final = """\
@@ -55,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--log", metavar="PATH", help="write what happens, as lines of JSON")
     made.add_argument("--replay", metavar="PATH", help="do what a log says, in its order")
     made.add_argument("--nonconforming", action="store_true", help="take faults that no conforming device may make")
-    made.add_argument("--structlog", action="store_true", help="write each hit to structlog")
+    add_options(made)
     made.add_argument("--list", action="store_true", help="list the faults, and what specifications say of them")
     return made
 
@@ -88,7 +87,7 @@ def _serve(options: argparse.Namespace) -> None:
     positional, named = _split(options.arguments)
     device = made(*positional, **named)
     with contextlib.closing(device):
-        tracer = _tracer(options)
+        tracer = NULL_TRACER if options.trace is None else tracer_of(options, "chaos")
         faults = Faults(seed=options.seed, nonconforming=options.nonconforming, log=options.log, tracer=tracer)
         with contextlib.closing(faults):
             faults.wrap(device)
@@ -102,7 +101,7 @@ async def _run(
 ) -> None:
     if options.replay is not None:
         faults.replay(options.replay)
-    tracer = Terminal("chaos")
+    tracer = tracer_of(options, "chaos")
     service: Service
     if isinstance(device, Device):
         service = Backend(device, options.socket_path, tracer=tracer)
@@ -113,14 +112,6 @@ async def _run(
 
 def _say(text: str) -> None:
     print(f"chaos: {text}", flush=True)
-
-
-def _tracer(options: argparse.Namespace) -> Tracer:
-    if not options.structlog:
-        return NULL_TRACER
-    from aioirqfd.tracing.structlog import StructlogTracer  # noqa: PLC0415  structlog need not be installed
-
-    return StructlogTracer()
 
 
 def _class(name: str) -> Callable[..., Device | PciDevice]:

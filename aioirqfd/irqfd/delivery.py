@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import contextvars
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast, final
 
 from aioirqfd.counter import Stepped
 from aioirqfd.errors import InjectionError
@@ -78,8 +78,8 @@ def checked(labels: Mapping[str, object]) -> dict[str, object]:
     Raises:
         TypeError: They are none.
     """
-    given: object = labels
-    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in labels):
+    given = cast("Mapping[object, object]", labels)
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):  # pyright: ignore[reportUnnecessaryIsInstance]  callers without a type checker
         raise TypeError(f"labels map names to values, as {{'queue': 2}} does; {labels!r} does not")
     return dict(labels)
 

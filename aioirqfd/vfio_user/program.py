@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from aioirqfd.serving.options import add_options, tracer_of
 from aioirqfd.serving.program import serve
 from aioirqfd.serving.reports import name_of
 from aioirqfd.serving.terminal import Terminal
@@ -51,7 +52,7 @@ def main(
 
     Args:
         make: Makes the device from the options. What it raises as OSError or ValueError is what the user did wrong.
-        parser: It has the program's own options, and gets ``--socket-path``; None: there are no others.
+        parser: It has the program's own options, and gets ``--socket-path`` and ``--trace``; None: there are no others.
         argv: The arguments; None: the process's.
 
     Raises:
@@ -61,12 +62,13 @@ def main(
     parser.add_argument(
         "--socket-path", metavar="PATH", required=True, help="where to listen for the client, such as QEMU"
     )
+    add_options(parser)
     options = parser.parse_args(argv)
     try:
         device = make(options)
     except (OSError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     try:
-        run(device, options.socket_path)
+        run(device, options.socket_path, tracer=tracer_of(options, name_of(device)))
     finally:
         device.close()

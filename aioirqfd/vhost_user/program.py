@@ -13,6 +13,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Final, TypedDict
 
+from aioirqfd.serving.options import add_options, tracer_of
 from aioirqfd.serving.program import serve
 from aioirqfd.serving.reports import name_of
 from aioirqfd.serving.sockets import listens
@@ -47,7 +48,7 @@ def parse(
     """Add the options of a back-end program to a parser, and read the command line.
 
     They are ``--socket-path PATH`` and ``--fd FDNUM``, one of which must be given, ``--connect`` and
-    ``--print-capabilities``.
+    ``--print-capabilities``; and ``--trace``, which :func:`aioirqfd.serving.options.tracer_of` reads.
 
     Args:
         parser: It has the program's own options.
@@ -71,6 +72,7 @@ def parse(
         "--connect", action="store_true", help=f"the front-end listens at PATH; try again every {RECONNECT:g} s"
     )
     parser.add_argument(_CAPABILITIES, action="store_true", help="say as JSON what this program can, and exit")
+    add_options(parser)
     arguments = sys.argv[1:] if argv is None else list(argv)
     if _CAPABILITIES in arguments:
         # Whatever else is there is to be ignored, wrong or not.
@@ -191,15 +193,15 @@ def main(
         parser.exit(1, f"{parser.prog}: {error}\n")
     try:
         if by_vfio_user:
-            _run_by_vfio_user(device, options.socket_path)
+            _run_by_vfio_user(device, options)
         else:
-            run(device, **where)
+            run(device, **where, tracer=tracer_of(options, name_of(device)))
     finally:
         device.close()
 
 
-def _run_by_vfio_user(device: Device, path: str) -> None:
+def _run_by_vfio_user(device: Device, options: argparse.Namespace) -> None:
     from aioirqfd import vfio_user  # noqa: PLC0415  start-up time that only this way costs
     from aioirqfd.virtio_pci import VirtioPci  # noqa: PLC0415  as above
 
-    vfio_user.run(VirtioPci(device), path)
+    vfio_user.run(VirtioPci(device), options.socket_path, tracer=tracer_of(options, name_of(device)))
