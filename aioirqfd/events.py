@@ -100,12 +100,6 @@ _IRQFD: Final = (
     Field("fd", (int,), "the eventfd's file descriptor; -1: it is closed"),
     Field("eventfd_id", (int,), "the kernel's number of the eventfd, in which all its dups agree"),
 )
-_FLIGHT: Final = (
-    _GSI,
-    Field("fd", (int,), "the eventfd's file descriptor; -1: it is closed"),
-    Field("eventfd_id", (int,), "the kernel's number of the eventfd; not in a replay", optional=True),
-    Field("count", (int,), "of a replay: signals that came together", optional=True),
-)
 _FAILURE: Final = (
     Field("error", (str,), "`repr()` of what was raised"),
     Field("exc_info", (BaseException,), "what was raised, with its traceback, for a renderer to show"),
@@ -176,23 +170,9 @@ EVENTS: Final[Mapping[str, Event]] = _table(
         "interrupt_injected",
         "debug",
         "An interrupt reached the sink; told only where the tracer asks for each one.",
-        _fields(*_FLIGHT, Field("fast", (bool,), "whether by the fast path; not in a replay", optional=True)),
+        _fields(*_IRQFD, Field("fast", (bool,), "whether by the fast path")),
     ),
-    Event(
-        "interrupt_deferred",
-        "debug",
-        "Of a replay: the sink did not take it at once, and it was queued.",
-        _fields(*_FLIGHT),
-    ),
-    Event(
-        "interrupt_wakeup",
-        "debug",
-        "Of a replay: it went to a handler, or the slow way for another reason.",
-        _fields(*_FLIGHT),
-    ),
-    Event(
-        "interrupt_held", "info", "An interrupt waits: for a route or, in a replay, in its eventfd.", _fields(*_FLIGHT)
-    ),
+    Event("interrupt_held", "info", "An interrupt waits for a route.", _fields(*_IRQFD)),
     Event(
         "interrupt_dropped",
         "warning",

@@ -23,6 +23,11 @@ class Tracer(Protocol):
         """Take one event: a constant snake_case name, and its fields; :mod:`aioirqfd.events` declares them all."""
 
 
+def listens(tracer: Tracer) -> bool:
+    """Whether somebody hears of trouble by this tracer: not by one that only remembers, which says so with ``listens = False``."""
+    return bool(getattr(tracer, "listens", True))
+
+
 @final
 class NullTracer:
     """Hears nothing; the default."""

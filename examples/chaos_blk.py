@@ -47,6 +47,7 @@ if not __package__:  # run as a path: python examples/chaos_blk.py
 from aioirqfd.faults import Faults
 from aioirqfd.faults.control import Control
 from aioirqfd.faults.program import read_script, serve
+from aioirqfd.inspect.service import Inspected
 from aioirqfd.serving.options import tracer_of
 from aioirqfd.vhost_user import Backend, program
 from examples.vhost_user_blk import Blk, blk_parser
@@ -88,7 +89,15 @@ def main() -> None:
         with contextlib.closing(disk) as chaos:
             commands = read_script(chaos.control, options.script)
             backend = Backend(chaos, **program.place(options), tracer=tracer_of(options, "chaos"))
-            asyncio.run(serve(backend, chaos.control, commands=commands, socket=options.control, say=say))
+            asyncio.run(
+                serve(
+                    Inspected(backend, options.inspect),
+                    chaos.control,
+                    commands=commands,
+                    socket=options.control,
+                    say=say,
+                )
+            )
     except (OSError, ValueError) as error:
         sys.exit(f"chaos_blk: {error}")
 

@@ -26,7 +26,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from aioirqfd import EventFd, IrqManager, Msi
+from aioirqfd import EventFd, IrqManager, Msi, inspect
 from aioirqfd.serving.options import add_options, log
 from aioirqfd.sinks import CallbackSink
 from aioirqfd.tracer import NULL_TRACER
@@ -340,7 +340,10 @@ async def serve(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
         )
     except ValueError as error:
         parser.error(str(error))
-    async with server:
+    async with contextlib.AsyncExitStack() as stack:
+        if options.inspect is not None:
+            await stack.enter_async_context(await inspect.serve(options.inspect))
+        await stack.enter_async_context(server)
         print(
             f"serving on {options.socket}; a guest joins with:\n"
             f"  -chardev socket,id=iv,path={options.socket} -device ivshmem-doorbell,chardev=iv,vectors={options.vectors}",

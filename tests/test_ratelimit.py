@@ -89,7 +89,6 @@ def test_an_interval_of_zero_tells_all():
     assert [limit.admit("a") for _ in range(5)] == [0] * 5
 
 
-@pytest.mark.invented
 def test_emit_tells_the_tracer_and_says_how_many_it_left_out(limit, clock):
     tracer = RecordingTracer()
     for number in range(3):
@@ -104,7 +103,6 @@ def test_emit_tells_the_tracer_and_says_how_many_it_left_out(limit, clock):
     ]
 
 
-@pytest.mark.invented
 def test_emit_tells_kinds_of_one_event_apart(limit):
     tracer = RecordingTracer()
     for queue in (0, 1, 0, 1):

@@ -14,6 +14,7 @@ from aioirqfd.faults import FAULTS, Faults
 from aioirqfd.faults.command import USAGE
 from aioirqfd.faults.control import Control
 from aioirqfd.faults.program import read_script, serve
+from aioirqfd.inspect.service import Inspected
 from aioirqfd.pci import PciDevice
 from aioirqfd.serving.options import add_options, tracer_of
 from aioirqfd.tracer import NULL_TRACER
@@ -107,7 +108,7 @@ async def _run(
         service = Backend(device, options.socket_path, tracer=tracer)
     else:
         service = Server(device, options.socket_path, tracer=tracer)
-    await serve(service, control, commands=commands, socket=options.control, say=_say)
+    await serve(Inspected(service, options.inspect), control, commands=commands, socket=options.control, say=_say)
 
 
 def _say(text: str) -> None:

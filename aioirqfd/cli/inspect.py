@@ -26,26 +26,27 @@ examples:
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Its options."""
+    made = argparse.ArgumentParser(
         prog="aioirqfd inspect",
         description="Look into a running program that calls `await aioirqfd.inspect.serve(SOCKET)`.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("socket", metavar="SOCKET", help="where the program serves its tree")
-    parser.add_argument(
+    made.add_argument("socket", metavar="SOCKET", help="where the program serves its tree")
+    made.add_argument(
         "path", metavar="PATH", nargs="?", default="", help="which part of it; * stands for each there is"
     )
-    parser.add_argument("--depth", type=_depth, metavar="N", help="how many levels of parts to show (all)")
-    parser.add_argument("--explain", action="store_true", help="say in sentences what an interrupt waits for")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
+    made.add_argument("--depth", type=_depth, metavar="N", help="how many levels of parts to show (all)")
+    made.add_argument("--explain", action="store_true", help="say in sentences what an interrupt waits for")
+    made.add_argument("--json", action="store_true", help="print JSON")
+    made.add_argument(
         "--watch", nargs="?", type=_seconds, const=1.0, metavar="SECONDS", help="print it again and again, until Ctrl-C"
     )
-    parser.add_argument("--set", metavar="VALUE", help="write a setting: JSON, or else a string")
-    return parser
+    made.add_argument("--set", metavar="VALUE", help="write a setting: JSON, or else a string")
+    return made
 
 
 def _depth(text: str) -> int:
@@ -72,10 +73,9 @@ def run(arguments: Sequence[str], *, sleep: Callable[[float], object] = time.sle
     Returns:
         The exit status: 0; 1 where it cannot be had, with a line on standard error that says why.
     """
-    parser = _parser()
-    options = parser.parse_intermixed_args(arguments)  # PATH may stand behind an option
+    options = parser().parse_intermixed_args(arguments)  # PATH may stand behind an option
     if options.set is not None and (options.explain or options.watch or options.depth is not None):
-        parser.error("--set writes, and takes none of --explain, --watch, --depth")
+        parser().error("--set writes, and takes none of --explain, --watch, --depth")
     try:
         with InspectClient(options.socket) as client:
             if options.set is not None:

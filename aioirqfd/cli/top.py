@@ -20,7 +20,35 @@ _WRONG: Final = 1
 _MARKS: Final = """\
 marks: P pending, and the manager is paused; M masked; H held, for room or for a route; B given up after the sink has failed;
 K the sink watches the eventfd itself, and counts nothing here; R its handler or the sink's inject() runs.
+
+examples:
+  aioirqfd top vmm.sock
+  aioirqfd top vmm.sock --sort h --filter disk
+  aioirqfd top vmm.sock --once
 """
+
+
+def parser() -> argparse.ArgumentParser:
+    """Its options."""
+    made = argparse.ArgumentParser(
+        prog="aioirqfd top",
+        description="Watch the interrupts of a running program that calls `await aioirqfd.inspect.serve(SOCKET)`.",
+        epilog=_MARKS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("socket", metavar="SOCKET", help="where the program serves its tree")
+    made.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="from one look to the next (1)")
+    made.add_argument(
+        "--sort",
+        choices="rtcngh",
+        default="r",
+        metavar="KEY",
+        help="r rate, t total, c coalesced, n name, g gsi, h held",
+    )
+    made.add_argument("--filter", default="", metavar="TEXT", help="show only what has this in its names, gsi or state")
+    made.add_argument("--once", action="store_true", help="print one screen, and end")
+    return made
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -32,29 +60,9 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 0; 1 where the program cannot be asked, with a line on standard error that says why.
     """
-    parser = argparse.ArgumentParser(
-        prog="aioirqfd top",
-        description="Watch the interrupts of a running program that calls `await aioirqfd.inspect.serve(SOCKET)`.",
-        epilog=_MARKS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("socket", metavar="SOCKET", help="where the program serves its tree")
-    parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="from one look to the next (1)")
-    parser.add_argument(
-        "--sort",
-        choices="rtcngh",
-        default="r",
-        metavar="KEY",
-        help="r rate, t total, c coalesced, n name, g gsi, h held",
-    )
-    parser.add_argument(
-        "--filter", default="", metavar="TEXT", help="show only what has this in its names, gsi or state"
-    )
-    parser.add_argument("--once", action="store_true", help="print one screen, and end")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if not 0.05 <= options.interval <= 3600:
-        parser.error("--interval is 0.05 to 3600 seconds")
+        parser().error("--interval is 0.05 to 3600 seconds")
     screen = Screen(options.socket, sort=options.sort, filter=options.filter)
     try:
         with InspectClient(options.socket) as client:
@@ -63,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
                 print("\n".join(line.rstrip() for line in screen.lines()).rstrip())
                 return 0
             if not (sys.stdin.isatty() and sys.stdout.isatty()):
-                parser.error("it needs a terminal; --once prints one screen without")
+                parser().error("it needs a terminal; --once prints one screen without")
             curses.wrapper(_watch, client, screen, options.interval)
     except (OSError, InspectError) as error:
         print(f"aioirqfd top: {error}", file=sys.stderr)

@@ -20,7 +20,7 @@ from aioirqfd.irqfd.coroutine import plain_function
 from aioirqfd.irqfd.guard import guarded, report
 from aioirqfd.irqfd.retry import Retry
 from aioirqfd.irqfd.since import Since
-from aioirqfd.tracer import NULL_TRACER, failure
+from aioirqfd.tracer import NULL_TRACER, failure, listens
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -114,6 +114,7 @@ class Delivery:
     """
 
     __slots__ = (
+        "_heard",
         "_life",
         "_on_error",
         "_poller",
@@ -147,6 +148,7 @@ class Delivery:
         self.emit = guarded(tracer, **({} if name is None else {"manager": name})).emit
         self.traced: Final = tracer is not NULL_TRACER
         self.flight: Final = flight_of(tracer, type(tiers.sink).__qualname__)
+        self._heard: Final = self.traced and listens(tracer)
         self.per_interrupt: Final = bool(tracer.per_interrupt)
         self.fast: Final = tiers.try_inject is not None and not self.per_interrupt
         if not isinstance(retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]  callers without a type checker
@@ -295,7 +297,7 @@ class Delivery:
 
     def trouble(self, message: str, error: BaseException) -> None:
         """Something is wrong for good: where nobody listens, the loop's exception handler hears of it."""
-        if not self.traced:
+        if not self._heard:
             report(f"aioirqfd: {message}", error)
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> None:

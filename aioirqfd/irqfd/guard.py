@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar, final
 
 from aioirqfd.eventfd.loops import loop_here
 from aioirqfd.irqfd.coroutine import plain_function
-from aioirqfd.tracer import NULL_TRACER
+from aioirqfd.tracer import NULL_TRACER, listens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,11 +51,12 @@ def call_each(call: Callable[[_T], object], arguments: Iterable[_T]) -> None:
 class GuardedTracer:
     """A tracer that does not raise: one that writes to a log may meet a full disk. Its events say whose they are."""
 
-    __slots__ = ("_whose", "per_interrupt", "tracer")
+    __slots__ = ("_whose", "listens", "per_interrupt", "tracer")
 
     def __init__(self, tracer: Tracer, **whose: object) -> None:
         self.tracer = tracer  # where flight_of() looks for a flight recorder
         self._whose = whose
+        self.listens = listens(tracer)
         self.per_interrupt = bool(tracer.per_interrupt)
 
     def emit(self, event: str, /, **fields: object) -> None:

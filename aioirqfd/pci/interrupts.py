@@ -87,9 +87,7 @@ class Interrupts:
         :meth:`signal` and :attr:`pin` from any; the rest the loop's.
     """
 
-    def __init__(
-        self, vectors: int, *, tracer: Tracer, name: str = "PciDevice", manager: str | None = None
-    ) -> None:
+    def __init__(self, vectors: int, *, tracer: Tracer, name: str = "PciDevice", manager: str | None = None) -> None:
         self._flight = flight_of(tracer, f"{name} vectors")
         self._vectors = [_Vector() for _ in range(vectors)]
         self._pin = _Vector()

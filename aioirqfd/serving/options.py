@@ -17,12 +17,15 @@ FORMS: Final = ("console", "json")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--trace`` to a program's parser; :func:`tracer_of` reads it."""
+    """Add ``--trace``, which :func:`tracer_of` reads, and ``--inspect`` to a program's parser."""
     group = parser.add_argument_group("watching it")
     group.add_argument(
         "--trace",
         choices=FORMS,
         help="write what happens to standard error: for people, with tracebacks, or as a line of JSON each",
+    )
+    group.add_argument(
+        "--inspect", metavar="PATH", help="where to serve the tree of its interrupts, for `aioirqfd inspect` and `top`"
     )
 
 

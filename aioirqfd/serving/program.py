@@ -19,16 +19,16 @@ if TYPE_CHECKING:
             """Wait as long as there may be somebody to serve."""
 
 
-def serve(service: Service, ready: str, path: str | os.PathLike[str] | None) -> None:
+def serve(service: Service, ready: str, *paths: str | os.PathLike[str] | None) -> None:
     """Serve until SIGINT or SIGTERM, or until there is nobody any more to serve.
 
     Args:
         service: What serves.
         ready: What is printed when it is ready.
-        path: Where it serves: an OSError with this file name is what the user did wrong.
+        paths: Where it serves: an OSError with one of these file names is what the user did wrong.
 
     Raises:
-        SystemExit: It cannot serve at the path, with a line that says why.
+        SystemExit: It cannot serve at a path, with a line that says why.
     """
     new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
     with contextlib.suppress(ImportError):
@@ -39,7 +39,7 @@ def serve(service: Service, ready: str, path: str | os.PathLike[str] | None) -> 
         try:
             runner.run(_serve(service, ready))
         except OSError as error:
-            if path is None or error.filename != os.fsdecode(path):
+            if error.filename not in [os.fsdecode(path) for path in paths if path is not None]:
                 raise
             raise SystemExit(str(error)) from None
 

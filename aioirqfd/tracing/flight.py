@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final, Self, final
 
 from aioirqfd.counter import FlightRing
 from aioirqfd.integers import integer
+from aioirqfd.tracer import listens
 from aioirqfd.tracing.flight_format import (
     CHANGE,
     CHANGE_ROOM,
@@ -126,6 +127,11 @@ class FlightRecorder:
     def __repr__(self) -> str:
         where = "memory" if self.path is None else str(self.path)
         return f"<FlightRecorder in {where}: {self.ring.total} records>"
+
+    @property
+    def listens(self) -> bool:
+        """Whether the other tracer hears of trouble. Without one it goes to the loop's exception handler: nobody listens to a recorder."""
+        return self._tracer is not None and listens(self._tracer)
 
     def __enter__(self) -> Self:
         return self

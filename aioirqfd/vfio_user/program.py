@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from aioirqfd.inspect.service import Inspected
 from aioirqfd.serving.options import add_options, tracer_of
 from aioirqfd.serving.program import serve
 from aioirqfd.serving.reports import name_of
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def run(
-    device: PciDevice, path: str | os.PathLike[str], *, tracer: Tracer | None = None, name: str | None = None
+    device: PciDevice,
+    path: str | os.PathLike[str],
+    *,
+    tracer: Tracer | None = None,
+    name: str | None = None,
+    inspect: str | os.PathLike[str] | None = None,
 ) -> None:
     """Serve a device until SIGINT or SIGTERM: the whole main program. On uvloop, where it is installed.
 
@@ -31,13 +37,14 @@ def run(
         path: Where the socket is made.
         tracer: Hears what happens. Without one, standard error hears what a client has done wrong.
         name: What its lines begin with; None: the device's name.
+        inspect: Where to serve the tree of :mod:`aioirqfd.inspect`, too.
 
     Raises:
         SystemExit: It cannot listen at the path, with a line that says why.
     """
     name = name_of(device) if name is None else name
     server = Server(device, path, tracer=Terminal(name) if tracer is None else tracer)
-    serve(server, f"{name}: listening at {os.fspath(path)!r}", path)
+    serve(Inspected(server, inspect), f"{name}: listening at {os.fspath(path)!r}", path, inspect)
 
 
 def main(
@@ -52,7 +59,7 @@ def main(
 
     Args:
         make: Makes the device from the options. What it raises as OSError or ValueError is what the user did wrong.
-        parser: It has the program's own options, and gets ``--socket-path`` and ``--trace``; None: there are no others.
+        parser: It has the program's own options, and gets ``--socket-path``, ``--trace`` and ``--inspect``; None: there are no others.
         argv: The arguments; None: the process's.
 
     Raises:
@@ -69,6 +76,6 @@ def main(
     except (OSError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     try:
-        run(device, options.socket_path, tracer=tracer_of(options, name_of(device)))
+        run(device, options.socket_path, tracer=tracer_of(options, name_of(device)), inspect=options.inspect)
     finally:
         device.close()

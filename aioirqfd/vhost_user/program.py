@@ -13,6 +13,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Final, TypedDict
 
+from aioirqfd.inspect.service import Inspected
 from aioirqfd.serving.options import add_options, tracer_of
 from aioirqfd.serving.program import serve
 from aioirqfd.serving.reports import name_of
@@ -48,7 +49,7 @@ def parse(
     """Add the options of a back-end program to a parser, and read the command line.
 
     They are ``--socket-path PATH`` and ``--fd FDNUM``, one of which must be given, ``--connect`` and
-    ``--print-capabilities``; and ``--trace``, which :func:`aioirqfd.serving.options.tracer_of` reads.
+    ``--print-capabilities``; and those of :func:`aioirqfd.serving.options.add_options`.
 
     Args:
         parser: It has the program's own options.
@@ -128,6 +129,7 @@ def run(
     connect: bool = False,
     reconnect: float | None = None,
     tracer: Tracer | None = None,
+    inspect: str | os.PathLike[str] | None = None,
 ) -> None:
     """Serve a device until SIGINT or SIGTERM: the whole main program of a back-end. On uvloop, where it is installed.
 
@@ -140,6 +142,7 @@ def run(
         connect: The front-end listens at the path.
         reconnect: With ``connect``: seconds until it tries again.
         tracer: Hears what happens. Without one, standard error hears what a front-end or a guest has done wrong.
+        inspect: Where to serve the tree of :mod:`aioirqfd.inspect`, too.
 
     Raises:
         SystemExit: It cannot listen at the path, or connect to it, with a line that says why.
@@ -151,7 +154,7 @@ def run(
         where = f"serving on fd {sock.fileno()}"
     else:
         where = f"{'connecting to' if connect else 'listening at'} {os.fspath(path or '')!r}"
-    serve(backend, f"{name}: {where}", path)
+    serve(Inspected(backend, inspect), f"{name}: {where}", path, inspect)
 
 
 def main(
@@ -195,7 +198,7 @@ def main(
         if by_vfio_user:
             _run_by_vfio_user(device, options)
         else:
-            run(device, **where, tracer=tracer_of(options, name_of(device)))
+            run(device, **where, tracer=tracer_of(options, name_of(device)), inspect=options.inspect)
     finally:
         device.close()
 
@@ -204,4 +207,6 @@ def _run_by_vfio_user(device: Device, options: argparse.Namespace) -> None:
     from aioirqfd import vfio_user  # noqa: PLC0415  start-up time that only this way costs
     from aioirqfd.virtio_pci import VirtioPci  # noqa: PLC0415  as above
 
-    vfio_user.run(VirtioPci(device), options.socket_path, tracer=tracer_of(options, name_of(device)))
+    vfio_user.run(
+        VirtioPci(device), options.socket_path, tracer=tracer_of(options, name_of(device)), inspect=options.inspect
+    )

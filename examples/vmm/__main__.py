@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 if not __package__:  # run as a path: python examples/vmm
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from aioirqfd import inspect
 from examples.vmm.cpu import CpuError
 from examples.vmm.machine import Machine
 from examples.vmm.options import Options, parse
@@ -62,11 +63,12 @@ def _output(options: Options) -> Iterator[Output]:
 
 async def _run(options: Options) -> int:
     received: list[int] = []
-    with (
-        _source(options) as source,
-        _output(options) as output,
-        recorded(make_tracer(options.trace), options.record) as tracer,
-    ):
+    async with contextlib.AsyncExitStack() as stack:
+        source = stack.enter_context(_source(options))
+        output = stack.enter_context(_output(options))
+        tracer = stack.enter_context(recorded(make_tracer(options.trace), options.record))
+        if options.inspect is not None:
+            await stack.enter_async_context(await inspect.serve(options.inspect))
         machine = Machine(options, source=source, output=output, tracer=tracer)
         sys.stderr.write(f"vmm: {machine.name}\n")
         if machine.why_not_kvm is not None:

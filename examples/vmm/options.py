@@ -37,6 +37,7 @@ class Options:
         output: A file, or None for standard output.
         trace: ``off``, ``console`` or ``json``.
         record: The flight recorder's file, or None: nothing is recorded.
+        inspect: Where to serve the tree of its interrupts, or None.
     """
 
     accel: str = "auto"
@@ -47,6 +48,7 @@ class Options:
     output: str | None = None
     trace: str = "off"
     record: str | None = None
+    inspect: str | None = None
 
 
 def _positive(text: str) -> float:
@@ -96,6 +98,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     add("--output", metavar="FILE", help="where the guest's console goes (default: standard output)")
     add("--trace", choices=("console", "json", "off"), default="off", help="show structlog events on standard error")
     add("--record", metavar="FILE", help="remember each step of the last interrupts; see `aioirqfd trace FILE`")
+    add("--inspect", metavar="PATH", help="where to serve the tree of its interrupts, for `aioirqfd inspect` and `top`")
     given = parser.parse_args(arguments)
     seconds: float = given.seconds or _SECONDS
     if given.ticks is None and not math.isfinite(seconds * given.hz):
@@ -103,4 +106,14 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
             f"--seconds {seconds:g} at --hz {given.hz:g} are too many ticks to count; make one of them smaller"
         )
     ticks: int = given.ticks if given.ticks is not None else max(1, round(seconds * given.hz))
-    return Options(given.accel, given.inject, given.hz, ticks, given.input, given.output, given.trace, given.record)
+    return Options(
+        given.accel,
+        given.inject,
+        given.hz,
+        ticks,
+        given.input,
+        given.output,
+        given.trace,
+        given.record,
+        given.inspect,
+    )

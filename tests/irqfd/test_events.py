@@ -80,7 +80,7 @@ async def test_a_manager_with_a_name_says_it():
     nameless = IrqManager(RecordingSink())
     assert nameless.name is None
     assert repr(nameless).startswith("<IrqManager irqfds=0 ")
-    with pytest.raises(TypeError, match="a manager's name is a str or None, not 3"):
+    with pytest.raises(TypeError, match="the name of a manager is a string, not 3"):
         IrqManager(RecordingSink(), name=3)
 
 

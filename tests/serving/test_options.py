@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from aioirqfd.inspect import InspectClient
 from aioirqfd.serving.options import add_options, log, tracer_of
 from aioirqfd.serving.terminal import Terminal
 from aioirqfd.vhost_user.messages import Request
@@ -87,3 +88,30 @@ async def test_a_program_traces_what_happens_to_whom(tmp_path, monkeypatch):
     managers = {event["manager"] for event in events if event["event"] == "irqfd_assigned"}
     assert managers == {"Broken.kicks", "Broken.calls"}
     assert {event["queue"] for event in events if event["event"] == "irqfd_assigned"} == {0}
+
+
+async def test_a_program_serves_its_tree(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-P", "-W", "error", "-c", PROGRAM, "--socket-path", "socket", "--inspect", "tree"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "Broken: listening at 'socket'\n"
+        with InspectClient("tree") as client:
+            tree = client.read("vhost_user/0", 0)
+        process.terminate()
+        _, said = process.communicate()
+    assert isinstance(tree, dict)
+    assert tree["device"] == "Broken"
+    assert (process.returncode, said) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("transport", ["vhost-user", "vfio-user"])
+def test_a_tree_that_cannot_be_served_is_the_users_mistake(tmp_path, transport):
+    options = ["--socket-path", "socket", "--transport", transport, "--inspect", "nowhere/tree"]
+    command = [sys.executable, "-P", "-W", "error", "-c", PROGRAM, *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert "nowhere/tree" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import struct
 
 import pytest
 
-from aioirqfd import EventFd, IrqchipPin, IrqManager, Msi, Retry, WorkQueue
+from aioirqfd import EventFd, InjectionError, IrqchipPin, IrqManager, Msi, Retry, WorkQueue
 from aioirqfd.counter import FlightRing
 from aioirqfd.sinks import RecordingSink
-from aioirqfd.testing import RecordingTracer
+from aioirqfd.testing import FlakySink, RecordingTracer
 from aioirqfd.tracing import FlightKind, FlightRecorder
 
 
@@ -264,3 +265,15 @@ def test_a_ring_lives_in_the_memory_it_is_given():
         FlightRing(2, memory, 128)
     with pytest.raises((TypeError, BufferError)):
         FlightRing(2, bytes(192), 64)  # type: ignore[arg-type]
+
+
+async def test_a_recorder_alone_does_not_keep_trouble_from_being_heard():
+    heard = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context["exception"]))
+    with pytest.raises(InjectionError) as raised:
+        async with IrqManager(FlakySink(1), retry=Retry(0), tracer=FlightRecorder()) as irqs:
+            with EventFd() as kick:
+                irqs.assign(kick, gsi=5)
+                kick.signal()
+                await irqs.flush()
+    assert heard == [raised.value]
