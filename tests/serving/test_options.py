@@ -86,7 +86,7 @@ async def test_a_program_traces_what_happens_to_whom(tmp_path, monkeypatch):
     assert failed["exception"][0]["exc_type"] == "AttributeError"
     # The kick and the call of queue 0 are told apart.
     managers = {event["manager"] for event in events if event["event"] == "irqfd_assigned"}
-    assert managers == {"Broken.kicks", "Broken.calls"}
+    assert managers == {"vhost_user-0-kicks", "vhost_user-0-calls"}
     assert {event["queue"] for event in events if event["event"] == "irqfd_assigned"} == {0}
 
 
