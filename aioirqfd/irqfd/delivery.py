@@ -72,16 +72,19 @@ class Origin(NamedTuple):
     context: contextvars.Context
 
 
-def checked(labels: Mapping[str, object]) -> dict[str, object]:
+def checked(labels: object) -> dict[str, object]:
     """A copy of an irqfd's labels.
 
     Raises:
         TypeError: They are none.
     """
-    given = cast("Mapping[object, object]", labels)
-    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):  # pyright: ignore[reportUnnecessaryIsInstance]  callers without a type checker
+    if not isinstance(labels, Mapping):
         raise TypeError(f"labels map names to values, as {{'queue': 2}} does; {labels!r} does not")
-    return dict(labels)
+    given = cast("Mapping[object, object]", labels)
+    found = {name: value for name, value in given.items() if isinstance(name, str)}
+    if len(found) < len(given):
+        raise TypeError(f"labels map names to values, as {{'queue': 2}} does; {labels!r} does not")
+    return found
 
 
 class _Named(Protocol):
