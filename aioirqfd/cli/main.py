@@ -46,12 +46,19 @@ def _trace(arguments: Sequence[str]) -> int:
     return trace.run(arguments)
 
 
+def _ledger(arguments: Sequence[str]) -> int:
+    from aioirqfd.cli import ledger  # noqa: PLC0415  as the others
+
+    return ledger.run(arguments)
+
+
 COMMANDS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "bench": ("measure aioirqfd beside its alternatives; in a checkout of the source tree only", bench.run),
     "chaos": ("serve a device of yours that misbehaves on command", _chaos),
     "completion": ("print what bash, zsh or fish needs to complete this command", completion.run),
     "doctor": ("look at what the package needs of this machine, and say what to do", _doctor),
     "inspect": ("look into a running program that serves its tree of interrupts", _inspect),
+    "ledger": ("join the books of a device, QEMU and the guest: where an interrupt was lost", _ledger),
     "top": ("watch the interrupts of a running program in the terminal", _top),
     "trace": ("show what a flight recorder has written, and what went wrong", _trace),
 }

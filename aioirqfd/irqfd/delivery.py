@@ -150,7 +150,7 @@ class Delivery:
         self.name: Final = name
         self.emit = guarded(tracer, **({} if name is None else {"manager": name})).emit
         self.traced: Final = tracer is not NULL_TRACER
-        self.flight: Final = flight_of(tracer, type(tiers.sink).__qualname__)
+        self.flight: Final = flight_of(tracer, name or type(tiers.sink).__qualname__)
         self._heard: Final = self.traced and listens(tracer)
         self.per_interrupt: Final = bool(tracer.per_interrupt)
         self.fast: Final = tiers.try_inject is not None and not self.per_interrupt

@@ -140,9 +140,7 @@ class PciFunction(Generic[_Device]):
                 raise ValueError(f"{self.msix} does not fit BAR {self.msix.bar}")
             self._clear_table()
         count = max([device.vectors, *(one.vectors for one in (self.msi, self.msix) if one is not None)])
-        self.interrupts: Final = Interrupts(
-            count, tracer=self.tracer, name=name_of(device), manager=f"{self.name}-vectors"
-        )
+        self.interrupts: Final = Interrupts(count, tracer=self.tracer, name=f"{self.name}-vectors")
         self.dma: Final = Dma(max_maps=max_maps)
         self._flight = flight_of(tracer, name_of(device))
         self.shared: dict[int, SharedMemory] = {}

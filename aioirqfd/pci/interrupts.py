@@ -8,6 +8,8 @@ The pin is a level. A device says whether it wants it up; the eventfd is signall
 guest's end of interrupt (:meth:`Interrupts.end_of_interrupt`), at which it rises again if the device still wants it.
 """
 
+# pyright: reportPrivateUsage=false
+# (the manager is its own)
 from __future__ import annotations
 
 import contextlib
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Self, final
 from aioirqfd import nodes
 from aioirqfd.errors import ClosedError, WouldBlock
 from aioirqfd.eventfd import EventFd
-from aioirqfd.flight import FlightKind, flight_of
+from aioirqfd.flight import FlightKind
 from aioirqfd.irqfd.interrupt import Action, IrqchipPin, Msi
 from aioirqfd.irqfd.manager import IrqManager
 
@@ -78,8 +80,7 @@ class Interrupts:
     Args:
         vectors: How many, 0..2048.
         tracer: Hears what happens.
-        name: Whose they are, for a flight recorder.
-        manager: The name of its manager, in :mod:`aioirqfd.inspect`.
+        name: Its manager's, for :mod:`aioirqfd.inspect` and in a flight recorder's file.
 
     Used as ``async with``. What is pending at the end is gone, as with the device.
 
@@ -87,8 +88,7 @@ class Interrupts:
         :meth:`signal` and :attr:`pin` from any; the rest the loop's.
     """
 
-    def __init__(self, vectors: int, *, tracer: Tracer, name: str = "PciDevice", manager: str | None = None) -> None:
-        self._flight = flight_of(tracer, f"{name} vectors")
+    def __init__(self, vectors: int, *, tracer: Tracer, name: str | None = None) -> None:
         self._vectors = [_Vector() for _ in range(vectors)]
         self._pin = _Vector()
         self._gsi = vectors  # the pin's; the next one is the end of interrupt's
@@ -103,7 +103,9 @@ class Interrupts:
         routes: dict[int, Route] = {vector: Msi(address=0, data=vector) for vector in range(vectors)}
         routes[self._gsi] = IrqchipPin("pic", 0)  # of no controller: it makes the gsi a level
         routes[self._gsi + 1] = Msi(address=0, data=self._gsi + 1)
-        self._manager = IrqManager(_Sink(self._deliver), routing=routes, tracer=tracer, name=manager)
+        self._manager = IrqManager(_Sink(self._deliver), routing=routes, tracer=tracer, name=name)
+        # The manager's own source: a signal, and the injection that follows.
+        self._flight = self._manager._irqfds.delivery.flight  # noqa: SLF001  an underscore for this package
 
     def __len__(self) -> int:
         return len(self._vectors)

@@ -178,9 +178,9 @@ class Journeys:
             return
         source = str(fields.get("source", ""))
         if "queue" in fields:
-            self._queue(record, source, _number(fields["queue"]))
+            self._queue(record, source, as_number(fields["queue"]))
         elif "gsi" in fields:
-            irq = Irq(source, _number(fields["gsi"]), _number(fields.get("fd", -1)))
+            irq = Irq(source, as_number(fields["gsi"]), as_number(fields.get("fd", -1)))
             if kind in {FlightKind.RAISED, FlightKind.ACKED, FlightKind.LOWERED}:
                 self._line(record, kind, irq)
             elif kind is FlightKind.MASKED:
@@ -212,7 +212,7 @@ class Journeys:
             self._last[irq.source, irq.gsi] = journey
         journey.steps.append(record)
         if kind in BEGINNINGS:
-            journey.signals += _number(record.fields.get("count", 1))
+            journey.signals += as_number(record.fields.get("count", 1))
         if kind in _ENDS:
             waiting.popleft()
             journey.ended = kind is not FlightKind.INJECTED
@@ -242,11 +242,11 @@ class Journeys:
             case FlightKind.KICK:
                 queue.kicks.append(now)
             case FlightKind.REQUEST_BEGUN:
-                head = _number(fields.get("head"))
+                head = as_number(fields.get("head"))
                 request = queue.open[head] = Request(source, number, head, now)
                 queue.requests.append(request)
             case FlightKind.REQUEST_COMPLETED:
-                head = _number(fields.get("head"))
+                head = as_number(fields.get("head"))
                 if head not in queue.open:
                     queue.requests.append(Request(source, number, head, None))
                     queue.open[head] = queue.requests[-1]
@@ -254,7 +254,7 @@ class Journeys:
                 request.completed_ns = now
                 queue.uncalled.append(request)
             case FlightKind.REQUESTS_SERVED:
-                request = Request(source, number, None, None, now, count=_number(fields.get("count")))
+                request = Request(source, number, None, None, now, count=as_number(fields.get("count")))
                 queue.requests.append(request)
                 queue.uncalled.append(request)
             case FlightKind.CALL:
@@ -269,6 +269,6 @@ class Journeys:
                 pass
 
 
-def _number(value: object) -> int:
+def as_number(value: object) -> int:
     """A field that is a number in any file that this package has written."""
     return value if isinstance(value, int) else -1

@@ -50,7 +50,9 @@ def _new_enough():
 
 
 @contextlib.asynccontextmanager
-async def linux(*devices, modules=(), programs=(), files=None, smp=1, arguments=(), memory=256 * MIB, append=""):
+async def linux(
+    *devices, modules=(), programs=(), files=None, smp=1, arguments=(), memory=256 * MIB, append="", tracer=None
+):
     """A guest with the devices, each served by this process, up to its prompt."""
     image = initramfs(
         SHELL, modules=modules, files=files, programs=programs, append=f"memmap=1M${RESERVED:#x} {append}"
@@ -60,7 +62,7 @@ async def linux(*devices, modules=(), programs=(), files=None, smp=1, arguments=
         servers = []
         for number, device in enumerate(devices):
             path = qemu.directory / f"device{number}"
-            servers.append(await stack.enter_async_context(Server(device, path, tracer=RecordingTracer())))
+            servers.append(await stack.enter_async_context(Server(device, path, tracer=tracer or RecordingTracer())))
             option = {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(path)}}
             qemu.add_arguments("-device", json.dumps(option))
         qemu.add_arguments(*arguments)

@@ -133,6 +133,7 @@ async def test_a_line_goes_up_and_is_acknowledged():
     assert events == ["interrupt_wakeup", "line_raised", "interrupt_injected", "line_acked", "line_lowered"]
 
 
+@pytest.mark.trouble
 async def test_what_has_no_route_is_dropped_each_time():
     recorder = FlightRecorder()
     async with IrqManager(RecordingSink(), routing={}, tracer=recorder) as irqs:

@@ -1,0 +1,98 @@
+"""``aioirqfd ledger``: one device's interrupts in three books, and where they differ."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from aioirqfd.tracing import FlightFileError, read_flight
+from aioirqfd.tracing.ledger import Ledger, LedgerError, ledger, of_qemu, taken
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_OWED: Final = 1
+_FAILED: Final = 2
+_EPILOG: Final = """\
+how to get the three books:
+  the device      FlightRecorder("/dev/shm/device.flight") as the server's tracer; --record FILE of the examples
+  QEMU            qemu-system-x86_64 -trace vfio_msi_interrupt -D qemu.log ...
+  the guest       cat /proc/interrupts >before, the test, cat /proc/interrupts >after
+
+examples:
+  aioirqfd ledger --recorder device.flight
+  aioirqfd ledger --recorder device.flight --qemu-trace qemu.log --guest before after
+
+exit status: 0 nothing is owed; 1 an interrupt is; 2 a file cannot be read, or does not fit the others
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aioirqfd ledger",
+        description="Set side by side what a PCI device signalled, what went to QEMU, what QEMU took, and what the guest counted.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--recorder", metavar="FILE", required=True, help="what a flight recorder has written")
+    add("--qemu-trace", metavar="LOG", help="QEMU's log with its vfio_msi_interrupt events")
+    add("--guest", metavar=("BEFORE", "AFTER"), nargs=2, help="two copies of the guest's /proc/interrupts")
+    add("--device", metavar="NAME", help="which, if the recorder has several")
+    add("--qemu-device", metavar="NAME", help="the same device, as QEMU's log calls it")
+    add("--address", metavar="ADDRESS", help="the same device, where the guest has it: 00:04.0")
+    add("--json", action="store_true", help="as one JSON object")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Show the ledger; see the exit status in the help."""
+    given = _parser().parse_args(arguments)
+    try:
+        qemu = guest = None
+        if given.qemu_trace is not None:
+            with Path(given.qemu_trace).open(errors="replace") as lines:
+                qemu = of_qemu(lines)
+        if given.guest is not None:
+            before, after = (Path(path).read_text(errors="replace") for path in given.guest)
+            guest = taken(before, after)
+        found = ledger(
+            read_flight(given.recorder),
+            qemu=qemu,
+            guest=guest,
+            device=given.device,
+            qemu_device=given.qemu_device,
+            address=given.address,
+        )
+    except (OSError, FlightFileError, LedgerError) as error:
+        print(f"aioirqfd ledger: {error}", file=sys.stderr)
+        return _FAILED
+    print(json.dumps({**dataclasses.asdict(found), "owed": found.owed}) if given.json else shown(found))
+    return _OWED if found.owed else 0
+
+
+def shown(found: Ledger) -> str:
+    """The ledger for people: what is owed first."""
+    owed = [f"vector {entry.vector}{_called(entry.name)}: {entry.said}" for entry in found.entries if entry.owed]
+    owed += found.troubles
+    lines = [f"{found.device}: {len(owed)} owed" if owed else f"{found.device}: nothing is owed", *owed]
+    if not found.complete:
+        lines.append(
+            "The recorder's oldest records were overwritten: its counts are too small. Give it a larger capacity."
+        )
+    lines += ["", f"{'vector':>6} {'signalled':>10} {'injected':>10} {'QEMU':>10} {'guest':>10}  where they differ"]
+    for entry in found.entries:
+        counts = [entry.signalled, entry.injected, entry.qemu, entry.guest]
+        row = " ".join(f"{'-' if count is None else count:>10}" for count in counts)
+        said = "owed, see above" if entry.owed else entry.said
+        lines.append(f"{entry.vector:>6} {row}  {said}{_called(entry.name)}")
+    return "\n".join(lines)
+
+
+def _called(name: str) -> str:
+    return f" ({name})" if name else ""
