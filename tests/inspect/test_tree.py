@@ -251,6 +251,8 @@ async def test_a_line_names_those_who_hold_it_up():
             irqs.ack(9)
             line = irqs.inspect("lines/9")
             assert (line["up"], line["held_by"], line["up_at"], line["up_for"]) == (False, [], [], None)
+            third.signal()
+            assert irqs.inspect("lines/9/held_by") == ["usb"]
 
 
 async def test_a_line_that_the_sink_took_its_time_for_names_its_holder_too():
