@@ -1,8 +1,6 @@
 /* FlightRing: the last N things that happened to interrupts, as binary records, in memory of its own or in somebody's file. */
 #include "_native.h"
 
-#include <string.h>
-
 /* Something that happened to an irqfd of this manager. */
 void
 flight_put(const TopHalfObject *top_half, uint64_t time_ns, enum flight_kind kind, const EventFdCtxObject *ctx,
@@ -144,36 +142,6 @@ ring_settle(PyObject *op, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* Copied without a lock, while others write perhaps: a record that is not whole, or not of its place any more, is left out. */
-static PyObject *
-ring_snapshot(PyObject *op, PyObject *Py_UNUSED(ignored))
-{
-    FlightRingObject *self = (FlightRingObject *)op;
-    uint64_t size = self->mask + 1;
-    uint64_t total = atomic_load_explicit(self->head, memory_order_relaxed);
-    uint64_t first = total > size ? total - size : 0;
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)((total - first) * FLIGHT_RECORD_SIZE));
-    if (bytes == NULL) {
-        return NULL;
-    }
-    char *out = PyBytes_AS_STRING(bytes);
-    Py_ssize_t filled = 0;
-    for (uint64_t number = first; number < total; number++) {
-        flight_record *record = &self->records[number & self->mask];
-        uint32_t lap = (uint32_t)(number >> self->shift) + 1;
-        if (atomic_load_explicit(&record->lap, memory_order_acquire) != lap) {
-            continue;
-        }
-        memcpy(out + filled, record, FLIGHT_RECORD_SIZE);
-        atomic_thread_fence(memory_order_acquire);
-        if (atomic_load_explicit(&record->lap, memory_order_relaxed) == lap) {
-            filled += FLIGHT_RECORD_SIZE;
-        }
-    }
-    (void)_PyBytes_Resize(&bytes, filled);
-    return bytes;
-}
-
 static PyObject *
 ring_get_total(PyObject *op, void *Py_UNUSED(closure))
 {
@@ -192,9 +160,6 @@ static PyMethodDef ring_methods[] = {
     {"settle", ring_settle, METH_VARARGS,
      PyDoc_STR(
          "settle($self, memory, offset, /)\n--\n\nBe in this memory from here on, with as many places. Nobody writes meanwhile.")},
-    {"snapshot", ring_snapshot, METH_NOARGS,
-     PyDoc_STR(
-         "snapshot($self, /)\n--\n\nThe records there are, oldest first, 32 bytes each: struct format \"=QQIiHBBI\".")},
     {NULL, NULL, 0, NULL},
 };
 

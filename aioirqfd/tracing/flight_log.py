@@ -70,6 +70,8 @@ _FIELDS: Final[dict[FlightKind, tuple[str, str | None]]] = {
     FlightKind.VECTOR: ("vector", None),
 }
 """What a record's key and value are called."""
+_KNOWN: Final = {int(kind): (kind, kind.event, *names) for kind, names in _FIELDS.items()}
+"""The same by the number, looked up once: there may be millions of records."""
 
 
 class FlightFileError(ValueError):
@@ -302,13 +304,12 @@ def _names(sign: str, table: bytes) -> tuple[dict[int, str], dict[int, str]]:
 
 def _record(number: int, words: tuple[int, ...], sources: Mapping[int, str]) -> FlightRecord:
     time_ns, value, key, fd, source, kind, flags, _ = words
-    try:
-        known = FlightKind(kind)
-    except ValueError:
+    known = _KNOWN.get(kind)
+    if known is None:
         # Of a later version, which may add kinds.
         fields: dict[str, object] = {"kind": kind, "key": key, "fd": fd, "value": value, "flags": flags}
         return FlightRecord(time_ns, "unknown", fields, number)
-    key_name, value_name = _FIELDS[known]
+    named, event, key_name, value_name = known
     fields = {key_name: key}
     if fd >= 0 or key_name == "gsi":
         fields["fd"] = fd
@@ -316,7 +317,7 @@ def _record(number: int, words: tuple[int, ...], sources: Mapping[int, str]) -> 
         fields[value_name] = value
     if source in sources:
         fields["source"] = sources[source]
-    return FlightRecord(time_ns, known.event, fields, number, known)
+    return FlightRecord(time_ns, event, fields, number, named)
 
 
 def _change(sign: str, data: bytes) -> FlightRecord | None:

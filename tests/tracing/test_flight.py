@@ -185,8 +185,6 @@ def test_the_ring_keeps_the_last_ones():
     for number in range(10):
         ring.put(1, number, 7, 2**64 - 2)
     assert ring.total == 10
-    records = ring.snapshot()
-    assert len(records) == 4 * 32
     recorder = FlightRecorder(capacity=4)
     for number in range(10):
         recorder.ring.put(1, number, 7, 2**64 - 2)
@@ -248,9 +246,9 @@ def test_changes_are_kept_apart_from_a_storm():
 
 @pytest.mark.parametrize("word", [0, 1, 2**31, 2**32 - 1, 2**32, 2**64 - 1, -1])
 def test_numbers_are_cut_to_their_fields(word):
-    ring = FlightRing(1)
-    ring.put(1, word, word, word, word, word)
-    _, value, key, fd, source, kind, flags, lap = struct.unpack("=QQIiHBBI", ring.snapshot())
+    memory = bytearray(64 + 32)
+    FlightRing(1, memory).put(1, word, word, word, word, word)
+    _, value, key, fd, source, kind, flags, lap = struct.unpack("=QQIiHBBI", memory[64:])
     assert (value, key, source, kind, flags) == (word % 2**64, word % 2**32, word % 2**16, 1, word % 2**8)
     assert (fd % 2**32, lap) == (word % 2**32, 1)
 

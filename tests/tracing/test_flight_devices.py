@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import struct
@@ -65,6 +66,23 @@ async def test_a_request_leaves_its_steps():
     (source,) = (source for source in sources if source.endswith("-kicks"))
     kicks = [event for event, *_ in steps(recorder, source)]
     assert kicks.count("interrupt_seen") == kicks.count("interrupt_injected") >= 2
+
+
+class Patient(Device):
+    """Waits a little for each request."""
+
+    async def handle(self, request: Chain) -> int:
+        await asyncio.sleep(0)
+        return request.write(b"done")
+
+
+async def test_a_request_that_waits_is_completed_when_it_ends():
+    recorder = FlightRecorder()
+    async with vhost_user_frontend(Patient(), tracer=recorder) as front:
+        before = len(steps(recorder, "Patient queue 0"))
+        assert await front.queues[0].ask([b"abc"], [4]) == b"done"
+        found = steps(recorder, "Patient queue 0")[before:]
+    assert [event for event, *_ in found] == ["queue_kicked", "request_begun", "request_completed", "call_written"]
 
 
 async def test_what_is_served_without_python_has_its_records_too(tmp_path: Path):

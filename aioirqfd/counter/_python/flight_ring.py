@@ -70,15 +70,3 @@ class FlightRing:
         record = _RECORD.pack(now, value & MASK, key & _U32, fd, source & 0xFFFF, kind & 0xFF, flags & 0xFF, 0)
         memory[at : at + _LAP_AT] = record[:_LAP_AT]
         _LAP.pack_into(memory, at + _LAP_AT, (number >> self._shift) + 1 & _U32)
-
-    def snapshot(self) -> bytes:
-        """The records there are, oldest first, 32 bytes each: struct format "=QQIiHBBI"."""
-        total = self.total
-        memory = bytes(self._memory)
-        found: list[bytes] = []
-        for number in range(max(0, total - self.capacity), total):
-            at = _HEAD + (number & self.capacity - 1) * _RECORD.size
-            record = memory[at : at + _RECORD.size]
-            if _LAP.unpack_from(record, _LAP_AT)[0] == (number >> self._shift) + 1 & _U32:
-                found.append(record)
-        return b"".join(found)
