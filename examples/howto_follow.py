@@ -7,11 +7,9 @@ import subprocess
 import sys
 import tempfile
 
-from aioirqfd import EventFd, IrqchipPin, IrqFd, IrqManager, Msi
+from aioirqfd import EventFd, IrqchipPin, IrqFd, IrqManager, Msi, Route
 from aioirqfd.sinks import RecordingSink
 from aioirqfd.tracing import FlightRecorder
-
-ROUTES = {0: Msi(address=0xFEE0_0000, data=0x30), 4: IrqchipPin("pic", 4)}
 
 
 async def read_clock(_irqfd: IrqFd, _count: int) -> None:
@@ -24,7 +22,8 @@ async def main(folder: str) -> None:
     with FlightRecorder(f"{folder}/vmm.flight") as recorder:
         recorder.name(0, "timer")
         recorder.name(4, "serial")
-        async with IrqManager(RecordingSink(), routing=ROUTES, tracer=recorder) as irqs:
+        routing: dict[int, Route] = {0: Msi(address=0xFEE0_0000, data=0x30), 4: IrqchipPin("pic", 4)}
+        async with IrqManager(RecordingSink(), routing=routing, tracer=recorder) as irqs:
             with EventFd() as timer, EventFd() as serial, EventFd() as resample:
                 irqs.assign(timer, gsi=0, wakeup=read_clock)
                 irqs.assign(serial, gsi=4, resamplefd=resample)

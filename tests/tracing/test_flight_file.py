@@ -9,7 +9,8 @@ import struct
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -21,9 +22,6 @@ from aioirqfd.sinks import RecordingSink
 from aioirqfd.tracing import FlightFileError, FlightRecorder, follow_flight, read_flight
 from aioirqfd.tracing.flight_format import CLOSED_AT, Header
 from aioirqfd.tracing.flight_log import FlightLog
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SEEN = FlightKind.SEEN
 
@@ -368,6 +366,15 @@ def test_json_that_is_deep_is_no_crash():
     struct.pack_into("=H", data, at + 16, 488)
     data[at + 24 : at + 512] = b"[" * 488
     _read_or_refuse(bytes(data))
+
+
+def test_every_kind_is_in_the_reference_and_can_be_read():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "flight-file.md").read_text("utf-8")
+    recorder = FlightRecorder()
+    for kind in FlightKind:
+        recorder.ring.put(kind, 1, 2, 3)
+        assert f"`{kind.event}`" in page
+    assert [record.kind for record in recorder.records()] == list(FlightKind)
 
 
 def test_the_end_is_where_the_format_says():
