@@ -84,11 +84,12 @@ ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
+/* The memory's object is not visited. A memoryview that the collector clears while its buffer is in use takes the process down with
+   it, and no object of memory that there is refers to a ring. */
 static int
 ring_traverse(PyObject *op, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(op));
-    Py_VISIT(((FlightRingObject *)op)->memory.obj);
     return 0;
 }
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from aioirqfd.flight import FlightKind
 from aioirqfd.tracing.flight import FlightRecorder
+from aioirqfd.tracing.flight_format import FlightHeader
 from aioirqfd.tracing.flight_log import FlightFileError, FlightLog, FlightRecord, follow_flight, read_flight
 from aioirqfd.tracing.structlog import StructlogTracer
 
 __all__ = [
     "FlightFileError",
+    "FlightHeader",
     "FlightKind",
     "FlightLog",
     "FlightRecord",

@@ -40,7 +40,7 @@ from aioirqfd.tracing.flight_format import (
     NAME_ROOM,
     NAME_SIZE,
     SOURCE_NAME,
-    Header,
+    FlightHeader,
 )
 from aioirqfd.tracing.flight_log import FlightLog, FlightRecord
 
@@ -106,7 +106,7 @@ class FlightRecorder:
     ) -> None:
         if isinstance(path, int):
             raise TypeError(f"FlightRecorder({path}): the first argument is a path; write capacity={path}")
-        self._header = header = Header.plan(
+        self._header = header = FlightHeader.plan(
             integer(capacity, "a flight ring's capacity", 1, MOST),
             integer(changes, "the number of changes", 1, MOST),
             pid=os.getpid(),
@@ -116,7 +116,7 @@ class FlightRecorder:
         self.path: Final = None if path is None else Path(path)
         """The file, or None."""
         self._memory: mmap.mmap | bytearray = _anonymous(header) if self.path is None else _file(self.path, header)
-        self.ring: Final = FlightRing(header.capacity, self._memory, header.ring)
+        self.ring: Final = FlightRing(header.capacity, memoryview(self._memory), header.ring)
         self.per_interrupt = tracer is not None and bool(tracer.per_interrupt)
         self._tracer = tracer
         self._lock = threading.RLock()
@@ -236,7 +236,7 @@ class FlightRecorder:
         return len(records)
 
 
-def _anonymous(header: Header) -> mmap.mmap:
+def _anonymous(header: FlightHeader) -> mmap.mmap:
     memory = mmap.mmap(-1, header.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     packed = header.pack()
     memory[: len(packed)] = packed
@@ -244,7 +244,7 @@ def _anonymous(header: Header) -> mmap.mmap:
     return memory
 
 
-def _file(path: Path, header: Header) -> mmap.mmap:
+def _file(path: Path, header: FlightHeader) -> mmap.mmap:
     fd, made = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         try:

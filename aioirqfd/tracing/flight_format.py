@@ -46,7 +46,7 @@ GSI_NAME: Final = 2
 
 @final
 @dataclass(frozen=True, slots=True)
-class Header:
+class FlightHeader:
     """The first page of a flight file.
 
     Attributes:
@@ -76,7 +76,7 @@ class Header:
     closed_ns: int = 0
 
     @classmethod
-    def plan(cls, capacity: int, changes: int, *, pid: int, monotonic_ns: int, realtime_ns: int) -> Header:
+    def plan(cls, capacity: int, changes: int, *, pid: int, monotonic_ns: int, realtime_ns: int) -> FlightHeader:
         """The header of a file with room for so many, each rounded up to a power of 2."""
         capacity, changes = (1 << (number - 1).bit_length() for number in (capacity, changes))
         names_at = PAGE
@@ -93,7 +93,7 @@ class Header:
         return Struct(f"={HEADER}").pack(MAGIC, VERSION, ORDER, *sizes, self.pid, self.size, *places, *clocks)
 
     @classmethod
-    def unpack(cls, data: bytes, size: int) -> tuple[str, Header]:
+    def unpack(cls, data: bytes, size: int) -> tuple[str, FlightHeader]:
         """Read the header of a file of so many bytes: the struct module's sign for its byte order, and the header.
 
         Raises:

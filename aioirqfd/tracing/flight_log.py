@@ -29,7 +29,7 @@ from aioirqfd.tracing.flight_format import (
     RECORD,
     RECORD_SIZE,
     SOURCE_NAME,
-    Header,
+    FlightHeader,
 )
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class FlightLog:
         gsis: Names of interrupts, by gsi.
     """
 
-    header: Header
+    header: FlightHeader
     records: list[FlightRecord]
     total: int
     changes: int
@@ -134,9 +134,9 @@ class FlightLog:
             whole: Nobody is writing; False: up to an entry that is perhaps being written just now.
 
         Raises:
-            ValueError: It is no flight file, or damaged; see :meth:`Header.unpack`.
+            ValueError: It is no flight file, it was cut, or it is damaged.
         """
-        sign, header = Header.unpack(pread(0, PAGE), size)
+        sign, header = FlightHeader.unpack(pread(0, PAGE), size)
         # The changes first: the record behind which one stands is then in the records, too.
         form = CHANGE_SIZE, CHANGE
         changes = _ring(sign, pread, header.changes, header.change_capacity, form, since[1], whole=whole)
@@ -225,7 +225,7 @@ def follow_flight(
             sleep(interval)
 
 
-def _ended(header: Header) -> bool:
+def _ended(header: FlightHeader) -> bool:
     if header.closed_ns:
         return True
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import struct
 
@@ -251,6 +252,14 @@ def test_numbers_are_cut_to_their_fields(word):
     _, value, key, fd, source, kind, flags, lap = struct.unpack("=QQIiHBBI", memory[64:])
     assert (value, key, source, kind, flags) == (word % 2**64, word % 2**32, word % 2**16, 1, word % 2**8)
     assert (fd % 2**32, lap) == (word % 2**32, 1)
+
+
+def test_a_ring_in_a_circle_of_garbage_keeps_its_memory_to_the_end():
+    for _ in range(100):
+        circle: list[object] = [FlightRing(2, memoryview(bytearray(128)))]
+        circle.append(circle)
+    del circle
+    gc.collect()
 
 
 def test_a_ring_lives_in_the_memory_it_is_given():

@@ -20,7 +20,7 @@ from aioirqfd import EventFd, IrqManager
 from aioirqfd.flight import FlightKind
 from aioirqfd.sinks import RecordingSink
 from aioirqfd.tracing import FlightFileError, FlightRecorder, follow_flight, read_flight
-from aioirqfd.tracing.flight_format import CLOSED_AT, Header
+from aioirqfd.tracing.flight_format import CLOSED_AT, FlightHeader
 from aioirqfd.tracing.flight_log import FlightLog
 
 SEEN = FlightKind.SEEN
@@ -290,7 +290,7 @@ def test_what_is_no_whole_flight_file_is_refused_with_the_reason(path, data, why
 
 
 def test_a_file_of_the_other_byte_order_is_read(path):
-    header, _ = Header.unpack(WHOLE[:4096], len(WHOLE))[1], None
+    header, _ = FlightHeader.unpack(WHOLE[:4096], len(WHOLE))[1], None
     data = bytearray(WHOLE)
 
     def swap(form: str, at: int) -> None:
@@ -342,7 +342,7 @@ def test_a_hostile_header_is_read_or_refused_and_nothing_else(words):
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.binary(max_size=600))
 def test_hostile_heads_and_texts_are_read_or_refused_and_nothing_else(head, changes, text):
     data = bytearray(WHOLE)
-    _, header = Header.unpack(WHOLE[:4096], len(WHOLE))
+    _, header = FlightHeader.unpack(WHOLE[:4096], len(WHOLE))
     struct.pack_into("=Q", data, header.ring, head)
     struct.pack_into("=Q", data, header.changes, changes)
     data[header.changes + 64 + 24 : header.changes + 64 + 24 + len(text)] = text
@@ -361,7 +361,7 @@ def _read_or_refuse(data: bytes) -> None:
 
 def test_json_that_is_deep_is_no_crash():
     data = bytearray(WHOLE)
-    _, header = Header.unpack(WHOLE[:4096], len(WHOLE))
+    _, header = FlightHeader.unpack(WHOLE[:4096], len(WHOLE))
     at = header.changes + 64
     struct.pack_into("=H", data, at + 16, 488)
     data[at + 24 : at + 512] = b"[" * 488

@@ -6,7 +6,7 @@ import pytest
 
 from aioirqfd.flight import FlightKind
 from aioirqfd.tracing import FlightLog, FlightRecord
-from aioirqfd.tracing.flight_format import Header
+from aioirqfd.tracing.flight_format import FlightHeader
 from aioirqfd.tracing.journey import Journey, Journeys
 from aioirqfd.tracing.trouble import troubles
 
@@ -16,9 +16,9 @@ MS = 1_000_000
 
 def log(*steps: tuple[int, FlightKind, dict[str, object]], closed: bool = False, capacity: int = 1024) -> FlightLog:
     """A log of these steps; the file was made at the time 0."""
-    header = Header.plan(capacity, 4, pid=1, monotonic_ns=0, realtime_ns=0)
+    header = FlightHeader.plan(capacity, 4, pid=1, monotonic_ns=0, realtime_ns=0)
     if closed:
-        header = Header(**{name: getattr(header, name) for name in header.__slots__} | {"closed_ns": 1})
+        header = FlightHeader(**{name: getattr(header, name) for name in header.__slots__} | {"closed_ns": 1})
     records = [
         FlightRecord(time_ns, kind.event, fields, number, kind) for number, (time_ns, kind, fields) in enumerate(steps)
     ]

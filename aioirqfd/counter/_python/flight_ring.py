@@ -5,13 +5,10 @@ from __future__ import annotations
 import itertools
 import time
 from struct import Struct
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 from aioirqfd.counter._python.core import MASK
 from aioirqfd.integers import integer
-
-if TYPE_CHECKING:
-    from mmap import mmap
 
 INJECTED, DEFERRED, HELD, WAKEUP, SEEN, HANDLER_BEGUN, HANDLER_ENDED, HANDLER_RAISED = range(1, 9)
 _RECORD: Final = Struct("=QQIiHBBI")
@@ -26,15 +23,13 @@ _U32: Final = 0xFFFFFFFF
 class FlightRing:
     """The last things that happened, as binary records: in a buffer from this offset on, or in memory of its own."""
 
-    def __init__(
-        self, capacity: int = 65536, memory: bytearray | memoryview | mmap | None = None, offset: int = 0
-    ) -> None:
+    def __init__(self, capacity: int = 65536, memory: bytearray | memoryview | None = None, offset: int = 0) -> None:
         capacity = integer(capacity, "a flight ring's capacity", 1, 2**28)
         self._shift = (capacity - 1).bit_length()
         self.capacity = 1 << self._shift
         self.settle(memory, offset)
 
-    def settle(self, memory: bytearray | memoryview | mmap | None, offset: int, /) -> None:
+    def settle(self, memory: bytearray | memoryview | None, offset: int, /) -> None:
         """Be in this memory from here on, with as many places. Nobody writes meanwhile."""
         size = _HEAD + self.capacity * _RECORD.size
         if memory is None:
