@@ -15,6 +15,7 @@ import socket
 from typing import TYPE_CHECKING, Final, Self
 
 from aioirqfd.eventfd import EventFd
+from aioirqfd.testing.tracer import Tail
 from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.vhost_user.backend import Backend
 from aioirqfd.vhost_user.connection import Connection
@@ -291,13 +292,15 @@ async def vhost_user_frontend(
         size: Entries of each ring, a power of 2 up to 32768.
         features: What is agreed on, of what is offered; None: the ring's features, and all of the device's own.
         ram: Bytes of guest memory.
-        tracer: Hears what happens to a device that is served here.
+        tracer: Hears what happens to a device that is served here. What is raised in the block shows the last of it, with or without.
     """
     async with contextlib.AsyncExitStack() as stack:
         place: str | os.PathLike[str] | socket.socket
         if isinstance(device, Device):
             ours, place = socket.socketpair()
-            await stack.enter_async_context(Backend(device, sock=ours, tracer=tracer))
+            tail = Tail(tracer)
+            stack.enter_context(tail.shown())
+            await stack.enter_async_context(Backend(device, sock=ours, tracer=tail))
             queues = device.num_queues if queues is None else queues
             features = FEATURES | device.features if features is None else features
         else:

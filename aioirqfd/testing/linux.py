@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.pci.device import PciDevice
 from aioirqfd.testing.initramfs import PACKAGES, GuestError, debian_kernel, initramfs
+from aioirqfd.testing.tracer import Tail
 from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.vfio_user.server import Server
 from aioirqfd.vhost_user.backend import Backend
 from aioirqfd.virtio.device import Device
+from aioirqfd.virtio_pci import VirtioPci
 
 if TYPE_CHECKING:
     import os
@@ -226,7 +228,9 @@ async def guest(
     faults: Faults | None = None,
     tracer: Tracer = NULL_TRACER,
 ) -> AsyncGenerator[Guest]:
-    """Boot Linux in QEMU with devices of yours, for as long as the block lasts. What is raised in it shows the guest's console.
+    """Boot Linux in QEMU with devices of yours, for as long as the block lasts.
+
+    What is raised in it shows the guest's console, and the last of what happened to the devices.
 
     Args:
         devices: Devices, which are served for as long. A virtio one is plugged in as QEMU's vhost-user device of its id; where QEMU
@@ -255,9 +259,11 @@ async def guest(
     chosen = debian_kernel() if kernel is None else Path(kernel)
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aioirqfd-")))
+        tail = Tail(tracer)
+        stack.enter_context(tail.shown())
         plugged: list[str] = []
         for index, one in enumerate(devices):
-            plugged += await _serve(stack, directory / f"device-{index}", index, one, tracer)
+            plugged += await _serve(stack, directory / f"device-{index}", index, one, tail)
         wanted = ["virtio_pci", *modules] if any(map(_is_virtio, devices)) else modules
         initrd = directory / "initrd"
         initrd.write_bytes(initramfs(AGENT, kernel=chosen, modules=wanted, files=files, programs=programs))
@@ -307,7 +313,7 @@ async def _start(stack: contextlib.AsyncExitStack, vm: Guest, command: Sequence[
 
 
 def _is_virtio(one: AnyDevice | tuple[AnyDevice, str]) -> bool:
-    return isinstance(one[0] if isinstance(one, tuple) else one, Device)
+    return isinstance(one[0] if isinstance(one, tuple) else one, Device | VirtioPci)
 
 
 async def _serve(

@@ -1,8 +1,21 @@
-"""A tracer that remembers."""
+"""Tracers that remember."""
 
 from __future__ import annotations
 
-from typing import final
+import contextlib
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final, final
+
+from aioirqfd.tracer import NULL_TRACER
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from aioirqfd.tracer import Tracer
+
+KEPT: Final = 40
+"""Events that a failing test's report shows: the last ones."""
 
 
 @final
@@ -34,3 +47,38 @@ class RecordingTracer:
     def of(self, event: str) -> list[dict[str, object]]:
         """The fields of each event of one name."""
         return [fields for name, fields in self.events if name == event]
+
+
+@final
+class Tail:
+    """Keeps the last events for a failing test's report, and hands all of them on.
+
+    Args:
+        tracer: To this one. If it is none, what devices raise goes to the loop's exception handler as ever.
+    """
+
+    __slots__ = ("_began", "_events", "_tracer", "bystander", "per_interrupt")
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.per_interrupt = tracer.per_interrupt
+        self.bystander = tracer is NULL_TRACER
+        self._tracer = tracer
+        self._began = time.monotonic()
+        self._events: deque[str] = deque(maxlen=KEPT)
+
+    def emit(self, event: str, /, **fields: object) -> None:
+        """Keep it, and hand it on."""
+        self._tracer.emit(event, **fields)
+        fields.pop("exc_info", None)
+        said = "".join(f" {name}={value!r}" for name, value in fields.items())
+        self._events.append(f"{time.monotonic() - self._began:9.3f} s  {event}{said}")
+
+    @contextlib.contextmanager
+    def shown(self) -> Generator[None]:
+        """What is raised in the block has the events as a note."""
+        try:
+            yield
+        except Exception as error:
+            events = "\n".join(self._events) or "nothing"
+            error.add_note(f"the devices' trace:\n{events}")
+            raise

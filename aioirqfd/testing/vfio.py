@@ -13,6 +13,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from aioirqfd.pci.device import PciDevice
+from aioirqfd.testing.tracer import Tail
 from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.vfio_user.client import Client
 from aioirqfd.vfio_user.server import Server
@@ -37,13 +38,15 @@ async def vfio_user_client(
         device: A device, which is served for as long; or the socket of one that is served elsewhere, by its path or connected.
         memory: Answers what the device reads and writes in memory that was mapped without a file descriptor, as for
             :class:`~aioirqfd.vfio_user.client.Client`.
-        tracer: Hears what happens to a device that is served here.
+        tracer: Hears what happens to a device that is served here. What is raised in the block shows the last of it, with or without.
     """
     async with contextlib.AsyncExitStack() as stack:
         place: str | os.PathLike[str] | socket.socket
         if isinstance(device, PciDevice):
             ours, place = socket.socketpair()
-            await stack.enter_async_context(Server(device, sock=ours, tracer=tracer))
+            tail = Tail(tracer)
+            stack.enter_context(tail.shown())
+            await stack.enter_async_context(Server(device, sock=ours, tracer=tail))
         else:
             place = device
         yield await stack.enter_async_context(Client(place, memory=memory))

@@ -18,7 +18,7 @@ from aioirqfd.irqfd.manager import IrqManager
 from aioirqfd.serving.peers import Accepted, Connected, Single
 from aioirqfd.serving.reports import Reports, name_of
 from aioirqfd.serving.sockets import Listener, connect, listens, socket_path
-from aioirqfd.serving.terminal import Terminal
+from aioirqfd.serving.terminal import is_bystander
 from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.vhost_user.calls import Calls
 from aioirqfd.vhost_user.connection import Connection
@@ -111,7 +111,7 @@ class Backend:
         self._sock = sock
         self._connect = connect
         self._reconnect = reconnect
-        self._tracer = tracer if isinstance(tracer, Terminal) else guarded(tracer, device=name_of(device))
+        self._tracer = tracer if is_bystander(tracer) else guarded(tracer, device=name_of(device))
         self._require_seal = require_seal
         self._vrings: list[Vring] = []
         self._calls: Calls | None = None
@@ -150,7 +150,7 @@ class Backend:
             front_ends = self._front_ends(stack, reports)
             count = self.device.num_queues
             # Of what the managers have to say, a terminal is told by the loop's exception handler.
-            tracer = NULL_TRACER if isinstance(self._tracer, Terminal) else self._tracer
+            tracer = NULL_TRACER if is_bystander(self._tracer) else self._tracer
             calls = self._calls = Calls(count, tracer=tracer, name=f"vhost_user-{self._key}-calls")
             sink = KickSink(calls.open, recorded=is_recorded(tracer))
             routes = {index: Msi(address=0, data=index) for index in range(count)}
@@ -268,6 +268,11 @@ class Backend:
     def answers(self, queue: int) -> int:
         """How many answers a queue has given."""
         return self._vrings[queue].statistics().answers
+
+    def runs(self, queue: int) -> bool:
+        """Whether a queue runs: the front-end starts it when the driver has said ``DRIVER_OK``, and stops it before a reset."""
+        vring = self._vrings[queue]
+        return vring.queue is not None and vring.enabled
 
     def hang_up(self) -> None:
         """Close the connection to the front-end, as if this process had died; the next one, or the same one anew, is served."""

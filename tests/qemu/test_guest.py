@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import subprocess
+import sys
 import traceback
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +71,38 @@ async def test_the_console_is_kept_and_shown_where_something_fails(disk):
     assert "the guest's console:\n" in shown
     assert "an emergency" in shown
     assert "'name': 'fail-1'" in shown
+
+
+SUITE = """
+import asyncio
+from aioirqfd.faults import Fail, Faults, Match
+from aioirqfd.virtio import Device
+class Source(Device):
+    device_id = 4
+    async def handle(self, request):
+        return request.write(b"r" * request.writable_size)
+def test_it(guest):
+    async def main():
+        faults = Faults()
+        async with guest(faults.wrap(Source()), modules=["virtio_rng"], faults=faults) as vm:
+            assert (await vm.run("head -c 3 /dev/hwrng")).output == "rrR"
+    asyncio.run(main())
+"""
+
+
+def test_a_failing_tests_report_has_console_faults_and_the_devices_trace(tmp_path):
+    (tmp_path / "test_suite.py").write_text(SUITE)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:aioirqfd"]
+    command += ["-p", "aioirqfd.testing.plugin", "-p", "no:asyncio"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    report = done.stdout
+    assert "assert 'rrr' == 'rrR'" in report
+    assert "the guest's console:" in report
+    assert "the faults: {'faults': []" in report
+    events = report.partition("the devices' trace:")[2]
+    assert re.search(r"\d\.\d{3} s  vring_started queue=0 size=\d+ base=0", events), report
 
 
 async def test_a_guest_that_dies_is_told():

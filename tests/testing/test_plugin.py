@@ -71,3 +71,41 @@ def test_it_costs_a_suite_that_does_not_use_it_nothing(tmp_path):
     )
     done = run(tmp_path)
     assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+WRONG = """
+import asyncio
+from aioirqfd.pci import Bar, PciDevice
+from aioirqfd.virtio import Device
+class Upper(Device):
+    device_id = 42
+    async def handle(self, request):
+        raise ValueError("a mistake of the device's own")
+class Nothing(PciDevice):
+    vendor_id, device_id = 0x1234, 0x5678
+    bars = (Bar(16),)
+def test_virtio(vhost_user_frontend):
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: print("HEARD", context["message"]))
+        async with vhost_user_frontend(Upper()) as front:
+            assert await front.queues[0].ask([b"hello"], [5]) == b"HELLO"
+    asyncio.run(main())
+def test_pci(vfio_user_client):
+    async def main():
+        async with vfio_user_client(Nothing()) as client:
+            assert await client.read(0, 0, 4) == b"1234"
+    asyncio.run(main())
+"""
+
+
+def test_a_failing_tests_report_has_the_devices_trace(tmp_path):
+    (tmp_path / "test_suite.py").write_text(WRONG)
+    done = run(tmp_path, "-p", "no:asyncio", "-p", "no:anyio")
+    assert done.returncode == 1, done.stdout + done.stderr
+    virtio, pci = done.stdout.split("_ test_pci _")
+    assert "the devices' trace:" in virtio
+    assert "vring_started queue=0 size=64 base=0" in virtio
+    assert "request_failed" in virtio
+    # Somebody has asked for no trace: the loop's exception handler hears of it all the same.
+    assert "HEARD aioirqfd: handle() of Upper raised for a request of queue 0" in virtio
+    assert "client_connected" in pci
