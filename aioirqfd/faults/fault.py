@@ -46,6 +46,10 @@ class Fault:
             if isinstance(value, int | float) and not (signed or 0 <= value < math.inf):
                 raise FaultError(f"{one.name} of {type(self).__name__} is a number from 0 on, not {value!r}")
 
+    def rule(self, stage: Stage) -> Rule | None:
+        """What a specification says of it with these parameters; None: this cannot happen there."""
+        return self.rules.get(stage)
+
     def decide(self, plan: Plan, active: ActiveFault, random: random.Random) -> None:
         """Put into a request's plan what this does to it."""
         raise NotImplementedError
@@ -54,6 +58,7 @@ class Fault:
 _NO_TIME: Final = "virtio 1.2, 2.7.8, and NVMe 1.4, 7.2.1, set no time within which a request is done"
 _SUPPRESSION: Final = "virtio 1.2, 2.7.7"
 _SPURIOUS: Final = "virtio 1.2, 2.7.7.1: the driver handles notifications for nothing; PCI 3.0, 2.2.6: lines are shared"
+_NOT_READY: Final = "virtio 1.2, 2.1.2 and 2.4.1: none before DRIVER_OK, nor after a reset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,7 @@ class Lose(Fault):
 
 @dataclass(frozen=True, slots=True)
 class Duplicate(Fault):
-    """An answer or an interrupt comes again.
+    """An answer or an interrupt comes again; an interrupt never after its driver has reset the queue or the device.
 
     Args:
         times: So many times more.
@@ -198,7 +203,10 @@ class Fail(Fault):
 
     status: int | None = None
     rules: ClassVar = {
-        "request": Rule(True, "virtio 1.2, 5.2.6; NVMe 1.4, 4.6: a status says so, where the device has one"),
+        "request": Rule(
+            True,
+            "virtio 1.2, 5.2.6; NVMe 1.4, 4.6: a status says so; where there is none, an empty answer, but not of an entropy device (5.4.6.2)",
+        ),
         "dma": Rule(True, "the host's: a transfer to what is not mapped for the device is refused"),
     }
 
@@ -282,17 +290,26 @@ class EarlyInterrupt(Fault):
 class Spurious(Fault):
     """Interrupts for nothing, again and again: no request sets them off. The match says by its fields where they come.
 
+    A virtio queue has them while it runs, a vector of a PCI device while its driver has enabled it, a gsi at all times.
+
     Args:
         every: Seconds from one to the next, above 0.
+        always: Before the driver is ready for them, too, and after it has reset the device: before ``DRIVER_OK``, of a virtio device.
+            No conforming device may do that.
     """
 
     every: float
-    rules: ClassVar = {"interrupt": Rule(True, _SPURIOUS)}
+    always: bool = False
+    rules: ClassVar = {"interrupt": Rule(True, f"{_SPURIOUS}; {_NOT_READY}, which `always` makes it do")}
 
     def __post_init__(self) -> None:
         Fault.__post_init__(self)
         if not self.every:
             raise FaultError("spurious interrupts come every so many seconds, not every 0")
+
+    def rule(self, stage: Stage) -> Rule | None:
+        """With ``always`` it is none that a conforming device may make."""
+        return Rule(False, _NOT_READY) if self.always and stage in self.rules else Fault.rule(self, stage)
 
     def decide(self, plan: Plan, active: ActiveFault, random: random.Random) -> None:
         """Do nothing to those that have a reason."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast, final
 
 from aioirqfd import nodes
 from aioirqfd.faults.active import ActiveFault
-from aioirqfd.faults.checks import check
-from aioirqfd.faults.fault import WORDS, Fault, Spurious
+from aioirqfd.faults.checks import check, check_answer
+from aioirqfd.faults.fault import WORDS, Fail, Fault, Spurious
 from aioirqfd.faults.log import Log, Recorded
 from aioirqfd.faults.match import KINDS, FaultError, Match
 from aioirqfd.faults.order import TURNS, AsLogged, InLine, after_turns
@@ -121,7 +121,7 @@ class Faults:
 
         Raises:
             TypeError: It is neither.
-            FaultError: It is wrapped already.
+            FaultError: It is wrapped already, or a fault that is set is none that it may make.
         """
         wrapped: object = target
         if isinstance(target, Device | PciDevice):
@@ -129,7 +129,11 @@ class Faults:
                 raise FaultError(f"{target!r} is wrapped already: one Faults can have any number of faults")
             if target.interception is not None:
                 raise FaultError(f"{target!r} is wrapped already, by another Faults")
-            self._targets.append(VirtioTarget(self, target) if isinstance(target, Device) else PciTarget(self, target))
+            made = VirtioTarget(self, target) if isinstance(target, Device) else PciTarget(self, target)
+            for active in () if self.nonconforming else self._active:
+                if isinstance(active.fault, Fail):
+                    check_answer(active.match, made)
+            self._targets.append(made)
         elif callable(getattr(target, "inject", None)) and not isinstance(target, type):
             wrapped = SinkTarget(self, cast("InterruptSink", target))
             self._targets.append(wrapped)
@@ -451,26 +455,25 @@ class Faults:
             for line in list(target.lines.values()):
                 line.changed(active)
         if active.enabled and isinstance(active.fault, Spurious):
-            self._again(active, active.fault.every)
+            self._again(active, active.fault)
         self.settle()
 
-    def _again(self, active: ActiveFault, seconds: float) -> None:
+    def _again(self, active: ActiveFault, fault: Spurious) -> None:
         """Interrupt for nothing, now and then."""
 
         def strike() -> None:
-            active.strike()
-            names = [active.name]
-            self._tracer.emit("fault_hit", faults=names, kind="interrupt", request=None, do={})
-            if self._log is not None:
-                self._log.write(what="spurious", time=self.time(), request=("interrupt", 0), faults=names)
-            for target in self._targets:
-                target.interrupt_for_nothing(active.match)
+            if sum(target.interrupt_for_nothing(active.match, always=fault.always) for target in self._targets):
+                active.strike()
+                names = [active.name]
+                self._tracer.emit("fault_hit", faults=names, kind="interrupt", request=None, do={})
+                if self._log is not None:
+                    self._log.write(what="spurious", time=self.time(), request=("interrupt", 0), faults=names)
             if active.left == 0:
                 active.disable()
             else:
-                self._again(active, seconds)
+                self._again(active, fault)
 
-        active.timer = self.clock.call_later(seconds, strike)
+        active.timer = self.clock.call_later(fault.every, strike)
 
     def forget(self, active: ActiveFault) -> None:
         """A fault is removed; for :class:`ActiveFault`."""

@@ -170,12 +170,19 @@ class PciTarget(Target):
         if self.device.interception is not wanted:
             self.device.intercept(wanted)
 
-    def interrupt_for_nothing(self, match: Match) -> None:
-        """Interrupt by these vectors."""
+    def interrupt_for_nothing(self, match: Match, *, always: bool) -> int:
+        """Interrupt by these vectors, if they are enabled."""
         function = self.device.function
-        if function is not None:
-            for vector in wanted_of(match, "vector", range(len(function.interrupts))):
-                self._line("interrupt", vector).ring_for_nothing(functools.partial(self._deliver, vector))
+        if function is None:
+            return 0
+        interrupts = function.interrupts
+        vectors = wanted_of(match, "vector", range(len(interrupts)))
+        chosen = [
+            vector for vector in vectors if always or (interrupts.bound(vector) and not interrupts.masked(vector))
+        ]
+        for vector in chosen:
+            self._line("interrupt", vector).ring_for_nothing(functools.partial(self._deliver, vector))
+        return len(chosen)
 
     async def reset(self) -> None:
         """Reset the function, as its driver could."""

@@ -18,12 +18,14 @@ class Target:
     Attributes:
         kinds: The kinds of requests that it has beside those that all have.
         any_kind: Whether there may be others, which it names as they come.
+        must_answer: The section that lets none of its requests fail; None: they can.
         fields: Fields of its own.
         lines: Its interrupts.
     """
 
     kinds: Collection[str] = ()
     any_kind: bool = False
+    must_answer: str | None = None
     fields: ClassVar[Collection[str]] = ()
 
     def __init__(self, faults: Faults) -> None:
@@ -34,8 +36,16 @@ class Target:
         """Have requests go by the faults, or no longer."""
         raise NotImplementedError
 
-    def interrupt_for_nothing(self, match: Match) -> None:
-        """Interrupt where the match's fields say: everywhere, if they say nothing."""
+    def interrupt_for_nothing(self, match: Match, *, always: bool) -> int:
+        """Interrupt where the match's fields say: everywhere, if they say nothing.
+
+        Args:
+            match: Says where.
+            always: Even where the driver is not ready for it.
+
+        Returns:
+            At how many places.
+        """
         raise NotImplementedError
 
 

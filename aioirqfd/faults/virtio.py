@@ -11,7 +11,7 @@ from aioirqfd.faults.match import FaultError
 from aioirqfd.faults.request import Request
 from aioirqfd.faults.targets import Target, wanted_of
 from aioirqfd.virtio.chain import cut, gather, scatter, written_by
-from aioirqfd.virtio.device import Device
+from aioirqfd.virtio.device import ENTROPY, NEEDS_RESET, Device
 from aioirqfd.virtio.interception import UNANSWERED
 
 if TYPE_CHECKING:
@@ -117,7 +117,9 @@ class VirtioRequest(Request):
         chain = self.chain
         if not self._trailer:
             error = FaultError("a fault was set" if status is None else f"a fault was set, with status {status}")
-            self.written = written_by(chain, self._target.device.failed(chain, error))
+            written = self._target.device.failed(chain, error)
+            # A fault was asked for, and not a queue that stops.
+            self.written = 0 if written == NEEDS_RESET else written_by(chain, written)
         elif chain.writable:
             chain.writable[-1][-1] = IOERR if status is None else status & 0xFF
             self.written = int(chain.writable_size == 1)
@@ -198,6 +200,8 @@ class VirtioTarget(Target):
         self.device: Final = device
         self.kinds = kinds_of(device)
         self.any_kind = type(device).describe is not Device.describe
+        if device.device_id == ENTROPY and type(device).failed is Device.failed:
+            self.must_answer = "virtio 1.2, 5.4.6.2: one byte or more"
         self.ending: set[int] = set()
         self.lines = {
             queue: Line(faults, "interrupt", {"queue": queue}, functools.partial(self._answers, queue))
@@ -213,13 +217,16 @@ class VirtioTarget(Target):
         if self.device.interception is not wanted:
             self.device.intercept(wanted)
 
-    def interrupt_for_nothing(self, match: Match) -> None:
-        """Interrupt for these queues."""
+    def interrupt_for_nothing(self, match: Match, *, always: bool) -> int:
+        """Interrupt for these queues, if they run."""
         transport = self.device.transport
-        if transport is not None:
-            for queue in wanted_of(match, "queue", range(self.device.num_queues)):
-                line = self.lines[queue]
-                line.ring_for_nothing(lambda _, queue=queue: transport.ring(queue))  # type: ignore[misc]
+        if transport is None:
+            return 0
+        queues = wanted_of(match, "queue", range(self.device.num_queues))
+        chosen = [queue for queue in queues if always or (transport.runs(queue) and queue not in self.ending)]
+        for queue in chosen:
+            self.lines[queue].ring_for_nothing(lambda _, queue=queue: transport.ring(queue))  # type: ignore[misc]
+        return len(chosen)
 
     # -- in place of the device --------------------------------------------------------------------------------------
 

@@ -308,10 +308,10 @@ class Session:
         for vring in self._vrings:
             await vring.reset()
         self._features = self._device.driver_features = self._status = 0
+        if (between := self._device.interception) is not None:
+            between.reset()
         try:
             self._device.reset()
-            if (between := self._device.interception) is not None:
-                between.reset()
         except Exception as error:
             self._raised("reset()", error)
 

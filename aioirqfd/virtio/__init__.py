@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from aioirqfd.virtio.blockfile import BlockFile
 from aioirqfd.virtio.chain import Chain
-from aioirqfd.virtio.device import Device
+from aioirqfd.virtio.device import NEEDS_RESET, Device
 from aioirqfd.virtio.errors import ChainError, VirtioError
 from aioirqfd.virtio.statistics import VringStatistics
 
-__all__ = ["BlockFile", "Chain", "ChainError", "Device", "VirtioError", "VringStatistics"]
+__all__ = ["NEEDS_RESET", "BlockFile", "Chain", "ChainError", "Device", "VirtioError", "VringStatistics"]

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 MAX_CONFIG: Final = 256
 """Bytes of the largest configuration space."""
+ENTROPY: Final = 4
+"""The device id of a source of randomness."""
+NEEDS_RESET: Final = -1
+"""What :meth:`Device.failed` returns where a request can be neither done nor answered as failed: its queue stops."""
 
 
 class Device:
@@ -85,11 +89,18 @@ class Device:
         none, the loop's exception handler does, which writes the traceback to standard error: of each place that raises,
         once in a front-end's time.
 
+        A device whose answers have a status overrides this, and writes that the request has failed.
+
         Returns:
-            How many bytes were written. This method answers with none.
+            How many bytes were written. Or ``NEEDS_RESET``: a request of this device cannot fail. Its queue stops as if the driver had
+            broken it (``vring_stopped`` has the reason), the driver is told as far as the transport can tell it (virtio 1.2, 2.1.2),
+            and nothing is lost but time: the driver has its requests back when it resets the device.
+
+            This method answers with no bytes, which most drivers can see. An entropy device gives one byte or more (5.4.6.2), so for
+            it this method says ``NEEDS_RESET``. Linux' virtio_rng asks for nothing more after an empty answer.
         """
         del request, error
-        return 0
+        return NEEDS_RESET if self.device_id == ENTROPY else 0
 
     def interrupt(self, queue: int, ring: Callable[[], None]) -> bool | None:
         """The driver wants to hear that requests have been answered; called once for each batch.

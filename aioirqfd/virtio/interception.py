@@ -49,5 +49,9 @@ class Transport(Protocol):
         """How many requests of a queue were answered."""
         ...
 
+    def runs(self, queue: int) -> bool:
+        """Whether a queue runs: the driver has set it up, said ``DRIVER_OK``, and has not reset it since."""
+        ...
+
     def hang_up(self) -> None:
-        """Be gone for the driver, as if the device had died: it may come back to a new one."""
+        """Have been reset, of which the driver is not told: a vhost-user back-end is gone for it, as if its process had died."""

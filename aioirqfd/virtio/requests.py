@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, final
 from aioirqfd.flight import FlightKind, flight_of
 from aioirqfd.serving.reports import name_of
 from aioirqfd.virtio.chain import written_by
-from aioirqfd.virtio.device import Device
+from aioirqfd.virtio.device import NEEDS_RESET, Device
 from aioirqfd.virtio.errors import VirtqueueError
 from aioirqfd.virtio.in_order import InOrder
 from aioirqfd.virtio.interception import UNANSWERED
@@ -89,7 +89,6 @@ class Requests:
         self._done: list[tuple[Chain, int]] = []
         self.receives: Final = index in device.receive_queues
         self._order = InOrder()
-        self._idle: asyncio.Future[None] | None = None
         self._starts = self._failed = 0
         self._past = NONE
         self._scheduled = False
@@ -213,8 +212,8 @@ class Requests:
         if cancel or self._closing:
             self.cancel()
         while self._running:
-            self._idle = self._loop.create_future()
-            await self._idle
+            # Two may wait: a driver resets a device that resets itself.
+            await asyncio.wait(self._running)
         self._complete()
 
     def _retire(self, queue: VirtQueue) -> None:
@@ -431,8 +430,6 @@ class Requests:
         chain = self._running.pop(task)
         cancelled_here = task in self._cancelled
         self._cancelled.discard(task)
-        if self._idle is not None and not self._running and not self._idle.done():
-            self._idle.set_result(None)
         if self.queue is not queue:
             # Its ring has gone: nobody is there to be answered.
             if not task.cancelled() and (late := task.exception()) is not None:
@@ -450,6 +447,8 @@ class Requests:
             written = self._fail(chain, cancelled)
         except Exception as raised:
             written = self._fail(chain, raised)
+        if self.queue is not queue:
+            return
         self._done.append((chain, written))
         # Others may end in the same turn of the loop: one push and one call for all.
         self.serve_soon()
@@ -469,10 +468,15 @@ class Requests:
         self._failed += 1
         self._raised(chain, error)
         try:
-            return written_by(chain, self._device.failed(chain, error))
+            written = self._device.failed(chain, error)
+            if written != NEEDS_RESET:
+                return written_by(chain, written)
         except Exception as again:
             self._raised(chain, again, "failed")
             return 0
+        # Stopped, the ring takes no answer, this one neither.
+        self._broken(VirtqueueError(f"{self._name} has failed, and has no answer that says so: it needs a reset"))
+        return 0
 
     def _raised(self, chain: Chain, error: BaseException, method: str = "handle") -> None:
         self._note(FlightKind.REQUEST_FAILED, chain.head)

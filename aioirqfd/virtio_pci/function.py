@@ -24,6 +24,7 @@ from aioirqfd.virtio.ring import MAX_SIZE
 from aioirqfd.virtio_pci.capability import ConfigAccess, Structure, VirtioStructure
 from aioirqfd.virtio_pci.memory import DmaMemory
 from aioirqfd.virtio_pci.queue import NO_VECTOR, PciQueue
+from aioirqfd.virtio_pci.transport import FunctionTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -188,6 +189,9 @@ class VirtioPci(PciDevice):
             stack.callback(self.dma.watchers.remove, self._memory)
             self.virtio.config_watchers += (self._config_changed,)
             stack.callback(self._watch_no_more)
+            self.virtio.transport = transport = FunctionTransport(self._queues, ring=self._ring, reset=self.reset)
+            stack.callback(self._let_go, transport)
+            stack.push_async_callback(transport.aclose)
             self._forget()
             self._load()
             yield
@@ -203,6 +207,10 @@ class VirtioPci(PciDevice):
     def _watch_no_more(self) -> None:
         watchers = self.virtio.config_watchers
         self.virtio.config_watchers = tuple(one for one in watchers if one != self._config_changed)
+
+    def _let_go(self, transport: FunctionTransport) -> None:
+        if self.virtio.transport is transport:
+            self.virtio.transport = None
 
     @property
     def _reports(self) -> Reports:
@@ -235,6 +243,8 @@ class VirtioPci(PciDevice):
         self.config_msix_vector = NO_VECTOR
         self._load()
         self._choose_calls()
+        if (between := self.virtio.interception) is not None:
+            between.reset()
         try:
             self.virtio.reset()
         except Exception as error:

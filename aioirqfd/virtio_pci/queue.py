@@ -142,6 +142,13 @@ class PciQueue:
         await self._end()
         self._forget()
 
+    def halt(self) -> None:
+        """Stop the ring at once: what is under way is cancelled, and answered no more."""
+        self._kick.mask()
+        self._features = None
+        self.requests.stop()
+        self.requests.cancel()
+
     def _break(self, error: VirtqueueError) -> None:
         base = self.requests.stop()
         self._kick.mask()

@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 
 from aioirqfd.faults import Faults
+from aioirqfd.vfio_user import Server
 from aioirqfd.vhost_user import Backend
+from aioirqfd.virtio.features import VirtioFeature
+from aioirqfd.virtio_pci import VirtioPci
 from examples.vhost_user_blk import Blk, Type
 from tests.vhost_user.frontend import FEATURES, FrontEnd
+from tests.virtio_pci import guest
 
 SECTORS = 64
 
@@ -58,12 +62,16 @@ class FakeTimer:
 class Disk:
     """The disk, its driver's side, and its faults."""
 
-    def __init__(self, device, backend, front, faults):
-        self.device, self.backend, self.front, self.faults = device, backend, front, faults
+    def __init__(self, device, front, faults):
+        self.device, self.front, self.faults = device, front, faults
 
     @property
     def queue(self):
         return self.front.queues[0]
+
+    def answers(self, queue=0):
+        """How many the device has given."""
+        return self.device.transport.answers(queue)
 
     def put(self, kind="read", sector=0, data=b"", queue=0):
         header = struct.pack("<IIQ", {"read": Type.IN, "write": Type.OUT, "flush": Type.FLUSH}[kind], 0, sector)
@@ -92,23 +100,92 @@ def image(tmp_path):
 
 
 @pytest.fixture
-def serve(image, tmp_path, monkeypatch):
+def transport():
+    """What brings the disk to its driver; a file of tests may have both."""
+    return "vhost-user"
+
+
+@pytest.fixture
+def serve(image, tmp_path, monkeypatch, transport):
     """Serves the disk: ``async with serve(faults) as disk``."""
     monkeypatch.chdir(tmp_path)
+    connected = {"vhost-user": by_vhost_user, "virtio-pci": by_virtio_pci}[transport]
 
     @contextlib.asynccontextmanager
-    async def serve(faults=None, *, queues=1, device=None):
+    async def serve(faults=None, *, queues=1, device=None, wrapped=False):
         faults = faults or Faults(nonconforming=True)
         device = device or Blk(str(image), num_queues=queues)
-        faults.wrap(device)
+        if not wrapped:
+            faults.wrap(device)
         with contextlib.closing(device), contextlib.closing(faults):
-            async with Backend(device, "socket") as backend, FrontEnd("socket") as front:
-                await front.negotiate(FEATURES | device.features)
-                await front.set_memory()
-                for index in range(queues):
-                    await front.queue(index, 64).start()
-                    await front.queues[index].call.read()
-                yield Disk(device, backend, front, faults)
+            async with connected(device, queues) as front:
+                yield Disk(device, front, faults)
         Path("socket").unlink(missing_ok=True)
 
     return serve
+
+
+@contextlib.asynccontextmanager
+async def by_vhost_user(device, queues):
+    """A front-end with its queues running."""
+    async with Backend(device, "socket") as backend, FrontEnd("socket") as front:
+        await front.negotiate(FEATURES | device.features)
+        await front.set_memory()
+        for index in range(queues):
+            await front.queue(index, 64).start()
+            await front.queues[index].call.read()
+        front.requests = lambda queue: backend._vrings[queue].requests
+        front.reset = front.queues[0].stop
+        yield front
+
+
+@contextlib.asynccontextmanager
+async def by_virtio_pci(device, queues):
+    """The same for a PCI function."""
+    async with Server(VirtioPci(device), "socket") as server, PciFrontEnd(server) as front:
+        await front.start(queues=queues, size=64, features=PCI_FEATURES | device.features)
+        front.queues = {queue.index: RungQueue(front, queue.index, queue.driver) for queue in front.queues}
+        yield front
+
+
+PCI_FEATURES = guest.FEATURES | VirtioFeature.RING_RESET
+
+
+class PciFrontEnd(guest.Guest):
+    """A driver of a function with the face of a front-end."""
+
+    def requests(self, queue):
+        return self.device._queues[queue].requests
+
+    async def closed(self):
+        """Whether the device has been reset by itself, which the driver sees when it looks."""
+        while await self.read("device_status"):
+            pass
+        return True
+
+    async def reset(self):
+        await self.write("device_status", 0)
+
+
+class RungQueue(guest.Queue):
+    """A queue whose doorbell is rung without the device's process hearing of a write, as a VMM does it."""
+
+    def publish(self):
+        if self.driver.kick_needed():
+            self.kicks += 1
+            self.guest.device._queues[self.index].doorbell.signal()
+
+    def put(self, readable=(), writable=()):
+        head = self.driver.request(readable, writable)
+        self.publish()
+        return head
+
+    async def ask(self, readable=(), writable=()):
+        self.put(readable, writable)
+        (used,) = await self.answers()
+        return used.data
+
+    async def stop(self):
+        """Reset the queue. Nobody asks where it is to go on."""
+        await self.guest.write("queue_select", self.index)
+        await self.guest.write("queue_reset", 1)
