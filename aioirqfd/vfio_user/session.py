@@ -94,20 +94,27 @@ class Session:
         try:
             reason = await self._read(worker)
         finally:
-            for task in (worker, self._twin_task):
-                if task is not None:
-                    task.cancel()
-                    await asyncio.wait({task})
-            self._connection.close()
-            for message in self._waiting:
-                _close(message.fds)
-            self._waiting.clear()
-            if self._remote is not None:
-                self._remote.close()
-            if self._twin is not None:
-                self._twin.close()
-            self.irqs.release()
+            try:
+                for task in (worker, self._twin_task):
+                    if task is not None:
+                        await _ended(task)
+            finally:
+                # Whoever serves may be told to end while a device's own code takes its time to.
+                await self._let_go(reason)
+
+    async def _let_go(self, reason: str | None) -> None:
+        self._connection.close()
+        for message in self._waiting:
+            _close(message.fds)
+        self._waiting.clear()
+        if self._remote is not None:
+            self._remote.close()
+        if self._twin is not None:
+            self._twin.close()
+        self.irqs.release()
+        try:
             await self._function.dma.unmap_all()
+        finally:
             self._function.dma.remote = None
             if reason is None:
                 self._tracer.emit("client_disconnected", reason=None)
@@ -398,6 +405,16 @@ def _unpack(form: Struct, data: bytes) -> tuple[int, ...]:
 def _check_size(size: int, form: Struct) -> None:
     if size < form.size:
         raise RefusedError(errno.EINVAL, f"argsz {size}, and {form.size} at least")
+
+
+async def _ended(task: asyncio.Task[str | None] | asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end, also if the wait is cancelled."""
+    task.cancel()
+    try:
+        await asyncio.wait({task})
+    finally:
+        if not task.done():
+            await asyncio.wait({task})
 
 
 def _close(fds: tuple[int, ...] | list[int]) -> None:

@@ -133,13 +133,16 @@ class Session:
             else:
                 self._reports.trouble("frontend_disconnected", kind=reason, reason=reason)
             self._abandon()
-            await self._reset()
-            for vring in self._vrings:
-                vring.set_err(None)
-            if self._inflight is not None:
-                self._inflight.close()
-            if self._channel is not None:
-                self._channel.close()
+            try:
+                await self._reset()
+            finally:
+                # Whoever serves may be told to end while a device's own code takes its time to.
+                for vring in self._vrings:
+                    vring.set_err(None)
+                if self._inflight is not None:
+                    self._inflight.close()
+                if self._channel is not None:
+                    self._channel.close()
 
     async def _serve(self, message: Message) -> None:
         fds = list(message.fds)

@@ -558,6 +558,38 @@ async def test_a_client_that_goes_while_a_register_waits(server):
         assert await client.read(0, 0, 4) == bytes(4)
 
 
+async def test_a_server_is_told_to_end_while_it_ends_a_client(tmp_path, monkeypatch, tracer, eventfds):
+    """A register takes its time to be cancelled. What the client has given is closed all the same."""
+    monkeypatch.chdir(tmp_path)
+    slow, cancelled = asyncio.Event(), asyncio.Event()
+
+    class Slow(Device):
+        async def read(self, bar, offset, size):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+                await slow.wait()
+
+    server = Server(Slow(), "socket", tracer=tracer)
+    await server.__aenter__()
+    client = Client("socket")
+    await client.__aenter__()
+    await client.bind(MSIX, 0, eventfds(2))
+    reading = asyncio.ensure_future(client.read(0, 0, 4))
+    while server.statistics().messages < 3:
+        await asyncio.sleep(0)
+    reading.cancel()
+    await client.__aexit__(None, None, None)
+    await cancelled.wait()
+    ending = asyncio.ensure_future(server.__aexit__(None, None, None))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not ending.done()
+    slow.set()
+    await ending
+
+
 async def test_a_socket_that_is_handed_in(tracer):
     ours, theirs = socket.socketpair()
     async with Server(Device(), sock=ours, tracer=tracer) as server:
