@@ -16,9 +16,7 @@ from aioirqfd.faults import Fail, Faults, Hang, Match
 from aioirqfd.testing import GuestError, guest
 from aioirqfd.virtio import Chain, Device
 from examples import howto_guest
-from examples.nvme import Nvme
 from examples.vhost_user_blk import Blk
-from tests.qemu import program
 from tests.qemu.initramfs import kernel
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
@@ -138,25 +136,6 @@ async def test_a_device_that_is_no_disk():
         device.device_id = 42
         async with guest(device):
             pass
-
-
-@pytest.mark.parametrize(("kind", "module", "name"), [(Blk, "virtio_blk", "vda"), (Nvme, "nvme", "nvme0n1")])
-@ONE_LOOP
-async def test_the_same_lines_for_virtio_blk_and_nvme(tmp_path, kind, module, name):
-    if kind is Nvme:
-        program.need((10, 1), "vfio-user-pci")
-    image = tmp_path / "image"
-    image.write_bytes(bytes(32 << 20))
-    faults = Faults()
-    with contextlib.closing(faults.wrap(kind(str(image)))) as disk:
-        async with guest(disk, modules=[module], faults=faults, qemu=program.PROGRAM) as vm:
-            await vm.run(f"while ! test -e /dev/{name}; do sleep 0.1; done", check=True)
-            third = faults.add(Match("write", nth=3), Fail())
-            write = f"dd if=/dev/zero of=/dev/{name} bs=4k count=1 oflag=direct seek="
-            assert [(await vm.run(f"{write}{number}")).status for number in range(4)] == [0, 0, 1, 0]
-            await third.hit()
-            dmesg = await vm.run("dmesg", check=True)
-            assert f"I/O error, dev {name}, sector 16 op 0x1:(WRITE)" in dmesg.output
 
 
 async def test_what_linux_does_when_the_disk_hangs(disk):
