@@ -34,7 +34,11 @@ class FunctionTransport:
         self._queues = queues
         self._reset = reset
         self._resets: set[asyncio.Task[None]] = set()
-        self.ring = ring
+        self._ring = ring
+
+    def ring(self, queue: int) -> None:
+        """Interrupt for a queue, whether there is something to tell or not."""
+        self._ring(queue)
 
     def look_again(self) -> None:
         """The device has an interception now, or none any more."""

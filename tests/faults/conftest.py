@@ -128,51 +128,72 @@ def serve(image, tmp_path, monkeypatch, transport):
 @contextlib.asynccontextmanager
 async def by_vhost_user(device, queues):
     """A front-end with its queues running."""
-    async with Backend(device, "socket") as backend, FrontEnd("socket") as front:
+    async with Backend(device, "socket") as backend, VhostUser("socket", backend) as front:
         await front.negotiate(FEATURES | device.features)
         await front.set_memory()
         for index in range(queues):
             await front.queue(index, 64).start()
             await front.queues[index].call.read()
-        front.requests = lambda queue: backend._vrings[queue].requests
-        front.reset = front.queues[0].stop
         yield front
+
+
+class VhostUser(FrontEnd):
+    """A front-end, and the back-end that it drives."""
+
+    def __init__(self, path, backend):
+        super().__init__(path)
+        self.backend = backend
+
+    def requests(self, queue):
+        return self.backend._vrings[queue].requests
+
+    async def reset(self):
+        await self.queues[0].stop()
 
 
 @contextlib.asynccontextmanager
 async def by_virtio_pci(device, queues):
     """The same for a PCI function."""
-    async with Server(VirtioPci(device), "socket") as server, PciFrontEnd(server) as front:
-        await front.start(queues=queues, size=64, features=PCI_FEATURES | device.features)
-        front.queues = {queue.index: RungQueue(front, queue.index, queue.driver) for queue in front.queues}
-        yield front
+    async with Server(VirtioPci(device), "socket") as server, guest.Guest(server) as driver:
+        await driver.start(queues=queues, size=64, features=PCI_FEATURES | device.features)
+        yield Function(driver)
 
 
 PCI_FEATURES = guest.FEATURES | VirtioFeature.RING_RESET
 
 
-class PciFrontEnd(guest.Guest):
-    """A driver of a function with the face of a front-end."""
+class Function:
+    """A driver of a function, with the face of a front-end."""
+
+    def __init__(self, driver):
+        self.driver = driver
+        self.queues = {queue.index: Rung(queue) for queue in driver.queues}
 
     def requests(self, queue):
-        return self.device._queues[queue].requests
+        return self.driver.device._queues[queue].requests
+
+    async def read(self, register):
+        return await self.driver.read(register)
 
     async def closed(self):
         """Whether the device has been reset by itself, which the driver sees when it looks."""
-        while await self.read("device_status"):
+        while await self.driver.read("device_status"):
             pass
         return True
 
     async def reset(self):
-        await self.write("device_status", 0)
+        await self.driver.write("device_status", 0)
 
 
-class RungQueue(guest.Queue):
+class Rung:
     """A queue whose doorbell is rung without the device's process hearing of a write, as a VMM does it."""
+
+    def __init__(self, queue):
+        self.guest, self.index, self.driver, self.call = queue.guest, queue.index, queue.driver, queue.call
+        self.answers = queue.answers
 
     def publish(self):
         if self.driver.kick_needed():
-            self.kicks += 1
             self.guest.device._queues[self.index].doorbell.signal()
 
     def put(self, readable=(), writable=()):

@@ -63,22 +63,22 @@ async def test_a_source_of_randomness_gives_no_empty_answer_but_stops(serve, tra
 async def test_what_is_under_way_elsewhere_goes_on(serve):
     """Of a queue that has stopped, a request that ends later is no answer of the next run."""
 
+    gate = asyncio.Event()
+
     class Slow(Fails):
         async def handle(self, request):
             if self.requests == 0:
                 self.requests = 1
-                await self.gate.wait()
+                await gate.wait()
                 return request.write(b"late")
             return await super().handle(request)
 
-    device = Slow(4, waits=False)
-    device.gate = asyncio.Event()
-    async with serve(device=device) as disk:
+    async with serve(device=Slow(4, waits=False)) as disk:
         disk.queue.put([], [6])
         disk.queue.put([], [6])
         while disk.front.requests(0).queue is not None:
             await asyncio.sleep(0)
-        device.gate.set()
+        gate.set()
         while disk.front.requests(0).waiting:
             await asyncio.sleep(0)
         assert disk.queue.driver.collect() == []

@@ -570,6 +570,7 @@ async def test_a_server_is_told_to_end_while_it_ends_a_client(tmp_path, monkeypa
             finally:
                 cancelled.set()
                 await slow.wait()
+            return bytes(size)
 
     server = Server(Slow(), "socket", tracer=tracer)
     await server.__aenter__()
