@@ -223,7 +223,7 @@ class VirtioTarget(Target):
         if transport is None:
             return 0
         queues = wanted_of(match, "queue", range(self.device.num_queues))
-        chosen = [queue for queue in queues if always or (transport.runs(queue) and queue not in self.ending)]
+        chosen = [queue for queue in queues if always or transport.runs(queue)]
         for queue in chosen:
             self.lines[queue].ring_for_nothing(lambda _, queue=queue: transport.ring(queue))  # type: ignore[misc]
         return len(chosen)
