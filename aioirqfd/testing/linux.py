@@ -48,10 +48,12 @@ CHUNK: Final = 512
 APPEND: Final = "console=ttyS0 no_timer_check quiet panic=-1 tsc=unstable"
 QEMU_DEVICES: Final = {2: "vhost-user-blk-pci,num-queues={queues}", 4: "vhost-user-rng-pci"}
 """By virtio device id, what QEMU calls it, where it needs no more than that."""
+# In a shell of its own: an orphan that ends is a signal for process 1, whose `read` would begin the line anew, and forget what it has.
 AGENT: Final = """
 mkdir -p /tmp
 stty -F /dev/ttyS1 raw -echo
 exec 3<>/dev/ttyS1
+(
 echo READY >&3
 while read -r what rest <&3; do
     case $what in
@@ -61,6 +63,7 @@ while read -r what rest <&3; do
             base64 </tmp/output >&3; echo "$rest $status" >&3 ;;
     esac
 done
+)
 """
 
 

@@ -56,6 +56,16 @@ async def test_commands_their_output_and_their_status():
             await vm.run("sleep 100", seconds=0.1)
 
 
+@ONE_LOOP
+async def test_no_command_is_lost_while_what_earlier_ones_have_left_behind_ends():
+    async with guest() as vm:
+        await vm.run("(while [ ! -e /tmp/enough ]; do (usleep 1000 &); done) &")
+        for number in range(40):
+            text = f"{number}: {'x' * 300}\n"
+            assert (await vm.run(f"printf '%s\\n' '{text[:-1]}'")).output == text
+        await vm.run("touch /tmp/enough")
+
+
 async def test_the_console_is_kept_and_shown_where_something_fails(disk):
     faults = Faults()
     fault = faults.add(Match("read"), Fail(), enabled=False)

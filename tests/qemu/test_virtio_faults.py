@@ -142,7 +142,7 @@ async def an_empty_answer_ends_a_source(vm, faults):
     empty = faults.add(Match("request", nth=1), Fail())
     await vm.run(random.format(1))
     assert empty.hits == 1
-    assert re.match(r"0\n", (await vm.run(random.format(2))).output)
+    assert "0" in (await vm.run(random.format(2))).output.splitlines()
     assert empty.requests == 1
     drivers = "/sys/bus/virtio/drivers/virtio_rng"
     await vm.run(f"for what in unbind bind; do echo virtio1 >{drivers}/$what; done", check=True)
