@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Final, final
-
-if TYPE_CHECKING:
-    from aioirqfd.tracer import Tracer
+from typing import Final, final
 
 _TROUBLE: Final = frozenset(
     {
@@ -33,7 +30,6 @@ class Terminal:
     """
 
     per_interrupt = False
-    bystander: Final = True
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -50,8 +46,3 @@ class Terminal:
 
 GONE: Final = "the front-end has gone"
 """Why a ring has stopped that nobody has broken."""
-
-
-def is_bystander(tracer: Tracer) -> bool:
-    """Whether a tracer hears and answers for nothing: what is raised goes to the loop's exception handler, as if there were none."""
-    return bool(getattr(tracer, "bystander", False))

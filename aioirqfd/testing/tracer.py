@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, final
 
-from aioirqfd.tracer import NULL_TRACER
+from aioirqfd.tracer import NULL_TRACER, listens
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -57,18 +57,18 @@ class Tail:
         tracer: To this one. If it is none, what devices raise goes to the loop's exception handler as ever.
     """
 
-    __slots__ = ("_began", "_events", "_tracer", "bystander", "per_interrupt")
+    __slots__ = ("_began", "_events", "listens", "per_interrupt", "tracer")
 
     def __init__(self, tracer: Tracer) -> None:
         self.per_interrupt = tracer.per_interrupt
-        self.bystander = tracer is NULL_TRACER
-        self._tracer = tracer
+        self.listens = tracer is not NULL_TRACER and listens(tracer)
+        self.tracer = tracer  # a flight recorder behind it is found by this
         self._began = time.monotonic()
         self._events: deque[str] = deque(maxlen=KEPT)
 
     def emit(self, event: str, /, **fields: object) -> None:
         """Keep it, and hand it on."""
-        self._tracer.emit(event, **fields)
+        self.tracer.emit(event, **fields)
         fields.pop("exc_info", None)
         said = "".join(f" {name}={value!r}" for name, value in fields.items())
         self._events.append(f"{time.monotonic() - self._began:9.3f} s  {event}{said}")

@@ -14,7 +14,7 @@ from aioirqfd.pci.function import PciFunction
 from aioirqfd.serving.peers import Accepted, Single
 from aioirqfd.serving.reports import Reports, name_of
 from aioirqfd.serving.sockets import Listener, listens, socket_path
-from aioirqfd.serving.terminal import is_bystander
+from aioirqfd.serving.terminal import Terminal
 from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.vfio_user.connection import Connection
 from aioirqfd.vfio_user.messages import Irq
@@ -100,7 +100,7 @@ class Server:
         self.device = device
         self._path = path
         self._sock = sock
-        self._tracer = tracer if is_bystander(tracer) else guarded(tracer, device=name_of(device))
+        self._tracer = tracer if isinstance(tracer, Terminal) else guarded(tracer, device=name_of(device))
         self._require_seal = require_seal
         self._session: Session | None = None
         self._sessions = 0
@@ -109,7 +109,7 @@ class Server:
         self._task: asyncio.Task[None] | None = None
         self._stack = contextlib.AsyncExitStack()
         # Of what the managers have to say, a terminal is told by the loop's exception handler.
-        own = NULL_TRACER if is_bystander(self._tracer) else self._tracer
+        own = NULL_TRACER if isinstance(self._tracer, Terminal) else self._tracer
         self._loop: asyncio.AbstractEventLoop | None = None
         self._key = nodes.add("vfio_user", self, Server._node, name=name, loop=Server._loop_of)
         self.function: Final = PciFunction(

@@ -18,7 +18,7 @@ from aioirqfd.irqfd.manager import IrqManager
 from aioirqfd.serving.peers import Accepted, Connected, Single
 from aioirqfd.serving.reports import Reports, name_of
 from aioirqfd.serving.sockets import Listener, connect, listens, socket_path
-from aioirqfd.serving.terminal import is_bystander
+from aioirqfd.serving.terminal import Terminal
 from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.vhost_user.calls import Calls
 from aioirqfd.vhost_user.connection import Connection
@@ -111,7 +111,7 @@ class Backend:
         self._sock = sock
         self._connect = connect
         self._reconnect = reconnect
-        self._tracer = tracer if is_bystander(tracer) else guarded(tracer, device=name_of(device))
+        self._tracer = tracer if isinstance(tracer, Terminal) else guarded(tracer, device=name_of(device))
         self._require_seal = require_seal
         self._vrings: list[Vring] = []
         self._calls: Calls | None = None
@@ -150,7 +150,7 @@ class Backend:
             front_ends = self._front_ends(stack, reports)
             count = self.device.num_queues
             # Of what the managers have to say, a terminal is told by the loop's exception handler.
-            tracer = NULL_TRACER if is_bystander(self._tracer) else self._tracer
+            tracer = NULL_TRACER if isinstance(self._tracer, Terminal) else self._tracer
             calls = self._calls = Calls(count, tracer=tracer, name=f"vhost_user-{self._key}-calls")
             sink = KickSink(calls.open, recorded=is_recorded(tracer))
             routes = {index: Msi(address=0, data=index) for index in range(count)}
