@@ -7,6 +7,7 @@ import fcntl
 import gc
 import importlib
 import importlib.util
+import math
 import os
 import platform
 import re
@@ -21,6 +22,7 @@ import pytest_asyncio
 import uvloop
 from hypothesis import settings
 
+from aioirqfd.ratelimit import INTERVAL, RateLimit
 from tests import declared
 from tests.qemu import program
 from tests.tracing import trace_processor
@@ -221,6 +223,23 @@ def only_declared_events(watched_tracers: None, request: pytest.FixtureRequest) 
     yield
     if UNDECLARED and request.node.get_closest_marker("invented") is None:
         pytest.fail(f"declared nowhere: {UNDECLARED}", pytrace=False)
+
+
+# -------------------------------------------------------------------------------------------------------------- time
+
+
+@pytest.fixture(autouse=True)
+def no_second_passes() -> Iterator[None]:
+    """Trouble is told again after a second; a test that counts what is told may take longer where others have the CPU."""
+    RateLimit.__init__.__kwdefaults__["interval"] = math.inf
+    yield
+    RateLimit.__init__.__kwdefaults__["interval"] = INTERVAL
+
+
+@pytest.fixture
+def seconds_pass(no_second_passes: None) -> None:
+    """They do, in a test with a clock of its own."""
+    RateLimit.__init__.__kwdefaults__["interval"] = INTERVAL
 
 
 # ------------------------------------------------------------------------------------------------------------- leaks

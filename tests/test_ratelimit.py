@@ -16,6 +16,9 @@ class Clock:
         return self.now
 
 
+pytestmark = pytest.mark.usefixtures("seconds_pass")
+
+
 @pytest.fixture
 def clock():
     return Clock()

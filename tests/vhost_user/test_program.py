@@ -71,7 +71,7 @@ def program(*arguments, fds=()):
 
 def ended(*arguments, fds=()):
     with program(*arguments, fds=fds) as process:
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
         return process.returncode, out, err
 
 
@@ -87,7 +87,7 @@ async def test_it_says_when_it_is_ready_and_ends_when_it_is_told_to(path, number
         assert process.stdout.readline() == f"Echo: listening at {path!r}\n"
         await echoes(await connected(path))
         process.send_signal(number_)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "closed\n", "")
     assert not Path(path).exists()
 
@@ -101,7 +101,7 @@ async def test_a_listening_socket_is_taken_as_an_fd(path):
             for _ in range(2):
                 await echoes(path)
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
 
 
 async def test_with_a_connected_socket_it_ends_when_the_front_end_has_gone(path):
@@ -109,7 +109,7 @@ async def test_with_a_connected_socket_it_ends_when_the_front_end_has_gone(path)
     with theirs, program("--fd", str(theirs.fileno()), fds=[theirs.fileno()]) as process:
         theirs.close()
         await echoes(ours)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 async def test_it_connects_to_a_front_end_that_listens_again_and_again(path):
@@ -118,7 +118,7 @@ async def test_it_connects_to_a_front_end_that_listens_again_and_again(path):
             sock, _ = await asyncio.get_running_loop().sock_accept(listener.sock)
             await echoes(sock)
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert RECONNECT == 1.0
 
 
@@ -220,8 +220,9 @@ async def test_what_a_front_end_does_wrong_is_on_standard_error(path):
             assert await front.closed()
         await echoes(await connected(path))
         process.terminate()
-        _, err = process.communicate(timeout=20)
-    assert err.splitlines() == [
+        _, err = process.communicate(timeout=60)
+    # What is repeated is told once more if a second has gone by meanwhile.
+    assert [line for line in err.splitlines() if " suppressed=" not in line] == [
         "Echo: message_refused request='SET_VRING_NUM' reason='no queue 3 of 1'",
         "Echo: vring_stopped queue=0 base=1 reason='the available index runs 3999 ahead in a ring of 8'",
         "Echo: frontend_disconnected reason='features 0x1 were not offered'",

@@ -125,17 +125,22 @@ async def test_what_a_request_raises_when_its_ring_has_gone_is_heard(path, heard
     listen(heard)
 
     class Clumsy(Device):
+        begun = False
+
         async def handle(self, request):
+            self.begun = True
             try:
                 await asyncio.get_running_loop().create_future()
             finally:
                 raise KeyError("cleaning up")
 
-    async with Backend(Clumsy(), path):
+    device = Clumsy()
+    async with Backend(device, path):
         async with FrontEnd(path) as front:
             queue = await front.start()
             queue.put([b"a"], [8])
-            await asyncio.sleep(0.01)
+            while not device.begun:
+                await asyncio.sleep(0)
         async with FrontEnd(path) as front:
             assert await front.number(Request.GET_QUEUE_NUM) == 1
     assert [type(error) for _, error in heard] == [KeyError]
@@ -163,15 +168,13 @@ async def test_each_part_of_a_device_is_heard_and_the_rest_goes_on(path, heard):
                     await asyncio.sleep(0)
             return await super().handle(request)
 
-    async with Backend(Bad(), path), FrontEnd(path) as front:
+    async with Backend(Bad(), path) as backend, FrontEnd(path) as front:
         queue = await front.start()
         assert await queue.ask([b"a"], [1]) == b"A"
+        assert await queue.ask([b"slow"], [4]) == b"SLOW"
         queue.put([b"slow"], [4])
-        while queue.driver.outstanding == 0:
+        while backend.statistics().queues[0].requests < 3:
             await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
-        queue.put([b"slow"], [4])
-        await asyncio.sleep(0)
         await queue.stop()
         await front.tell(Request.RESET_DEVICE)
     assert {error.args[0] for _, error in heard} == {"background", "interrupt", "stopping", "reset"}
@@ -280,6 +283,7 @@ def raised(what):
 
 
 @pytest.mark.invented
+@pytest.mark.usefixtures("seconds_pass")
 def test_a_place_that_raises_is_heard_once_a_front_end():
     from aioirqfd.tracer import NULL_TRACER
 
