@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -31,7 +32,6 @@ from tests.qemu.initramfs import Linux, initramfs, kernel
 from tests.qemu.pci import MsixDevice, Pci
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Awaitable, Callable, Iterable
     from typing import TypeVar
 
@@ -299,8 +299,10 @@ class Qemu:
         return self.process.wait()
 
     def send_signal(self, number: signal.Signals) -> None:
-        """SIGSTOP, SIGCONT, SIGKILL."""
+        """SIGSTOP, after which each of its threads stands still; SIGCONT, SIGKILL."""
         self.process.send_signal(number)
+        if number == signal.SIGSTOP:
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def said(self) -> str:
         """What QEMU and the guest said, the last part."""

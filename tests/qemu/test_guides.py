@@ -95,12 +95,13 @@ async def test_a_disk_is_used_booted_from_and_outlives_its_process(follower):
         file.write(data)
     (qemu,) = [step.command for step in use if "qemu-system" in step.command]
     await follower.start(qemu.replace("path=blk.sock", f"path=blk.sock,{program.reconnect()}"))
-    await follower.guest(
+    begin = follower.qemu.type(
         "(for i in $(seq 8); do head -c 2097152 /dev/vda | md5sum; echo 3 >/proc/sys/vm/drop_caches; done; echo R'EAD') &"
     )
+    await follower.qemu.until("  -\n", begin)
     await follower.take(kill)
     await follower.take(again)
-    said = await follower.qemu.until("READ\n")
+    said = await follower.qemu.until("READ\n", begin)
     assert re.findall(r"[0-9a-f]{32}", said) == [hashlib.md5(data[: 2 << 20], usedforsecurity=False).hexdigest()] * 8
     assert "error" not in said
     await follower.take(grow)

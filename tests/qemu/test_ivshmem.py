@@ -214,7 +214,7 @@ async def test_a_killed_guest_is_gone_for_everyone(tmp_path):
     async with joined(tmp_path) as (host, guest), await Client.connect(host.server.path, VECTORS) as client:
         assert len(client.peers[1]) == VECTORS
         guest.qemu.send_signal(signal.SIGKILL)
-        await asyncio.wait_for(client.until(1, 0), 30)
+        await asyncio.wait_for(client.until(1, 0), 60)
         assert sorted(client.peers) == [0]
         await host.until(lambda: (1, False) in host.changes)
         assert not host.server.ring(1, 0)

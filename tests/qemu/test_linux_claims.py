@@ -35,9 +35,11 @@ async def misbehaving(image):
             yield qemu, chaos
 
 
-async def started(qemu, line):
-    """Run something in the guest's background, up to where it waits for the disk."""
-    await guest(qemu, f"({line}; echo CODE=$?) 2>/dev/null & sleep 1")
+async def started(qemu, line, chaos=None, held=1):
+    """Run something in the guest's background, up to where it waits for the disk: until that has so many in hand, or a second."""
+    await guest(qemu, f"({line}; echo CODE=$?) 2>/dev/null & {':' if chaos else 'sleep 1'}")
+    if chaos:
+        await qemu.until(lambda: len(chaos.faults.held) == held)
 
 
 async def test_linux_waits_for_a_disk_however_long_it_takes(image):
@@ -51,8 +53,9 @@ async def test_linux_waits_for_a_disk_however_long_it_takes(image):
         await guest(qemu, "sleep 6")
         assert "blocked for more than" not in await guest(qemu, LOG)
         await started(qemu, WRITE)
-        await guest(qemu, "sleep 6")
-        assert await guest(qemu, "echo =$(dmesg | grep -c 'INFO: task dd:.* blocked for more than 2 seconds')") != "0"
+        await guest(
+            qemu, "until dmesg | grep -q 'INFO: task dd:.* blocked for more than 2 seconds'; do sleep 0.5; done"
+        )
         await chaos.command("release")
         for _ in range(2):
             assert (await qemu.wait_for("CODE=")).endswith("CODE=0")
@@ -61,7 +64,7 @@ async def test_linux_waits_for_a_disk_however_long_it_takes(image):
 async def test_linux_resets_a_device_only_after_its_requests(image):
     async with misbehaving(image) as (qemu, chaos):
         await chaos.command("set withhold=1000")
-        await started(qemu, f"{READ} skip=100")
+        await started(qemu, f"{READ} skip=100", chaos)
         await started(qemu, "echo virtio0 >/sys/bus/virtio/drivers/virtio_blk/unbind")
         await guest(qemu, "sleep 2")
         assert len(chaos.faults.held) == 1
@@ -75,8 +78,7 @@ async def test_linux_resets_a_device_only_after_its_requests(image):
 async def test_nothing_is_kept_back_from_a_guest_that_ends_or_is_paused(image, end):
     async with misbehaving(image) as (qemu, chaos):
         await chaos.command("set withhold=1000 irq-withhold=1")
-        await started(qemu, f"{READ} skip=100")
-        assert len(chaos.faults.held) == 1
+        await started(qemu, f"{READ} skip=100", chaos)
         if end == "pause":
             await qemu.qmp.execute("stop")
             assert not chaos.faults.held

@@ -335,7 +335,7 @@ async def test_a_serial_port_of_linux_own_driver():
             await guest(qemu, "head -c 1500 /dev/urandom | xxd -p -c 3000 >/tmp/sent && cat /tmp/sent >&4")
             sent = await guest(qemu, "echo =$(sha256sum </tmp/sent | cut -d' ' -f1)")
             said = b""
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while len(said) < 3001:
                     await readable(outside)
                     said += os.read(outside, 4096)

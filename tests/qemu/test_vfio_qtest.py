@@ -180,7 +180,7 @@ async def test_the_pin_is_a_level_and_its_end_is_told_by_the_next_access():
             return [raised for line, raised in qemu.irqs if line >= 16]
 
         async def said(expected):
-            for _ in range(200):
+            for _ in range(3000):
                 await qemu.qtest.command("readl 0")
                 if len(changes()) >= len(expected):
                     break

@@ -80,7 +80,10 @@ class Stream(Device):
 async def test_the_guests_random_bytes_are_ours():
     stream = Stream()
     async with linux(stream, "vhost-user-rng-pci", modules=["virtio_rng"], options=",vectors=2") as (qemu, backend):
-        before, calls = await interrupts(qemu, "virtio0-input"), backend.statistics().queues[0].calls
+        # The kernel's own reader may go on while its interrupts are counted: there are two bounds.
+        calls = [backend.statistics().queues[0].calls]
+        before = await interrupts(qemu, "virtio0-input")
+        calls.append(backend.statistics().queues[0].calls)
         seen = await guest(qemu, "echo =$(dd if=/dev/hwrng bs=4096 count=1 2>/dev/null | sha256sum | cut -d' ' -f1)")
         # The kernel's own reader takes blocks in between, and the core keeps some back: the place is not known.
         found = [at for at in range(0, len(stream.served), 64) if digest(stream.served[at : at + 4096]) == seen]
@@ -88,8 +91,10 @@ async def test_the_guests_random_bytes_are_ours():
         await guest(qemu, "dd if=/dev/hwrng of=/dev/null bs=4096 count=16 2>/dev/null")
         (done,) = backend.statistics().queues
         assert done.requests - done.answers <= 1  # the one that the driver always has waiting
+        calls.append(done.calls)
         counted = await interrupts(qemu, "virtio0-input") - before
-        assert abs(counted - (backend.statistics().queues[0].calls - calls)) <= 1
+        calls.append(backend.statistics().queues[0].calls)
+        assert calls[2] - calls[1] - 1 <= counted <= calls[3] - calls[0] + 1
 
 
 def digest(data):
@@ -126,10 +131,10 @@ async def test_a_disk_is_read_and_written(image, queues):
         written = path.read_bytes()
         assert digest(written[8 * MIB : 12 * MIB]) == seen
         assert written[: 8 * MIB] + written[12 * MIB :] == data[: 8 * MIB] + data[12 * MIB :]
-        # Each call is an interrupt of the guest's, and there are no others.
+        # Each call is an interrupt of the guest's, and there are no others. What is called again before QEMU, which may be
+        # late, has looked at the eventfd is one interrupt.
         counted = await interrupts(qemu, "virtio0-req") - before
-        assert counted == sum(queue.calls for queue in backend.statistics().queues) - calls
-        assert counted > 50
+        assert 50 < counted <= sum(queue.calls for queue in backend.statistics().queues) - calls
         assert sum(queue.failed for queue in backend.statistics().queues) == 0
         # Discarded, and written with zeros.
         await guest(qemu, "blkdiscard -o 16777216 -l 1048576 /dev/vda")

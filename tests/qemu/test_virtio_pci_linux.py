@@ -51,13 +51,14 @@ async def test_the_guests_random_bytes_are_ours_and_every_interrupt_is_accounted
         found = [at for at in range(0, len(stream.served), 64) if digest(stream.served[at : at + 4096]) == seen]
         assert len(found) == 1
         await guest(qemu, "dd if=/dev/hwrng of=/dev/null bs=4096 count=16 2>/dev/null")
+        (then,) = server.device.statistics()
         taken = await count(qemu, "virtio0-input")
         (done,) = server.device.statistics()
         assert 0 <= done.requests - done.answers <= 1
         # The driver has one request at a time, and each answer interrupts: nothing merges, and nothing is lost.
         assert done.calls == done.answers > 64
         assert sent(server, [0, 1]) == [0, done.calls]
-        assert 0 <= done.calls - taken <= 1
+        assert then.calls - 1 <= taken <= done.calls  # the kernel's own reader may go on meanwhile
         assert done.kicks == done.requests
     assert log.read_text().count("vfio_msi_interrupt") >= taken
 
@@ -90,11 +91,12 @@ async def test_affinity_is_flipped_under_load_and_no_interrupt_is_lost():
         )
         # Hangs if one was lost: the driver has one request under way at a time.
         await guest(qemu, "dd if=/dev/hwrng of=/dev/null bs=64 count=64 2>/dev/null")
+        (then,) = server.device.statistics()
         taken = await count(qemu, "virtio0-input")
         (done,) = server.device.statistics()
         assert done.calls == done.answers
         # The last one may not have been counted yet; a request's own interrupt is never one with another's.
-        assert done.calls - 1 <= taken <= done.calls + 2 * flips
+        assert then.calls - 1 <= taken <= done.calls + 2 * flips
 
 
 @pytest.mark.parametrize("pin", [False, True], ids=["msi-x", "pin"])
