@@ -79,7 +79,7 @@ def resource_tracker_of_its_own():
 def no_helpers():
     """multiprocessing keeps a thread that sends fds, and a process that forks."""
     yield
-    resource_sharer.stop(timeout=10)
+    resource_sharer.stop(timeout=60)
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 

@@ -35,7 +35,7 @@ async def called():
     """A call, and that it is made."""
     event = asyncio.Event()
     yield event.set
-    await asyncio.wait_for(event.wait(), 10)
+    await asyncio.wait_for(event.wait(), 60)
 
 
 async def test_a_number_with_a_past_is_not_used():
@@ -78,7 +78,7 @@ async def test_a_socket_that_is_waited_for_is_heard(meanwhile):
         if meanwhile:  # whoever left it cleans up at last
             asyncio.get_running_loop().remove_reader(first)
         theirs.send(b"x")
-        await asyncio.wait_for(reading, 10)
+        await asyncio.wait_for(reading, 60)
         assert ours.recv(10) == b"x"
     reading = asyncio.ensure_future(readable(ours))
     await turns(2)
@@ -97,7 +97,7 @@ async def test_the_hang_up_of_a_front_end_is_heard():
     before = open_fds()
     with connection.watch(gone.set):
         theirs.shutdown(socket.SHUT_RDWR)
-        await asyncio.wait_for(gone.wait(), 10)
+        await asyncio.wait_for(gone.wait(), 60)
     assert open_fds() == before
     theirs.close()
     connection.close()

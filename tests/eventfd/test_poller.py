@@ -307,7 +307,7 @@ def test_a_loop_set_up_by_one_thread_and_run_by_another(new_loop, kind):
     loop.call_soon_threadsafe(running.set)
     running.wait()
     efd.signal()
-    assert sink.heard.wait(10)
+    assert sink.heard.wait(60)
 
     async def leave():
         if kind != "reader":

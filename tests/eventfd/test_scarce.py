@@ -227,7 +227,7 @@ async def test_who_waits_is_told_at_the_next_event(lost, method):
     readers = [await waiting_reader(efd, method) for _ in range(3)]
     os.close(efd.fileno())
     os.eventfd_write(other, 1)
-    results = await asyncio.wait_for(asyncio.gather(*readers, return_exceptions=True), 10)
+    results = await asyncio.wait_for(asyncio.gather(*readers, return_exceptions=True), 60)
     assert [(type(result), getattr(result, "errno", None)) for result in results] == [(OSError, errno.EBADF)] * 3
 
 

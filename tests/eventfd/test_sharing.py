@@ -205,7 +205,7 @@ def test_a_loop_that_was_closed_over_a_waiting_reader(efd, signalled):
         os.eventfd_write(efd.fileno(), 5)
 
     async def read():
-        assert await (asyncio.wait_for(efd.read(), 5) if signalled != "not before" else later()) == 5
+        assert await (asyncio.wait_for(efd.read(), 60) if signalled != "not before" else later()) == 5
         # It is not deaf for what comes after, either.
         task = await waiting_reader(efd)
         in_thread(efd.signal, 6)

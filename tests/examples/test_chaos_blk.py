@@ -162,7 +162,7 @@ async def test_completions_are_withheld(chaos):
 
 async def test_completions_are_reordered_the_same_way_for_the_same_seed(chaos):
     device, queue = chaos
-    await device.command("set reorder=8")
+    await device.command(f"set reorder=8 hold={NEVER}")
     orders = []
     for seed in (5, 5, *range(32)):
         await device.command(f"seed {seed}")

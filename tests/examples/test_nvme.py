@@ -84,7 +84,7 @@ class Driver:
     async def next(self, queue):
         """The next completion: number, result, status."""
         place = self.ring(queue)[1] + 16 * self.heads[queue]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 result, _, _, _, number, status = struct.unpack("<IIHHHH", os.pread(self.memory, 16, place))
                 if status & 1 == self.phases[queue]:

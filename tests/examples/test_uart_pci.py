@@ -41,7 +41,7 @@ async def write(uart, offset, value):
 
 
 async def until(uart, wanted):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not wanted():
             await asyncio.sleep(0)
 

@@ -417,7 +417,7 @@ async def test_a_guest_is_told_that_its_disk_has_grown_and_uses_the_rest(path, d
         more = random.Random(5).randbytes(SECTORS * 512)
         with disk.open("ab") as image:
             image.write(more)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await channel.receive() == Message(BackendRequest.CONFIG_CHANGE_MSG)
         assert await capacity(front) == 2 * SECTORS
         for sector in (SECTORS, 2 * SECTORS - 1):
@@ -431,7 +431,7 @@ async def test_a_guest_is_told_that_its_disk_has_grown_and_uses_the_rest(path, d
 async def test_a_guest_is_told_that_its_disk_has_shrunk_and_does_not_let_it_grow_again(path, disk):
     async with watched(path, disk) as (ask, front, channel, _):
         os.truncate(disk, 100 * 512 + 7)  # what is no whole sector is none of the disk
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await channel.receive() == Message(BackendRequest.CONFIG_CHANGE_MSG)
         assert await capacity(front) == 100
         assert (await ask(Type.OUT, 100, data=[b"n" * 512]))[0] is Status.IOERR

@@ -56,7 +56,7 @@ async def drive(disk, release=None):
         queue.publish()
         if release is not None and len(came) >= 20:
             release()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await queue.call.read()
         more = True
         while more:

@@ -679,7 +679,7 @@ def test_callables_are_called_without_the_lock():
     def elsewhere():
         thread = threading.Thread(target=lambda: ioapic.set_irq(23, 0))
         thread.start()
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         done.append(not thread.is_alive())
         return False
 
@@ -723,7 +723,7 @@ def test_a_vcpu_and_the_loop_lose_no_interrupt():
 
     def vcpu():
         for index in range(3 * rounds):
-            assert arrived.acquire(timeout=30)
+            assert arrived.acquire(timeout=60)
             ioapic.eoi(vectors[index])
 
     thread = threading.Thread(target=vcpu)
@@ -731,8 +731,8 @@ def test_a_vcpu_and_the_loop_lose_no_interrupt():
     for _ in range(rounds):
         assert ioapic.try_inject_batch([irq(9, Action.ASSERT), irq(11, Action.ASSERT), irq(5)]) == 3
         for _ in range(3):
-            assert acked.acquire(timeout=30)
-    thread.join(timeout=30)
+            assert acked.acquire(timeout=60)
+    thread.join(timeout=60)
     assert not thread.is_alive()
     assert sorted(vectors) == [0x45] * rounds + [0x49] * rounds + [0x4B] * rounds
 

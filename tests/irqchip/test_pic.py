@@ -834,7 +834,7 @@ def test_callbacks_are_made_without_the_lock():
     def elsewhere():
         thread = threading.Thread(target=lambda: pic.set_irq(15, 0))
         thread.start()
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         return not thread.is_alive()
 
     done = []
@@ -855,18 +855,18 @@ def test_the_last_word_of_on_output_is_the_level_though_two_threads_change_it():
     def on_output(level):
         if level:
             inside.set()
-            assert go_on.wait(timeout=10)
+            assert go_on.wait(timeout=60)
         told.append((level, threading.current_thread().name))
 
     pic = Pic(on_output)
     initialise(pic)
     first = threading.Thread(target=pic.try_inject, args=(pulse(3),), name="first")
     first.start()
-    assert inside.wait(timeout=10)
+    assert inside.wait(timeout=60)
     assert pic.intack() == 0x33  # returns though the other is still inside
     assert told == []
     go_on.set()
-    first.join(timeout=10)
+    first.join(timeout=60)
     assert told == [(True, "first"), (False, "first")]
 
 
@@ -892,7 +892,7 @@ def test_a_vcpu_and_the_loop_lose_no_interrupt():
 
     def vcpu():
         while not stop.is_set():
-            assert ready.acquire(timeout=30)
+            assert ready.acquire(timeout=60)
             while pic.output:
                 pin = pic.intack() - 0x30
                 taken[pin] += 1
@@ -904,11 +904,11 @@ def test_a_vcpu_and_the_loop_lose_no_interrupt():
     thread.start()
     for _ in range(rounds):
         pic.try_inject_batch([raised(3), raised(11), pulse(5)])
-        assert acked.acquire(timeout=30)
-        assert acked.acquire(timeout=30)
+        assert acked.acquire(timeout=60)
+        assert acked.acquire(timeout=60)
     stop.set()
     ready.release()
-    thread.join(timeout=30)
+    thread.join(timeout=60)
     assert not thread.is_alive()
     assert (taken[3], taken[11]) == (rounds, rounds)
     assert 1 <= taken[5] <= rounds

@@ -12,7 +12,7 @@ import pytest
 from aioirqfd import EventFd, IrqchipPin, IrqManager, WorkQueue
 
 ROUNDS = 1000
-PATIENCE = 5
+PATIENCE = 60
 """Seconds after which an interrupt is taken for lost; nobody waits so long unless one is."""
 
 

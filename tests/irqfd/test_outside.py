@@ -16,7 +16,7 @@ from aioirqfd.sinks import CallbackSink
 from tests.irqfd.helpers import SlowSink
 
 ASLEEP = {"232", "281", "441"}  # epoll_wait, epoll_pwait, epoll_pwait2 on x86-64
-LIMIT = 20.0
+LIMIT = 60.0
 
 
 @contextlib.asynccontextmanager

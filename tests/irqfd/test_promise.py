@@ -91,7 +91,7 @@ class Promise(RuleBasedStateMachine):
         self.gave_up = False
 
     def run(self, coroutine):
-        return self.loop.run_until_complete(asyncio.wait_for(coroutine, 20))
+        return self.loop.run_until_complete(asyncio.wait_for(coroutine, 60))
 
     def call(self, function, *args, **kwargs):
         async def inside():

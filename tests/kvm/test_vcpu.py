@@ -64,7 +64,7 @@ class Runner:
     def __exit__(self, *error):
         self.stopping = True
         self.vcpu.kick()
-        self.thread.join(timeout=30)
+        self.thread.join(timeout=60)
         assert not self.thread.is_alive()
 
 

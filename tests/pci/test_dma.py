@@ -203,12 +203,12 @@ async def test_unmap_waits_for_a_thread(memory):
     def use():
         with dma.view(0, 4) as view:
             has.set()
-            go.wait(10)
+            go.wait(60)
             seen.append(bytes(view))
 
     thread = threading.Thread(target=use)
     thread.start()
-    has.wait(10)
+    has.wait(60)
     unmapping = asyncio.create_task(dma.unmap(0, PAGE))
     await asyncio.sleep(0)
     assert not unmapping.done()

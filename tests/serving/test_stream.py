@@ -59,7 +59,7 @@ async def test_when_nobody_reads_it_is_not_reported_in_each_turn(pair):
     theirs.send(DATA)
     await receiving
     theirs.send(DATA)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while connection._reader is not None:
             await asyncio.sleep(0)
     assert (await connection.receive()).data == b"abcdefgh"

@@ -586,7 +586,7 @@ async def test_a_masked_vector_keeps_its_interrupt_until_it_is_unmasked(path):
 async def test_no_interrupt_is_lost_while_the_call_eventfd_is_swapped(path):
     """The front-end masks by handing over another eventfd, looks at it, and unmasks before the back-end has written it."""
     rounds = 200
-    async with Backend(Upper(), path), FrontEnd(path) as front, asyncio.timeout(20):
+    async with Backend(Upper(), path), FrontEnd(path) as front, asyncio.timeout(60):
         queue = await front.start()
         await queue.call.read()
         with EventFd() as masked:

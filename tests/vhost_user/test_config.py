@@ -44,7 +44,7 @@ class Channel:
         self.theirs.close()
 
     async def told(self):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self.connection.receive()
 
     async def silent(self):

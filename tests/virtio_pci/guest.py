@@ -54,7 +54,7 @@ class Queue:
     async def answers(self, count: int = 1) -> list[Used]:
         """Wait for interrupts until that many answers are there."""
         found: list[Used] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 found += self.driver.collect()
                 if len(found) >= count:
@@ -66,7 +66,7 @@ class Queue:
         """One request, its interrupt, and its answer."""
         self.driver.enable_calls()
         await self.put(readable, writable)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             self.calls += await self.call.read()
         (used,) = self.driver.collect()
         return used.data

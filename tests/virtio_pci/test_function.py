@@ -244,7 +244,7 @@ async def test_a_masked_vector_stays_pending(serve):
         msix = guest.server.function.msix
         assert await guest.client.read(msix.bar, msix.pba_offset, 8) == struct.pack("<Q", 1 << 1)
         await guest.client.bind(2, 1, [queue.call.fileno()])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await queue.call.read() == 1
         assert await guest.client.read(msix.bar, msix.pba_offset, 8) == bytes(8)
 
@@ -254,7 +254,7 @@ async def test_without_msi_x_the_pin_rises_and_the_isr_lowers_it(serve):
         queue = await guest.start(msix=False)
         for number in range(1, 4):
             await queue.put([b"pin"], [3])
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 assert await guest.pin.read() == 1
             assert [used.data for used in queue.driver.collect()] == [b"PIN"]
             assert guest.device.pin
@@ -274,7 +274,7 @@ async def test_msi_x_is_disabled_and_enabled_again_under_a_running_queue(serve):
         await guest.intx()
         queue.driver.enable_calls()
         await queue.put([b"b"], [1])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await guest.pin.read() == 1
         assert await guest.read("isr_status") == 1
         queue.driver.collect()
@@ -311,7 +311,7 @@ async def test_a_change_of_the_configuration_interrupts_and_counts(serve):
         for number in range(1, 3):
             device.config = b"large"
             device.config_changed()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 assert await guest.vectors[0].read() == 1
             assert await guest.read("config_generation") == number
         assert await guest.client.read(0, DEVICE_CONFIG, 5) == b"large"
@@ -328,7 +328,7 @@ async def test_a_change_of_the_configuration_without_msi_x(serve):
     async with serve(device) as guest:
         await guest.start(msix=False)
         device.config_changed()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await guest.pin.read() == 1
         assert await guest.read("isr_status") == 2
 
@@ -437,7 +437,7 @@ async def test_a_queue_that_is_enabled_cannot_be_moved(serve):
 
 async def failed(guest: Guest, tracer, reason: str) -> None:
     """The driver must have been told, once, and only a reset helps."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert await guest.vectors[0].read() == 1
     assert await guest.read("device_status") == DRIVER_OK | Status.NEEDS_RESET
     (told,) = tracer.of("vring_stopped")

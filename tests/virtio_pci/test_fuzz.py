@@ -71,7 +71,7 @@ async def play(accesses):
                 await write(name, value)
             driver.request([b"well?"], [5])
             await function.write(0, NOTIFY, bytes(2))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 assert await target.read() == 1
             assert [used.data for used in driver.collect()] == [b"WELL?"]
             assert device.virtio.driver_features == FEATURES

@@ -37,7 +37,7 @@ async def test_it_is_a_pci_function_until_it_is_told_to_end(tmp_path, monkeypatc
             assert struct.unpack("<HH", await client.read(7, 0, 4)) == (0x1AF4, 0x1044)
             await client.write(0, 0x18, b"\3\0")  # a queue size that cannot be
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "")
     assert (
         err == "Rng: message_refused request='queue_size' reason=\"a queue's size is a power of 2 up to 256, not 3\"\n"
@@ -54,6 +54,6 @@ async def test_it_is_a_pci_function_until_it_is_told_to_end(tmp_path, monkeypatc
 )
 def test_what_a_user_does_wrong_is_said_in_a_line(arguments, text):
     with program(*arguments) as process:
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert text in err
