@@ -44,12 +44,12 @@ help:
 	@echo 'make sanitize     the suite on a build with AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make tsan         the free-standing C tests under ThreadSanitizer'
 	@echo 'make dist         sdist, the platform wheel and the py3-none-any wheel, into dist/'
-	@echo 'make install      the package, editable, into $(VENV); every target does this by itself'
+	@echo 'make install      what vmm, test and docs need, into $(VENV): from then on they work without a network'
 	@echo 'make clean        remove what was built, and $(VENV)'
 	@echo
 	@echo '.ci/run           all that has to hold; .ci/run --list names its stages, .ci/run lint docs runs two of them'
 	@echo
-	@echo 'Each target installs what it needs into $(VENV) the first time, which needs a network.'
+	@echo 'Each target installs what it lacks into $(VENV) the first time, which needs a network.'
 	@echo 'PYTHON=$(PYTHON) VENV=$(VENV) choose the interpreter and the environment.'
 
 # ------------------------------------------------------------------------------------------------------------ set-up
@@ -61,12 +61,13 @@ $(VENV)/.stamp-venv:
 	@$(PIP) install --upgrade 'pip>=25.1' 'setuptools>=77'
 	@touch $@
 
-# An old build of the C module must not outlive a failed one.
+# An old build of the C module must not outlive a failed one. With the environment's own setuptools, because a C file that was edited
+# without a network has to be built, too.
 $(VENV)/.stamp-install: $(VENV)/.stamp-venv pyproject.toml setup.py $(C_SOURCES)
 	@echo '== $(VENV): installing aioirqfd'
 	@suffix="$$($(PY) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')"; rm -f $(C_FOLDERS:%=%/_native"$$suffix")
 	@rm -rf build/temp.* build/lib.*
-	@PYTHONWARNINGS='ignore:Editable installation' $(PIP) install --editable '.[$(EXTRAS)]'
+	@PYTHONWARNINGS='ignore:Editable installation' $(PIP) install --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-install
@@ -89,7 +90,8 @@ $(VENV)/.stamp-docs: $(VENV)/.stamp-install
 	@$(PIP) install --group docs
 	@touch $@
 
-install: $(VENV)/.stamp-install
+# So that what a newcomer runs next needs no network.
+install: $(VENV)/.stamp-install $(VENV)/.stamp-test $(VENV)/.stamp-docs
 
 # Which implementation an import gives: c or python. The suites choose for themselves, whatever the caller's environment says.
 UNFORCED := env -u AIOIRQFD_PURE_PYTHON
