@@ -104,12 +104,14 @@ vmm: $(VENV)/.stamp-install
 		echo '== NOTE: the C module is not live; the VMM runs on the pure-Python implementation, which is slower.'; fi
 	$(PY) -m examples.vmm $(ARGS)
 
-# What takes minutes is left to test-all, and to CI.
+# What takes minutes is left to test-all, and to CI; and what is the same whichever implementation is live is run once, unless a part
+# was asked for.
 QUICK := not qemu and not slow and not stress
+QUICK_TWIN := $(QUICK)$(if $(strip $(ARGS)),, and not alike)
 
 test: $(VENV)/.stamp-test
 	@echo '== make test: what takes long is left out (make test-all has it); a part: make test ARGS="tests/eventfd -x"'
-	@$(MAKE) --no-print-directory VENV=$(VENV) test-all ARGS="-m '$(QUICK)' $(ARGS)"
+	@$(MAKE) --no-print-directory VENV=$(VENV) test-all C_CHOICE="-m '$(QUICK)'" TWIN_CHOICE="-m '$(QUICK_TWIN)'"
 
 # The twin's suite runs beside that of the C module, which is the one to be seen; its own output comes afterwards.
 test-all: $(VENV)/.stamp-test
@@ -127,12 +129,12 @@ test-all: $(VENV)/.stamp-test
 
 test-c: $(VENV)/.stamp-test
 	@echo '== the suite with the C module'
-	$(UNFORCED) $(PYTEST) --expect-implementation=c $(ARGS)
+	$(UNFORCED) $(PYTEST) --expect-implementation=c $(C_CHOICE) $(ARGS)
 
 # The twin differs in the counter and the drain: what QEMU does on the far side of a socket is the same for both.
 test-python: $(VENV)/.stamp-test
 	@echo '== the suite with the pure-Python twin'
-	AIOIRQFD_PURE_PYTHON=1 $(PYTEST) --expect-implementation=python -m 'not qemu' $(ARGS)
+	AIOIRQFD_PURE_PYTHON=1 $(PYTEST) --expect-implementation=python -m 'not qemu' $(TWIN_CHOICE) $(ARGS)
 
 SUITE ?= trixie
 test-qemu: $(VENV)/.stamp-test

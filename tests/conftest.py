@@ -28,7 +28,7 @@ from tests.qemu import program
 from tests.tracing import trace_processor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 
 # No example is too slow because other processes had the CPU meanwhile.
 settings.register_profile("no deadline", settings.default, deadline=None)
@@ -174,6 +174,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """And so is what pytest has written down of a file's tests, when the last of them has ended."""
+    result = yield
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+    return result
+
+
 # ------------------------------------------------------------------------------------------------------------ header
 
 
@@ -269,8 +279,10 @@ def no_leaks(first_uvloop: None) -> Iterator[None]:
     threads = set(threading.enumerate())
     yield
     leaked_fds = {fd: what for fd, what in open_fds().items() if fds.get(fd) != what}
-    if leaked_fds:
-        gc.collect()  # a cycle may hold the last reference; what its finaliser has to say becomes an error of its own
+    for generation in (1, 2):  # what the test has made is young as a rule, and the rest of the heap need not be looked at
+        if not leaked_fds:
+            break
+        gc.collect(generation)  # a cycle may hold the last reference; what its finaliser has to say becomes an error of its own
         leaked_fds = {fd: what for fd, what in open_fds().items() if fds.get(fd) != what}
     left = [thread for thread in threading.enumerate() if thread not in threads]
     for thread in left:

@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import zip_longest
 from pathlib import Path
@@ -19,6 +20,8 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+pytestmark = pytest.mark.alike
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "aioirqfd"
@@ -173,6 +176,7 @@ def blocks(node: ast.AST) -> Iterator[list[ast.stmt]]:
         yield from blocks(handler)
 
 
+@cache
 def described_values() -> set[str]:
     """Names of module-level values that carry a description: a string right below them or a #: comment right above."""
     names: set[str] = set()

@@ -18,6 +18,8 @@ import pytest
 from aioirqfd.vfio_user.client import Client
 from tests.vhost_user.frontend import FEATURES, FrontEnd
 
+pytestmark = pytest.mark.alike
+
 ROOT = Path(__file__).parents[2]
 DEVICES = """
 from aioirqfd.pci import Bar, PciDevice, Register

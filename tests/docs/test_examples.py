@@ -13,6 +13,8 @@ import pytest
 import aioirqfd
 from tests.docs.generator import generate
 
+pytestmark = pytest.mark.alike
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
@@ -28,16 +30,16 @@ def run(main):
         return runner.run(main)
 
 asyncio.run = run
-runpy.run_path(sys.argv[1], run_name="__main__")
+runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
 """
 KVM_ONLY = {"howto_kvm"}
 
 
-def run(*arguments, **variables):
+def run(*arguments, cwd=ROOT, **variables):
     """The output of a program that may print no warning and leave nothing open."""
     command = [sys.executable, "-W", "error", *map(str, arguments)]
     done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=50, check=False
+        command, cwd=cwd, env=os.environ | variables, capture_output=True, text=True, timeout=50, check=False
     )
     assert (done.stderr, done.returncode) == ("", 0)
     return done.stdout
@@ -48,13 +50,15 @@ def example(path):
 
 
 @pytest.mark.parametrize("path", [*map(example, EXAMPLES)])
-def test_example_prints_what_the_documentation_says(path):
-    assert run(path) == generate.output(path).read_text("utf-8")
+def test_example_prints_what_the_documentation_says(path, tmp_path):
+    # By its path, from anywhere.
+    assert run(path, cwd=tmp_path) == generate.output(path).read_text("utf-8")
 
 
 @pytest.mark.parametrize("path", [*map(example, EXAMPLES)])
 def test_example_does_the_same_on_uvloop(path):
-    assert run("-c", ON_UVLOOP, path) == generate.output(path).read_text("utf-8")
+    # As a module, from the root of the tree.
+    assert run("-c", ON_UVLOOP, f"examples.{path.stem}") == generate.output(path).read_text("utf-8")
 
 
 def test_implementation_is_told():

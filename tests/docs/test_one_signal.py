@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.alike
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "explanation" / "one-signal.md").read_text("utf-8")
 STEPS = re.findall(r"^\| .+? \| `(\S+)` \| `(\S+)` \|$", PAGE, re.MULTILINE)

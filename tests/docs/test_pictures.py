@@ -10,6 +10,8 @@ import pytest
 from aioirqfd.irqfd.state import ROWS, Action, Event, State
 from tests.docs.generator import generate, picture_costs, picture_states, svg
 
+pytestmark = pytest.mark.alike
+
 NAMES = {"svg": "http://www.w3.org/2000/svg"}
 PICTURES = generate.pictures()
 

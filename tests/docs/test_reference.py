@@ -16,6 +16,8 @@ import aioirqfd
 from aioirqfd.cli.main import COMMANDS
 from tests.docs.generator import generate
 
+pytestmark = pytest.mark.alike
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "reference").glob("*.md"))
 INTERNAL = "aioirqfd.counter"

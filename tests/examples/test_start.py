@@ -16,16 +16,20 @@ import pytest
 
 from examples import ivshmem_peer, ivshmem_server
 from examples.ivshmem_peer import Client
+from tests.docs import test_examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+pytestmark = pytest.mark.alike
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 LIMIT = 50
 # What is imported by others, and is no program.
 PARTS = {"__init__", "howto_guest"}
-# These serve, or go on for a while, and are asked for their help. All others end by themselves.
+# These serve, or go on for a while, and are asked for their help. All others end by themselves, and tests/docs/test_examples.py
+# starts them both ways.
 WITH_OPTIONS = {
     "chaos_blk",
     "edu_pci",
@@ -40,8 +44,8 @@ WITH_OPTIONS = {
 }
 # It serves, and test_vhost_user.py starts it both ways.
 SERVER = "vhost_user_upper"
-PROGRAMS = sorted({path.stem for path in EXAMPLES.glob("*.py")} - PARTS - {SERVER} | {"vmm"})
-KVM_ONLY = {"howto_kvm"}
+SHOWN = {path.stem for path in test_examples.EXAMPLES}
+PROGRAMS = sorted({path.stem for path in EXAMPLES.glob("*.py")} - PARTS - SHOWN - {SERVER} | {"vmm"})
 
 
 def ways(name: str) -> list[list[str]]:
@@ -99,9 +103,7 @@ def refused(monkeypatch, capsys, tmp_path):
     return refused
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.kvm] if name in KVM_ONLY else []) for name in PROGRAMS]
-)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_an_example_runs_by_its_path_and_as_a_module(name, tmp_path):
     arguments = ["--help"] if name in WITH_OPTIONS else []
     by_path, as_module = ways(name)

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import runpy
 import socket
 import struct
 import subprocess
@@ -283,6 +284,8 @@ READY = {
 }
 
 
+# The program chooses its loop by itself.
+@pytest.mark.asyncio(loop_factories=["asyncio"])
 @pytest.mark.parametrize("module", [False, True], ids=["as a file", "as a module"])
 @pytest.mark.parametrize("name", READY)
 async def test_each_example_is_one_command(name, module, path, disk):
@@ -316,7 +319,7 @@ async def test_each_example_is_one_command(name, module, path, disk):
 @pytest.mark.parametrize(
     "name", ["vhost_user_rng", "vhost_user_upper", "vhost_user_blk", "chaos_blk", "ivshmem_server"]
 )
-async def test_an_example_says_in_a_line_why_it_cannot_serve(name, path, disk):
+def test_an_example_says_in_a_line_why_it_cannot_serve(name, path, disk, said):
     arguments = ["socket"] if name == "ivshmem_server" else ["--socket-path", "socket"]
     if name.endswith("blk"):
         arguments += ["--blk-file", str(disk)]
@@ -342,7 +345,7 @@ async def test_an_example_says_in_a_line_why_it_cannot_serve(name, path, disk):
     ],
 )
 @pytest.mark.parametrize("options", [(), ("--read-only",)], ids=["to write", "to read"])
-def test_a_disk_says_what_is_wrong_with_its_image(name, image, text, options, path):
+def test_a_disk_says_what_is_wrong_with_its_image(name, image, text, options, path, said):
     Path("odd").write_bytes(bytes(700))
     os.mkfifo("pipe")
     line = said(name, "--socket-path", path, "--blk-file", image, *options)
@@ -353,7 +356,7 @@ def test_a_disk_says_what_is_wrong_with_its_image(name, image, text, options, pa
 
 @pytest.mark.parametrize("name", ["vhost_user_blk", "chaos_blk"])
 @pytest.mark.parametrize("count", ["0", "257", "-1", "x"])
-def test_a_number_of_queues_that_cannot_be_is_a_wrong_command_line(name, count, disk):
+def test_a_number_of_queues_that_cannot_be_is_a_wrong_command_line(name, count, disk, said):
     line = said(name, "--socket-path", "socket", "--blk-file", str(disk), f"--num-queues={count}", status=2)
     assert line.endswith(f"argument --num-queues: a number, 1..256, not '{count}'\n")
 
@@ -451,14 +454,18 @@ async def test_a_queue_serves_a_disk_that_has_grown_by_itself(path, disk):
     device.close()
 
 
-def said(name, *arguments, status=1):
+@pytest.fixture
+def said(monkeypatch, capsys):
     """What an example prints that ends by itself and is not content."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", f"examples.{name}", *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == status
-    return done.stderr
+
+    def said(name, *arguments, status=1):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        with pytest.raises(SystemExit) as raised:
+            runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+        printed, code = capsys.readouterr().err, raised.value.code
+        if isinstance(code, str):  # it is printed on the way out, and the status is 1
+            printed, code = f"{printed}{code}\n", 1
+        assert code == status
+        return printed
+
+    return said

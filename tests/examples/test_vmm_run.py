@@ -21,6 +21,8 @@ from examples.vmm.__main__ import TEXT
 if TYPE_CHECKING:
     from typing import Self
 
+pytestmark = pytest.mark.alike
+
 ROOT = Path(__file__).parent.parent.parent
 LIMIT = 50
 KIB = 1024

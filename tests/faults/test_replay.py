@@ -99,7 +99,7 @@ async def replayed(serve, log, path, *, pace=1.0):
     return came
 
 
-@pytest.mark.parametrize("loops", [0, 6])
+@pytest.mark.parametrize("loops", [0, pytest.param(6, marks=pytest.mark.slow)])
 async def test_a_replay_is_the_same_run(serve, image, tmp_path, loops):
     """Twenty times, beside nothing and beside six busy loops."""
     came = await record(serve, tmp_path / "log")

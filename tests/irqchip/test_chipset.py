@@ -21,6 +21,8 @@ from aioirqfd.sinks import RecordingSink
 from aioirqfd.testing import RefusingSink
 from tests.irqfd.helpers import OffloadingSink, SlowSink, pulse
 
+pytestmark = pytest.mark.alike
+
 PIC, IOAPIC, MSI = IrqchipPin("pic", 5), IrqchipPin("ioapic", 5), Msi(0xFEE00000, 0x41)
 PIC_PORTS = ((0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x4D0, 0x20))
 

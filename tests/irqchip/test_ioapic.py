@@ -17,6 +17,8 @@ from aioirqfd.irqfd.interrupt import Action, Interrupt, IrqchipPin, Msi
 from aioirqfd.irqfd.routing import RoutingTable
 from aioirqfd.irqfd.sink import AckSink, BatchSink, RoutedSink
 
+pytestmark = pytest.mark.alike
+
 SELECT, WINDOW, EOI = 0x00, 0x10, 0x40
 LEVEL, MASKED, REMOTE_IRR, LOGICAL, LOW_ACTIVE = 0x8000, 0x10000, 0x4000, 0x800, 0x2000
 EDGE_45 = 0x45

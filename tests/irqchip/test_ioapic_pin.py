@@ -7,6 +7,8 @@ import pytest
 from aioirqfd.irqchip.ioapic_entry import IoApicEntry
 from aioirqfd.irqchip.ioapic_pin import IoApicPin
 
+pytestmark = pytest.mark.alike
+
 EDGE, LEVEL, MASKED = 0x31, 0x8031, 0x10000
 
 

@@ -14,6 +14,8 @@ from aioirqfd.irqfd.interrupt import Action, Interrupt, IrqchipPin, Msi
 from aioirqfd.irqfd.routing import RoutingTable
 from aioirqfd.irqfd.sink import AckSink, BatchSink, RoutedSink
 
+pytestmark = pytest.mark.alike
+
 MASTER, MASTER_DATA, SLAVE, SLAVE_DATA, ELCR1, ELCR2 = 0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1
 EOI, READ_IRR, READ_ISR, POLL = 0x20, 0x0A, 0x0B, 0x0C
 SPECIAL_MASK_ON, SPECIAL_MASK_OFF = 0x68, 0x48

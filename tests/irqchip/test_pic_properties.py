@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aioirqfd.irqchip import Pic
 from aioirqfd.irqfd.interrupt import Action, Interrupt, IrqchipPin
+
+pytestmark = pytest.mark.alike
 
 MAY_BE_LEVEL = {3, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15}
 

@@ -18,6 +18,8 @@ from tests.irqchip.test_ioapic import EDGE_45, LEVEL, LEVEL_49, MASKED, Out, irq
 from tests.irqchip.test_pic import EOI, MASTER, MASTER_DATA, initialise, pulse
 from tests.irqfd.helpers import SlowSink
 
+pytestmark = pytest.mark.alike
+
 NO_MEMORY = OSError(12, "no memory")
 
 

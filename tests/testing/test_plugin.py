@@ -11,6 +11,8 @@ import pytest
 
 import aioirqfd
 
+pytestmark = pytest.mark.alike
+
 ROOT = Path(aioirqfd.__file__).parent.parent
 
 BODY = """
