@@ -279,10 +279,12 @@ def no_leaks(first_uvloop: None) -> Iterator[None]:
     threads = set(threading.enumerate())
     yield
     leaked_fds = {fd: what for fd, what in open_fds().items() if fds.get(fd) != what}
-    for generation in (1, 2):  # what the test has made is young as a rule, and the rest of the heap need not be looked at
+    # A cycle may hold the last reference; what its finaliser has to say becomes an error of its own. What the test has made is
+    # young as a rule, and the rest of the heap need not be looked at.
+    for generation in (1, 2):
         if not leaked_fds:
             break
-        gc.collect(generation)  # a cycle may hold the last reference; what its finaliser has to say becomes an error of its own
+        gc.collect(generation)
         leaked_fds = {fd: what for fd, what in open_fds().items() if fds.get(fd) != what}
     left = [thread for thread in threading.enumerate() if thread not in threads]
     for thread in left:
