@@ -238,18 +238,21 @@ def only_declared_events(watched_tracers: None, request: pytest.FixtureRequest) 
 # -------------------------------------------------------------------------------------------------------------- time
 
 
+RATE_LIMITS = RateLimit.__init__.__kwdefaults__ or {}
+
+
 @pytest.fixture(autouse=True)
 def no_second_passes() -> Iterator[None]:
     """Trouble is told again after a second; a test that counts what is told may take longer where others have the CPU."""
-    RateLimit.__init__.__kwdefaults__["interval"] = math.inf
+    RATE_LIMITS["interval"] = math.inf
     yield
-    RateLimit.__init__.__kwdefaults__["interval"] = INTERVAL
+    RATE_LIMITS["interval"] = INTERVAL
 
 
 @pytest.fixture
 def seconds_pass(no_second_passes: None) -> None:
     """They do, in a test with a clock of its own."""
-    RateLimit.__init__.__kwdefaults__["interval"] = INTERVAL
+    RATE_LIMITS["interval"] = INTERVAL
 
 
 # ------------------------------------------------------------------------------------------------------------- leaks
