@@ -33,7 +33,7 @@ HALF_ESCAPE = re.compile(r"\x1b(\[[0-9;?]*)?\Z")
 VARIES = re.compile(r"\d+\.\d+|\b[0-9a-f]{16,}\b")
 """What is another each time: seconds, milliseconds, random bytes."""
 QEMU = "qemu-system-x86_64 "
-SECONDS = 60
+SECONDS = 120
 """That anything may take before the test fails with what was said until then."""
 
 

@@ -143,7 +143,7 @@ class Qemu:
         stopped: bool = False,
         smp: int = 1,
         connect: bool = True,
-        timeout: float = 50,
+        timeout: float = 100,
         pass_fds: Iterable[int] = (),
     ) -> None:
         self.irqs: list[tuple[int, bool]] = []

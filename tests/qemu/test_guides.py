@@ -15,7 +15,7 @@ from tests.qemu import program
 from tests.qemu.guides import BLOCK, DOCS, Follower, scripts, steps, text_block
 from tests.qemu.initramfs import kernel, need
 
-pytestmark = [pytest.mark.qemu, pytest.mark.slow]
+pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.timeout(280)]
 # QEMU and the guest are the same on both loops, and the programs choose their own.
 ONE_LOOP = pytest.mark.asyncio(loop_factories=["asyncio"])
 
