@@ -48,7 +48,8 @@ from aioirqfd.faults import Faults
 from aioirqfd.faults.control import Control
 from aioirqfd.faults.program import read_script, serve
 from aioirqfd.inspect.service import Inspected
-from aioirqfd.serving.options import tracer_of
+from aioirqfd.serving.options import watched
+from aioirqfd.serving.terminal import Terminal
 from aioirqfd.vhost_user import Backend, program
 from examples.vhost_user_blk import Blk, blk_parser
 
@@ -86,9 +87,9 @@ def main() -> None:
     options = program.parse(parser, kind="block", features=("read-only", "blk-file"))
     try:
         disk = Chaos(options.blk_file, num_queues=options.num_queues, read_only=options.read_only)
-        with contextlib.closing(disk) as chaos:
+        with contextlib.closing(disk) as chaos, watched(options, Terminal("chaos")) as tracer:
             commands = read_script(chaos.control, options.script)
-            backend = Backend(chaos, **program.place(options), tracer=tracer_of(options, "chaos"))
+            backend = Backend(chaos, **program.place(options), tracer=tracer)
             asyncio.run(
                 serve(
                     Inspected(backend, options.inspect),

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from aioirqfd import EventFd, IrqManager, Msi, inspect
-from aioirqfd.serving.options import add_options, log
+from aioirqfd.serving.options import add_options, watched
 from aioirqfd.sinks import CallbackSink
 from aioirqfd.tracer import NULL_TRACER
 
@@ -330,17 +330,17 @@ async def serve(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     def watch(peer: int, here: bool) -> None:  # noqa: FBT001  a peer, and whether it is there
         print(f"peer {peer} {'came' if here else 'left'}", flush=True)
 
-    tracer = NULL_TRACER if options.trace is None else log(options.trace)
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    try:
-        server = Server(
-            options.socket, doorbell, vectors=options.vectors, size=options.size, watch=watch, tracer=tracer
-        )
-    except ValueError as error:
-        parser.error(str(error))
     async with contextlib.AsyncExitStack() as stack:
+        tracer = stack.enter_context(watched(options, NULL_TRACER))
+        try:
+            server = Server(
+                options.socket, doorbell, vectors=options.vectors, size=options.size, watch=watch, tracer=tracer
+            )
+        except ValueError as error:
+            parser.error(str(error))
         if options.inspect is not None:
             await stack.enter_async_context(await inspect.serve(options.inspect))
         await stack.enter_async_context(server)

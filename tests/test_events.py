@@ -42,6 +42,7 @@ FORWARDERS = {
     "ratelimit.py: emit",
     "serving/reports.py: raised",
     "serving/reports.py: trouble",
+    "tracing/flight.py: emit",
     "tracing/flight.py: replay",
 }
 # They emit nothing, and have methods of these names for something else.

@@ -16,8 +16,8 @@ from aioirqfd.faults.control import Control
 from aioirqfd.faults.program import read_script, serve
 from aioirqfd.inspect.service import Inspected
 from aioirqfd.pci import PciDevice
-from aioirqfd.serving.options import add_options, tracer_of
-from aioirqfd.tracer import NULL_TRACER
+from aioirqfd.serving.options import add_options, watched
+from aioirqfd.serving.terminal import Terminal
 from aioirqfd.vfio_user import Server
 from aioirqfd.vhost_user import Backend
 from aioirqfd.virtio import Device
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from aioirqfd.serving.program import Service
+    from aioirqfd.tracer import Tracer
 
 _WRONG: Final = 1
 _EXAMPLES: Final = """\
@@ -87,22 +88,25 @@ def _serve(options: argparse.Namespace) -> None:
     made = _class(options.device)
     positional, named = _split(options.arguments)
     device = made(*positional, **named)
-    with contextlib.closing(device):
-        tracer = NULL_TRACER if options.trace is None else tracer_of(options, "chaos")
+    with contextlib.closing(device), watched(options, Terminal("chaos")) as tracer:
         faults = Faults(seed=options.seed, nonconforming=options.nonconforming, log=options.log, tracer=tracer)
         with contextlib.closing(faults):
             faults.wrap(device)
             control = Control(faults)
             commands = read_script(control, options.script)
-            asyncio.run(_run(device, faults, control, commands, options))
+            asyncio.run(_run(device, faults, control, commands, options, tracer))
 
 
 async def _run(
-    device: Device | PciDevice, faults: Faults, control: Control, commands: Sequence[Any], options: argparse.Namespace
+    device: Device | PciDevice,
+    faults: Faults,
+    control: Control,
+    commands: Sequence[Any],
+    options: argparse.Namespace,
+    tracer: Tracer,
 ) -> None:
     if options.replay is not None:
         faults.replay(options.replay)
-    tracer = tracer_of(options, "chaos")
     service: Service
     if isinstance(device, Device):
         service = Backend(device, options.socket_path, tracer=tracer)

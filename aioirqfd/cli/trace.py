@@ -48,15 +48,16 @@ exit status: 0 no trouble was found; 1 trouble was found; 2 the file cannot be r
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Its options."""
+    made = argparse.ArgumentParser(
         prog="aioirqfd trace",
         description="Show what a flight recorder has written: trouble first, then each interrupt from its signal to its end.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("file", metavar="FILE", help="of a program that runs, has ended, or was killed")
     add("--gsi", metavar="GSI", help="this interrupt only: its number or its name")
     add("--device", metavar="NAME", help="only what was written by whoever has this in his name")
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--follow", action="store_true", help="show records as they are written, until the program ends")
     add("--perfetto", metavar="OUT", help="write Perfetto's format; needs the extra perfetto")
     add("--plot", metavar="OUT", help="draw how long interrupts waited, as .svg or .png; PNG needs the extra plot")
-    return parser
+    return made
 
 
 def _finite(text: str) -> float:
@@ -83,7 +84,7 @@ def _finite(text: str) -> float:
 
 def run(arguments: Sequence[str]) -> int:
     """Show the file; see the exit status in the help."""
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     try:
         if given.follow:
             return _follow(given)

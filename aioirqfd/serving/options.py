@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Final
 
-from aioirqfd.serving.terminal import Terminal
+from aioirqfd.tracing.flight import FlightRecorder
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Generator
 
     from aioirqfd.tracer import Tracer
 
@@ -17,7 +19,7 @@ FORMS: Final = ("console", "json")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--trace``, which :func:`tracer_of` reads, and ``--inspect`` to a program's parser."""
+    """Add ``--trace`` and ``--record``, which :func:`watched` reads, and ``--inspect`` to a program's parser."""
     group = parser.add_argument_group("watching it")
     group.add_argument(
         "--trace",
@@ -25,18 +27,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="write what happens to standard error: for people, with tracebacks, or as a line of JSON each",
     )
     group.add_argument(
+        "--record", metavar="FILE", help="remember each step of the last interrupts there; see `aioirqfd trace FILE`"
+    )
+    group.add_argument(
         "--inspect", metavar="PATH", help="where to serve the tree of its interrupts, for `aioirqfd inspect` and `top`"
     )
 
 
-def tracer_of(options: argparse.Namespace, name: str) -> Tracer:
-    """The tracer that was asked for; without one, standard error hears of trouble alone.
+@contextlib.contextmanager
+def watched(options: argparse.Namespace, quiet: Tracer) -> Generator[Tracer]:
+    """The tracer that was asked for.
 
     Args:
         options: Of a parser that has those of :func:`add_options`.
-        name: What the lines about trouble begin with.
+        quiet: Who hears of it without ``--trace``, such as a :class:`~aioirqfd.serving.terminal.Terminal`.
+
+    Raises:
+        OSError: There is no room for the flight recorder's file.
     """
-    return Terminal(name) if options.trace is None else log(options.trace)
+    tracer = quiet if options.trace is None else log(options.trace)
+    if options.record is None:
+        yield tracer
+        return
+    with FlightRecorder(options.record, tracer=tracer) as recorder:
+        yield recorder
 
 
 def log(form: str) -> Tracer:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, final
 
 from aioirqfd.ratelimit import RateLimit
-from aioirqfd.serving.terminal import Terminal
 from aioirqfd.tracer import NULL_TRACER, failure, listens
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class Reports:
 
     def __init__(self, tracer: Tracer, loop: asyncio.AbstractEventLoop) -> None:
         self._tracer = tracer
-        self._traced = tracer is not NULL_TRACER and not isinstance(tracer, Terminal) and listens(tracer)
+        self._traced = tracer is not NULL_TRACER and listens(tracer)
         self._loop = loop
         self._limit = RateLimit(clock=loop.time)
         self._raised = RateLimit(clock=loop.time)

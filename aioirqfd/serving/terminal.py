@@ -30,6 +30,7 @@ class Terminal:
     """
 
     per_interrupt = False
+    listens = False
 
     def __init__(self, name: str) -> None:
         self._name = name

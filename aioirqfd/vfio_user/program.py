@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
 from aioirqfd.inspect.service import Inspected
-from aioirqfd.serving.options import add_options, tracer_of
+from aioirqfd.serving.options import add_options, watched
 from aioirqfd.serving.program import serve
 from aioirqfd.serving.reports import name_of
 from aioirqfd.serving.terminal import Terminal
@@ -59,7 +60,7 @@ def main(
 
     Args:
         make: Makes the device from the options. What it raises as OSError or ValueError is what the user did wrong.
-        parser: It has the program's own options, and gets ``--socket-path``, ``--trace`` and ``--inspect``; None: there are no others.
+        parser: It has the program's own options, and gets ``--socket-path``, ``--trace``, ``--record`` and ``--inspect``; None: there are no others.
         argv: The arguments; None: the process's.
 
     Raises:
@@ -71,11 +72,11 @@ def main(
     )
     add_options(parser)
     options = parser.parse_args(argv)
-    try:
-        device = make(options)
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    try:
-        run(device, options.socket_path, tracer=tracer_of(options, name_of(device)), inspect=options.inspect)
-    finally:
-        device.close()
+    with contextlib.ExitStack() as stack:
+        try:
+            device = make(options)
+            stack.callback(device.close)
+            tracer = stack.enter_context(watched(options, Terminal(name_of(device))))
+        except (OSError, ValueError) as error:
+            parser.exit(1, f"{parser.prog}: {error}\n")
+        run(device, options.socket_path, tracer=tracer, inspect=options.inspect)

@@ -7,6 +7,7 @@ by vfio-user, if it is told to.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import socket
@@ -14,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from aioirqfd.inspect.service import Inspected
-from aioirqfd.serving.options import add_options, tracer_of
+from aioirqfd.serving.options import add_options, watched
 from aioirqfd.serving.program import serve
 from aioirqfd.serving.reports import name_of
 from aioirqfd.serving.sockets import listens
@@ -189,24 +190,22 @@ def main(
     by_vfio_user = options.transport == _VFIO_USER
     if by_vfio_user and (options.connect or options.socket_path is None):
         parser.error(f"argument --transport: {_VFIO_USER} is for --socket-path, without --connect")
-    try:
-        where = place(options)
-        device = make(options)
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            where = place(options)
+            device = make(options)
+            stack.callback(device.close)
+            tracer = stack.enter_context(watched(options, Terminal(name_of(device))))
+        except (OSError, ValueError) as error:
+            parser.exit(1, f"{parser.prog}: {error}\n")
         if by_vfio_user:
-            _run_by_vfio_user(device, options)
+            _run_by_vfio_user(device, options, tracer)
         else:
-            run(device, **where, tracer=tracer_of(options, name_of(device)), inspect=options.inspect)
-    finally:
-        device.close()
+            run(device, **where, tracer=tracer, inspect=options.inspect)
 
 
-def _run_by_vfio_user(device: Device, options: argparse.Namespace) -> None:
+def _run_by_vfio_user(device: Device, options: argparse.Namespace, tracer: Tracer) -> None:
     from aioirqfd import vfio_user  # noqa: PLC0415  start-up time that only this way costs
     from aioirqfd.virtio_pci import VirtioPci  # noqa: PLC0415  as above
 
-    vfio_user.run(
-        VirtioPci(device), options.socket_path, tracer=tracer_of(options, name_of(device)), inspect=options.inspect
-    )
+    vfio_user.run(VirtioPci(device), options.socket_path, tracer=tracer, inspect=options.inspect)

@@ -10,8 +10,10 @@ import sys
 import pytest
 
 from aioirqfd.inspect import InspectClient
-from aioirqfd.serving.options import add_options, log, tracer_of
+from aioirqfd.serving.options import add_options, log, watched
 from aioirqfd.serving.terminal import Terminal
+from aioirqfd.tracer import listens
+from aioirqfd.tracing import read_flight
 from aioirqfd.vhost_user.messages import Request
 from tests.vhost_user.frontend import FrontEnd, connected
 
@@ -34,7 +36,39 @@ def asked(*arguments):
 
 
 def test_without_a_word_trouble_alone_is_told():
-    assert isinstance(tracer_of(asked(), "it"), Terminal)
+    with watched(asked(), quiet := Terminal("it")) as tracer:
+        assert tracer is quiet
+
+
+def test_what_is_recorded_is_told_all_the_same(tmp_path, capsys):
+    path = tmp_path / "flight"
+    with watched(asked("--record", str(path)), Terminal("it")) as tracer:
+        tracer.emit("message_refused", request="SET_VRING_NUM", reason="no queue 7")
+        assert not listens(tracer), "what is raised goes to the loop's exception handler"
+    assert capsys.readouterr().err == "it: message_refused request='SET_VRING_NUM' reason='no queue 7'\n"
+    (record,) = read_flight(path).records
+    assert (record.event, record.fields["request"]) == ("message_refused", "SET_VRING_NUM")
+    with watched(asked("--record", str(path), "--trace", "json"), Terminal("it")) as tracer:
+        assert listens(tracer)
+
+
+def test_a_file_that_cannot_be_made_is_the_users_mistake(tmp_path):
+    command = [
+        sys.executable,
+        "-P",
+        "-W",
+        "error",
+        "-c",
+        PROGRAM,
+        "--socket-path",
+        "socket",
+        "--record",
+        "nowhere/flight",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nowhere/flight" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def failed():
@@ -44,10 +78,10 @@ def failed():
 
 
 def test_for_programs_a_line_of_json_each(capsys):
-    tracer = tracer_of(asked("--trace", "json"), "it")
-    tracer.emit("interrupt_injected", gsi=5)
-    tracer.emit("irqfd_masked", gsi=5)
-    tracer.emit("request_failed", queue=0, head=1, error="KeyError()", exc_info=failed())
+    with watched(asked("--trace", "json"), Terminal("it")) as tracer:
+        tracer.emit("interrupt_injected", gsi=5)
+        tracer.emit("irqfd_masked", gsi=5)
+        tracer.emit("request_failed", queue=0, head=1, error="KeyError()", exc_info=failed())
     masked, request = map(json.loads, capsys.readouterr().err.splitlines())
     assert (masked["event"], masked["level"], masked["gsi"]) == ("irqfd_masked", "info", 5)
     assert (request["level"], request["exception"][0]["exc_type"]) == ("warning", "KeyError")
