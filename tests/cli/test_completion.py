@@ -36,7 +36,7 @@ def completed(line, tmp_path):
     [
         ("aioirqfd do", ["doctor"]),
         ("aioirqfd doctor --j", ["--json"]),
-        ("aioirqfd chaos --re", ["--replay"]),
+        ("aioirqfd chaos --rep", ["--replay"]),
         ("aioirqfd completion ", ["--help", "-h", *sorted(completion.SHELLS)]),
     ],
 )
