@@ -1,6 +1,6 @@
 """What goes wrong in a device: its author sees it, once, and nobody's log is flooded."""
 
-# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
 # (what is not there, or of another kind, fails the test, as it should)
 from __future__ import annotations
 
