@@ -31,15 +31,16 @@ exit status: 0 nothing is owed; 1 an interrupt is; 2 a file cannot be read, or d
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Its options."""
+    made = argparse.ArgumentParser(
         prog="aioirqfd ledger",
         description="Set side by side what a PCI device signalled, what went to QEMU, what QEMU took, and what the guest counted.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("--recorder", metavar="FILE", required=True, help="what a flight recorder has written")
     add("--qemu-trace", metavar="LOG", help="QEMU's log with its vfio_msi_interrupt events")
     add("--guest", metavar=("BEFORE", "AFTER"), nargs=2, help="two copies of the guest's /proc/interrupts")
@@ -47,12 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--qemu-device", metavar="NAME", help="the same device, as QEMU's log calls it")
     add("--address", metavar="ADDRESS", help="the same device, where the guest has it: 00:04.0")
     add("--json", action="store_true", help="as one JSON object")
-    return parser
+    return made
 
 
 def run(arguments: Sequence[str]) -> int:
     """Show the ledger; see the exit status in the help."""
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     try:
         qemu = guest = None
         if given.qemu_trace is not None:
