@@ -167,7 +167,7 @@ async def test_nothing_but_what_is_for_users_is_to_be_seen():
                 " statistics unmask"
             )
     assert seen(irqs) == (
-        "ack aclose assign deassign explain find flush gsis inspect irqfds pause paused queue resample reset_route restore resume"
+        "ack aclose assign deassign explain find flush gsis inspect irqfds name pause paused queue resample reset_route restore resume"
         " routing set_route set_routing snapshot statistics"
     )
 
