@@ -255,10 +255,12 @@ def test_numbers_are_cut_to_their_fields(word):
 
 
 def test_a_ring_in_a_circle_of_garbage_keeps_its_memory_to_the_end():
-    for _ in range(100):
+    def make() -> None:
         circle: list[object] = [FlightRing(2, memoryview(bytearray(128)))]
         circle.append(circle)
-    del circle
+
+    for _ in range(100):
+        make()
     gc.collect()
 
 
