@@ -40,7 +40,7 @@ WITHOUT_OUTPUT = frozenset({"howto_follow", "howto_implementation"})
 # What linux_sees shows is kept by its own option: --output examples/output/linux_sees.
 SERVERS = frozenset(
     {
-        *("chaos_blk", "howto_guest", "linux_sees"),
+        *("chaos_blk", "howto_guest", "howto_ledger", "linux_sees"),
         *("ivshmem_peer", "ivshmem_server"),
         *("edu_pci", "nvme", "uart_pci"),
         *("vhost_user_blk", "vhost_user_ping", "vhost_user_rng", "vhost_user_upper"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aioirqfd.tracing import FlightFileError, read_flight
-from aioirqfd.tracing.ledger import Ledger, LedgerError, ledger, of_qemu, taken
+from aioirqfd.tracing.ledger import LedgerError, ledger, of_qemu, taken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,27 +73,5 @@ def run(arguments: Sequence[str]) -> int:
     except (OSError, FlightFileError, LedgerError) as error:
         print(f"aioirqfd ledger: {error}", file=sys.stderr)
         return _FAILED
-    print(json.dumps({**dataclasses.asdict(found), "owed": found.owed}) if given.json else shown(found))
+    print(json.dumps({**dataclasses.asdict(found), "owed": found.owed}) if given.json else found)
     return _OWED if found.owed else 0
-
-
-def shown(found: Ledger) -> str:
-    """The ledger for people: what is owed first."""
-    owed = [f"vector {entry.vector}{_called(entry.name)}: {entry.said}" for entry in found.entries if entry.owed]
-    owed += found.troubles
-    lines = [f"{found.device}: {len(owed)} owed" if owed else f"{found.device}: nothing is owed", *owed]
-    if not found.complete:
-        lines.append(
-            "The recorder's oldest records were overwritten: its counts are too small. Give it a larger capacity."
-        )
-    lines += ["", f"{'vector':>6} {'signalled':>10} {'injected':>10} {'QEMU':>10} {'guest':>10}  where they differ"]
-    for entry in found.entries:
-        counts = [entry.signalled, entry.injected, entry.qemu, entry.guest]
-        row = " ".join(f"{'-' if count is None else count:>10}" for count in counts)
-        said = "owed, see above" if entry.owed else entry.said
-        lines.append(f"{entry.vector:>6} {row}  {said}{_called(entry.name)}")
-    return "\n".join(lines)
-
-
-def _called(name: str) -> str:
-    return f" ({name})" if name else ""

@@ -16,6 +16,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
@@ -24,6 +25,7 @@ from aioirqfd.pci.device import PciDevice
 from aioirqfd.testing.initramfs import PACKAGES, GuestError, debian_kernel, initramfs
 from aioirqfd.testing.tracer import Tail
 from aioirqfd.tracer import NULL_TRACER
+from aioirqfd.tracing.ledger import ledger, of_qemu, taken
 from aioirqfd.vfio_user.server import Server
 from aioirqfd.vhost_user.backend import Backend
 from aioirqfd.virtio.device import Device
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
     from aioirqfd.faults import Faults
     from aioirqfd.tracer import Tracer
+    from aioirqfd.tracing import FlightRecorder
+    from aioirqfd.tracing.ledger import Ledger
 
     T = TypeVar("T")
 
@@ -82,6 +86,24 @@ class Result:
 
 
 @final
+class Books:
+    """What :meth:`Guest.books` keeps.
+
+    Attributes:
+        ledger: The books joined, when the block has ended.
+    """
+
+    ledger: Ledger
+
+    def __init__(self, trace: Path) -> None:
+        self._trace = trace
+
+    def traced(self) -> list[str]:
+        """The lines of QEMU's trace up to here."""
+        return self._trace.read_text("utf-8", "replace").splitlines()
+
+
+@final
 class Guest:
     """A running guest; :func:`guest` makes it.
 
@@ -99,6 +121,7 @@ class Guest:
         self._news = asyncio.Event()
         self._ended = False
         self._output = directory / "qemu"
+        self._trace = directory / "qemu.trace"
         self._lock = asyncio.Lock()
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -161,6 +184,38 @@ class Guest:
                 await self._news.wait()
 
         return await self.within(look(), f"no line of the console has {text!r}", seconds)
+
+    @contextlib.asynccontextmanager
+    async def books(
+        self, recorder: FlightRecorder, *, device: str | None = None, address: str | None = None
+    ) -> AsyncGenerator[Books]:
+        """Keep the books of a PCI device's interrupts while the block runs: its own, QEMU's and the guest's.
+
+        Args:
+            recorder: What the guest was given as its ``tracer``, or what stands behind that.
+            device: Whose, as the recorder calls it; not needed where there is one.
+            address: Where the guest has it, ``00:04.0``; the same.
+
+        Raises:
+            LedgerError: There are several devices to choose from, or none; at the end of the block.
+            GuestError: The guest has died.
+        """
+        books = Books(self._trace)
+        before, seen, since_ns = await self._interrupts(), len(books.traced()), time.monotonic_ns()
+        yield books
+        after = await self._interrupts()
+        books.ledger = ledger(
+            recorder.log(),
+            qemu=of_qemu(books.traced()[seen:]),
+            guest=taken(before, after),
+            device=device,
+            address=address,
+            since_ns=since_ns,
+            slow_ns=0,
+        )
+
+    async def _interrupts(self) -> str:
+        return (await self.run("cat /proc/interrupts", check=True)).output
 
     # -- for guest() -------------------------------------------------------------------------------------------------
 
@@ -274,6 +329,8 @@ async def guest(
         command = [program, "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]
         command += ["-machine", "q35,memory-backend=ram", "-accel", accel, "-smp", str(cpus), "-m", f"{memory}M"]
         command += ["-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on"]
+        # QEMU's book of the interrupts of PCI devices: see Guest.books().
+        command += ["-trace", "vfio_msi_interrupt", "-D", str(directory / "qemu.trace")]
         command += ["-kernel", str(chosen), "-initrd", str(initrd), "-append", f"{APPEND} {append}".strip()]
         await _start(stack, vm, command, [*plugged, *arguments])
         try:

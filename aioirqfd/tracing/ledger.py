@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 from aioirqfd.flight import FlightKind
-from aioirqfd.tracing.journey import Journeys, as_number
+from aioirqfd.tracing.journey import BEGINNINGS, Journeys, as_number
 from aioirqfd.tracing.trouble import troubles
 
 if TYPE_CHECKING:
@@ -123,13 +123,17 @@ def _guest_vector(msi: re.Match[str]) -> GuestVector:
 def taken(before: str, after: str) -> dict[GuestVector, tuple[int, str]]:
     """What the guest was interrupted by between two copies of its ``/proc/interrupts``.
 
+    What is not in both is left out: its driver has gone, or come.
+
     Raises:
         LedgerError: One of them is none, or the second is the older.
     """
     then, now = of_guest(before), of_guest(after)
     found: dict[GuestVector, tuple[int, str]] = {}
     for one, (count, name) in now.items():
-        found[one] = count - then.get(one, (0, ""))[0], name
+        if one not in then:
+            continue
+        found[one] = count - then[one][0], name
         if found[one][0] < 0:
             raise LedgerError(
                 f"{name or one.address} has fewer interrupts afterwards than before: are the two files the wrong way round?"
@@ -158,6 +162,23 @@ class Ledger:
     def owed(self) -> bool:
         """Whether anything is."""
         return bool(self.troubles) or any(entry.owed for entry in self.entries)
+
+    def __str__(self) -> str:
+        """For people: what is owed first, then the table."""
+        owed = [
+            f"vector {one.vector}{_called(one.name)}: {one.said}" for one in self.entries if one.owed
+        ] + self.troubles
+        lines = [f"{self.device}: {len(owed)} owed" if owed else f"{self.device}: nothing is owed", *owed]
+        if not self.complete:
+            lines.append(
+                "The recorder's oldest records were overwritten: its counts are too small. Give it a larger capacity."
+            )
+        lines += ["", f"{'vector':>6} {'signalled':>10} {'injected':>10} {'QEMU':>10} {'guest':>10}  where they differ"]
+        for one in self.entries:
+            counts = (one.signalled, one.injected, one.qemu, one.guest)
+            row = " ".join(f"{'-' if count is None else count:>10}" for count in counts)
+            lines.append(f"{one.vector:>6} {row}  {'owed, see above' if one.owed else one.said}{_called(one.name)}")
+        return "\n".join(lines)
 
 
 def ledger(
@@ -196,7 +217,8 @@ def ledger(
         seen = {vector: count for (whose, vector), count in qemu.items() if whose == name}
     if guest is not None:
         address = address if address is None or address.count(":") > 1 else f"0000:{address}"
-        address = _one("PCI function in the guest's counts", {one.address for one in guest}, address)
+        if guest:  # else no driver had an interrupt all the time
+            address = _one("PCI function in the guest's counts", {one.address for one in guest}, address)
         counted = {one.vector: found for one, found in guest.items() if one.address == address}
     records = [record for record in log.records if record.time_ns >= since_ns]
     whole = not since_ns and not log.overwritten
@@ -208,6 +230,10 @@ def ledger(
         [one.text for one in found if one.what in _OWED],
         not log.overwritten,
     )
+
+
+def _called(name: str) -> str:
+    return f" ({name})" if name else ""
 
 
 def _one(what: str, there: AbstractSet[str], given: str | None) -> str:
@@ -241,12 +267,13 @@ class _Books:
             source, fields, counts = record.fields.get("source"), record.fields, record.time_ns >= since_ns
             if source != manager:
                 continue
-            if record.kind is FlightKind.VECTOR:
-                self._signalled[as_number(fields["vector"])] += counts
-            elif "gsi" in fields:
-                # What a vector is stuck in may have begun long before.
-                of_vector[as_number(fields["gsi"])].append(record)
-                self._injected[as_number(fields["gsi"])] += counts and record.kind is FlightKind.INJECTED
+            if "gsi" in fields:
+                vector = as_number(fields["gsi"])
+                # What it is stuck in may have begun long before.
+                of_vector[vector].append(record)
+                if counts and record.kind in BEGINNINGS:
+                    self._signalled[vector] += as_number(fields["count"])
+                self._injected[vector] += counts and record.kind is FlightKind.INJECTED
         self._stuck: dict[int, str] = {}
         for vector, records in of_vector.items():
             journeys = Journeys(records, whole=not log.overwritten)
@@ -263,7 +290,7 @@ class _Books:
 
     def _entry(self, vector: int) -> Entry:
         qemu = None if self._qemu is None else self._qemu.get(vector, 0)
-        guest, name = (None, "") if self._guest is None else self._guest.get(vector, (0, ""))
+        guest, name = (self._guest or {}).get(vector, (None, ""))
         owed, said = self._verdict(vector, qemu, guest)
         return Entry(vector, self._signalled[vector], self._injected[vector], qemu, guest, name, owed, said)
 
@@ -272,8 +299,6 @@ class _Books:
         signalled, injected = self._signalled[vector], self._injected[vector]
         if vector in self._stuck:
             return True, self._stuck[vector]
-        if signalled and not injected:
-            return True, "the device interrupts, and its manager has not seen it: is the manager entered?"
         if injected and qemu == 0 and not guest:
             return True, (
                 "QEMU was told and has not taken it: it has no eventfd of this vector, or does not look at it."

@@ -37,7 +37,6 @@ class Book:
         self.queue = Flight(recorder.ring, recorder.source("Nvme queue 0"))
 
     def signal(self, vector, *steps, fd=7):
-        self.manager.put(K.VECTOR, vector)
         for step in steps:
             self.manager.put(step, vector, 1, fd=fd)
 
@@ -91,7 +90,6 @@ def test_the_recorder_alone_is_a_ledger(book):
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
-        ([], "its manager has not seen it"),
         ([K.SEEN], "the sink was called with it and has not returned"),
         ([K.WAKEUP], "it waits for a worker of the queue"),
         ([K.HELD], "the manager is paused, or its queue is full"),
