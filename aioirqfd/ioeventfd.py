@@ -478,12 +478,16 @@ def _name(doorbell: IoEventFd) -> str:
 
 
 def _doorbell(doorbell: IoEventFd) -> Mapping[str, object]:
+    eventfd_id = None
+    if not doorbell.dead:
+        with contextlib.suppress(OSError):  # its fd was closed by somebody else
+            eventfd_id = doorbell.eventfd.id
     return {
         "space": doorbell.space,
         "address": f"{doorbell.address:#x}",
         "length": doorbell.length,
         "datamatch": doorbell.datamatch,
-        "eventfd_id": None if doorbell.dead else doorbell.eventfd.id,
+        "eventfd_id": eventfd_id,
         "dead": doorbell.dead,
         **nodes.counts(doorbell.statistics()),
     }

@@ -100,12 +100,16 @@ class IrqfdCollector:
         return cast("dict[str, Any]", read(path, timeout=self._timeout))
 
 
+def _parts(node: Mapping[str, Any], name: str, has: str) -> Iterator[tuple[str, Any]]:
+    """Those that have it: what raises when it is looked at, a program's own say, has a sentence in its place."""
+    return ((key, one) for key, one in node[name].items() if isinstance(one, dict) and has in one)
+
+
 def _irqfds(managers: Mapping[str, Any]) -> Iterator[Metric]:
     rows = [
         ((manager, name, str(one["gsi"])), one)
         for manager, node in managers.items()
-        for name, one in node["irqfds"].items()
-        if "statistics" in one
+        for name, one in _parts(node, "irqfds", "statistics")
     ]
     for field, help_ in _COUNTS.items():
         counter = CounterMetricFamily(f"aioirqfd_irqfd_{field}", help_, labels=_IRQFD)
@@ -146,7 +150,7 @@ def _buses(buses: Mapping[str, Any]) -> Iterator[Metric]:
         "aioirqfd_doorbell_writes", "Guest writes that a doorbell took.", labels=["bus", "doorbell"]
     )
     for bus, node in buses.items():
-        for name, doorbell in node["doorbells"].items():
+        for name, doorbell in _parts(node, "doorbells", "writes"):
             writes.add_metric([bus, name], doorbell["writes"])
     yield writes
 
@@ -155,13 +159,13 @@ def _vrings(backends: Mapping[str, Any]) -> Iterator[Metric]:
     for field, help_ in _VRING.items():
         counter = CounterMetricFamily(f"aioirqfd_virtqueue_{field}", help_, labels=["backend", "queue"])
         for backend, node in backends.items():
-            for queue, one in node["queues"].items():
+            for queue, one in _parts(node, "queues", "statistics"):
                 counter.add_metric([backend, queue], one["statistics"][field])
         yield counter
     in_flight = GaugeMetricFamily(
         "aioirqfd_virtqueue_in_flight", "Requests that the device has.", labels=["backend", "queue"]
     )
     for backend, node in backends.items():
-        for queue, one in node["queues"].items():
+        for queue, one in _parts(node, "queues", "statistics"):
             in_flight.add_metric([backend, queue], 0 if one["ring"] is None else one["ring"]["in_flight"])
     yield in_flight

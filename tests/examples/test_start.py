@@ -34,6 +34,7 @@ WITH_OPTIONS = {
     "chaos_blk",
     "edu_pci",
     "nvme",
+    "linux_sees",
     "uart_pci",
     "vhost_user_blk",
     "vhost_user_ping",

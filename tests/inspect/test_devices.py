@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+
+import pytest
 
 from aioirqfd import Action, EventFd, Interrupt, IoBus, IrqchipPin, IrqManager, MsixTable
 from aioirqfd.faults import Delay, Faults, Match
@@ -135,6 +138,17 @@ async def test_an_msix_table_shows_its_vectors():
         assert [vector[name] for name in names] == ["0xfee00000", "0x41", False, False, True, table.gsi(1)]
         assert read("msix/nic/vectors/*/pending") == {"0": False, "1": False, "2": True}
     assert "nic" not in read("msix")
+
+
+def test_a_doorbell_whose_fd_somebody_closed_spoils_nothing():
+    bus = IoBus(name="mmio")
+    bad = EventFd()
+    with EventFd() as good, bus.ioeventfd(bad, address=0x1000, length=4), bus.ioeventfd(good, address=0x2000, length=4):
+        os.close(bad.fileno())
+        shown = [one["eventfd_id"] for one in read("buses/mmio")["doorbells"].values()]
+        assert shown == [None, good.id]
+    with pytest.raises(OSError, match="Bad file"):
+        bad.close()
 
 
 def test_a_bus_shows_its_doorbells():
