@@ -102,7 +102,7 @@ class IrqfdCollector:
 
 def _parts(node: Mapping[str, Any], name: str, has: str) -> Iterator[tuple[str, Any]]:
     """Those that have it: what raises when it is looked at, a program's own say, has a sentence in its place."""
-    return ((key, one) for key, one in node[name].items() if isinstance(one, dict) and has in one)
+    return ((key, one) for key, one in node[name].items() if not isinstance(one, str) and has in one)
 
 
 def _irqfds(managers: Mapping[str, Any]) -> Iterator[Metric]:
