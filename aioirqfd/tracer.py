@@ -20,7 +20,7 @@ class Tracer(Protocol):
     per_interrupt: bool
 
     def emit(self, event: str, /, **fields: object) -> None:
-        """Take one event: a constant snake_case name, and its fields; :mod:`aioirqfd.events` declares them all."""
+        """Take one event: a constant snake_case name, and its fields; ``aioirqfd.events`` declares them all."""
 
 
 def listens(tracer: Tracer) -> bool:

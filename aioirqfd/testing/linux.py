@@ -87,7 +87,7 @@ class Result:
 
 @final
 class Books:
-    """What :meth:`Guest.books` keeps.
+    """What :meth:`aioirqfd.testing.Guest.books` keeps.
 
     Attributes:
         ledger: The books joined, when the block has ended.

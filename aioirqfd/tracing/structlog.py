@@ -60,7 +60,7 @@ class StructlogTracer:
         self._least = LEVELS.index(level)
 
     def emit(self, event: str, /, **fields: object) -> None:
-        """Log it, at the level that :mod:`aioirqfd.events` declares for it; what is declared nowhere at info."""
+        """Log it, at the level that ``aioirqfd.events`` declares for it; what is declared nowhere at info."""
         level = level_of(event, fields)
         if LEVELS.index(level) < self._least:
             return

@@ -50,7 +50,7 @@ def parse(
     """Add the options of a back-end program to a parser, and read the command line.
 
     They are ``--socket-path PATH`` and ``--fd FDNUM``, one of which must be given, ``--connect`` and
-    ``--print-capabilities``; and those of :func:`aioirqfd.serving.options.add_options`.
+    ``--print-capabilities``; and ``--trace``, ``--record`` and ``--inspect``.
 
     Args:
         parser: It has the program's own options.
