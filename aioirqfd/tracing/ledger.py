@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, final
+from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.flight import FlightKind
 from aioirqfd.tracing.journey import BEGINNINGS, Journeys, as_number
@@ -43,7 +43,9 @@ class LedgerError(ValueError):
     """One of the books cannot be read, or does not fit the others."""
 
 
-class GuestVector(NamedTuple):
+@final
+@dataclass(frozen=True, slots=True)
+class GuestVector:
     """A message-signalled interrupt of a guest.
 
     Attributes:
