@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import urllib.request
 
 import pytest
@@ -21,6 +22,11 @@ from aioirqfd.testing import vhost_user_frontend
 from aioirqfd.vhost_user import Backend
 from tests.inspect.helpers import blocked, elsewhere
 from tests.vhost_user.devices import Upper
+
+
+@pytest.fixture(autouse=True)
+def _names_are_free():
+    gc.collect()  # what an earlier test has named, and nothing but a traceback's cycle holds
 
 
 def registry(**options):

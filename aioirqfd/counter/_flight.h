@@ -17,6 +17,7 @@
 #define AIOIRQFD_FLIGHT_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <time.h>
 
@@ -54,6 +55,7 @@ struct flight_ring_object {
     uint64_t mask;      /* capacity - 1; the capacity is a power of 2 */
     unsigned int shift; /* its binary logarithm */
     Py_buffer memory;   /* where both are; .obj is NULL where it is the ring's own */
+    atomic_bool off;    /* nothing is written for now; any thread may say so */
 };
 
 static inline uint64_t
@@ -67,6 +69,9 @@ flight_now(void)
 static inline void
 flight_write(struct flight_ring_object *ring, flight_record what)
 {
+    if (atomic_load_explicit(&ring->off, memory_order_relaxed)) {
+        return;
+    }
 #ifdef Py_GIL_DISABLED
     uint64_t number = atomic_fetch_add_explicit(ring->head, 1, memory_order_relaxed);
 #else

@@ -155,6 +155,26 @@ ring_capacity(PyObject *op, void *Py_UNUSED(closure))
     return PyLong_FromUnsignedLongLong(((FlightRingObject *)op)->mask + 1);
 }
 
+static PyObject *
+ring_get_on(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(!atomic_load_explicit(&((FlightRingObject *)op)->off, memory_order_relaxed));
+}
+
+static int
+ring_set_on(PyObject *op, PyObject *value, void *Py_UNUSED(closure))
+{
+    if (value == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "on cannot be deleted");
+        return -1;
+    }
+    int on = PyObject_IsTrue(value);
+    if (on >= 0) {
+        atomic_store_explicit(&((FlightRingObject *)op)->off, on == 0, memory_order_relaxed);
+    }
+    return on < 0 ? -1 : 0;
+}
+
 static PyMethodDef ring_methods[] = {
     {"put", NATIVE_METHOD(ring_put), METH_FASTCALL,
      PyDoc_STR("put($self, kind, key, fd, value, source=0, flags=0, /)\n--\n\nWrite one record, now. Any thread.")},
@@ -165,6 +185,7 @@ static PyMethodDef ring_methods[] = {
 };
 
 static PyGetSetDef ring_getset[] = {
+    {"on", ring_get_on, ring_set_on, PyDoc_STR("Whether records are written; they are, at first."), NULL},
     {"total", ring_get_total, NULL, PyDoc_STR("Records written since it was made."), NULL},
     {"capacity", ring_capacity, NULL, PyDoc_STR("Records it keeps; a power of 2."), NULL},
     {NULL, NULL, NULL, NULL, NULL},

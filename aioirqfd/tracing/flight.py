@@ -25,6 +25,7 @@ from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING, Final, Self, final
 
+from aioirqfd import nodes
 from aioirqfd.counter import FlightRing
 from aioirqfd.integers import integer
 from aioirqfd.tracer import listens
@@ -45,6 +46,7 @@ from aioirqfd.tracing.flight_format import (
 from aioirqfd.tracing.flight_log import FlightLog, FlightRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     from aioirqfd.tracer import Tracer
@@ -84,6 +86,7 @@ class FlightRecorder:
         capacity: Records to remember, 1..2**28, rounded up to a power of 2; 32 bytes each, and an interrupt leaves two or more.
         changes: State changes to remember, 1..2**28, rounded up to a power of 2; 512 bytes each.
         tracer: Hears of the state changes, too.
+        name: What it is called in :mod:`aioirqfd.inspect`, where it can be turned off and on; None: a number.
 
     Attributes:
         ring: Where the records are written; the managers, queues and devices that have this tracer do.
@@ -103,6 +106,7 @@ class FlightRecorder:
         capacity: int = 65536,
         changes: int = 1024,
         tracer: Tracer | None = None,
+        name: str | None = None,
     ) -> None:
         if isinstance(path, int):
             raise TypeError(f"FlightRecorder({path}): the first argument is a path; write capacity={path}")
@@ -123,10 +127,22 @@ class FlightRecorder:
         self._names: dict[tuple[int, int], int] = {}  # by what it is and its number: the place in the table
         self._sources: dict[str, int] = {}
         _all.add(self)
+        nodes.add("tracers", self, _node, name=nodes.check_name(name, "a tracer"))
 
     def __repr__(self) -> str:
         where = "memory" if self.path is None else str(self.path)
         return f"<FlightRecorder in {where}: {self.ring.total} records>"
+
+    @property
+    def on(self) -> bool:
+        """Whether it remembers; it does, at first. What happens while it is off is not there afterwards. Any thread."""
+        return self.ring.on
+
+    @on.setter
+    def on(self, value: bool) -> None:
+        if not isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]  callers without a type checker
+            raise TypeError(f"a FlightRecorder's on is True or False, not {value!r}")
+        self.ring.on = value
 
     @property
     def listens(self) -> bool:
@@ -167,7 +183,13 @@ class FlightRecorder:
 
     def emit(self, event: str, /, **fields: object) -> None:
         """Remember a state change, with as much of its fields as there is room for."""
-        text = _shortened(event, {name: value for name, value in fields.items() if name != "exc_info"})
+        if self.on:
+            self._remember(event, {name: value for name, value in fields.items() if name != "exc_info"})
+        if self._tracer is not None:
+            self._tracer.emit(event, **fields)
+
+    def _remember(self, event: str, fields: dict[str, object]) -> None:
+        text = _shortened(event, fields)
         with self._lock:
             memory, header = self._memory, self._header
             number = _WORD.unpack_from(memory, header.changes)[0]
@@ -179,8 +201,6 @@ class FlightRecorder:
             _CHANGE.pack_into(memory, at, time.monotonic_ns(), self.ring.total, len(text), 0, 0)
             memory[at + _CHANGE.size : at + _CHANGE.size + len(text)] = text
             _LAP.pack_into(memory, lap_at, lap + 1 & 0xFFFFFFFF)
-        if self._tracer is not None:
-            self._tracer.emit(event, **fields)
 
     def source(self, name: str, /) -> int:
         """A number for whoever writes records, by which a reader finds the name. A second one of that name gets a 2 behind it.
@@ -234,6 +254,23 @@ class FlightRecorder:
         for record in records:
             tracer.emit(record.event, time_ns=record.time_ns, **record.fields)
         return len(records)
+
+
+def _node(recorder: FlightRecorder) -> Mapping[str, object]:
+    """What there is to see of it, and to write."""
+
+    def put(on: object) -> None:
+        if not isinstance(on, bool):
+            raise ValueError(f"on is true or false, not {on!r}")  # noqa: TRY004  as a Setting wants it
+        recorder.on = on
+
+    return {
+        "type": type(recorder).__qualname__,
+        "path": None if recorder.path is None else str(recorder.path),
+        "capacity": recorder.ring.capacity,
+        "total": recorder.ring.total,
+        "on": nodes.Setting(recorder.on, put),
+    }
 
 
 def _anonymous(header: FlightHeader) -> mmap.mmap:

@@ -43,7 +43,7 @@ CLASSES = {
         lambda module: module.EventFdCtx(-1),
         {"_fd", "_listening", "_gsi", "_signals", "_wakeups", "_fast"},
     ),
-    "FlightRing": (native, _python, lambda module: module.FlightRing(1), set()),
+    "FlightRing": (native, _python, lambda module: module.FlightRing(1), {"on"}),
     "Stepped": (native, _python, lambda module: module.Stepped(None, None, Nothing), set()),
     "TopHalf": (
         native,

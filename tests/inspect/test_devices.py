@@ -11,7 +11,7 @@ import os
 
 import pytest
 
-from aioirqfd import Action, EventFd, Interrupt, IoBus, IrqchipPin, IrqManager, MsixTable
+from aioirqfd import Action, EventFd, Interrupt, IoBus, IrqchipPin, IrqManager, MsixTable, nodes
 from aioirqfd.faults import Delay, Faults, Match
 from aioirqfd.inspect import read
 from aioirqfd.irqchip import Chipset, IoApic, Pic
@@ -141,11 +141,11 @@ async def test_an_msix_table_shows_its_vectors():
 
 
 def test_a_doorbell_whose_fd_somebody_closed_spoils_nothing():
-    bus = IoBus(name="mmio")
+    bus = IoBus(name="closed")
     bad = EventFd()
     with EventFd() as good, bus.ioeventfd(bad, address=0x1000, length=4), bus.ioeventfd(good, address=0x2000, length=4):
         os.close(bad.fileno())
-        shown = [one["eventfd_id"] for one in read("buses/mmio")["doorbells"].values()]
+        shown = [one["eventfd_id"] for one in read(f"buses/{nodes.key_of(bus)}")["doorbells"].values()]
         assert shown == [None, good.id]
     with pytest.raises(OSError, match="Bad file"):
         bad.close()
@@ -155,7 +155,7 @@ def test_a_bus_shows_its_doorbells():
     bus = IoBus(name="mmio")
     with EventFd() as kick, bus.ioeventfd(kick, address=0x1000, length=4, datamatch=7):
         bus.write(0x1000, 7, 4)
-        node = read("buses/mmio")
+        node = read(f"buses/{nodes.key_of(bus)}")
         assert (node["writes"], node["detached"]) == (1, 0)
         assert node["doorbells"] == {
             "mmio:0x1000:4=0x7": {

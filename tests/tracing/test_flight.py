@@ -9,8 +9,9 @@ import struct
 
 import pytest
 
-from aioirqfd import EventFd, InjectionError, IrqchipPin, IrqManager, Msi, Retry, WorkQueue
+from aioirqfd import EventFd, InjectionError, IrqchipPin, IrqManager, Msi, Retry, WorkQueue, nodes
 from aioirqfd.counter import FlightRing
+from aioirqfd.inspect import read, write
 from aioirqfd.sinks import RecordingSink
 from aioirqfd.testing import FlakySink, RecordingTracer
 from aioirqfd.tracing import FlightKind, FlightRecorder
@@ -287,3 +288,34 @@ async def test_a_recorder_alone_does_not_keep_trouble_from_being_heard():
                 kick.signal()
                 await irqs.flush()
     assert heard == [raised.value]
+
+
+async def test_a_recorder_that_is_off_remembers_nothing_and_passes_on():
+    heard = RecordingTracer()
+    recorder = FlightRecorder(tracer=heard, name="box")
+    path = f"tracers/{nodes.key_of(recorder)}"
+    async with IrqManager(RecordingSink(), tracer=recorder) as irqs:
+        with EventFd() as kick:
+            irqfd = irqs.assign(kick, gsi=5)
+            before = recorder.records()
+            write(f"{path}/on", value=False)
+            kick.signal()
+            irqfd.mask()
+            assert recorder.records() == before
+            assert heard.events[-1][0] == "irqfd_masked"
+            write(f"{path}/on", value=True)
+            irqfd.unmask()
+            kick.signal()
+            await irqs.flush()
+            events = [record.event for record in recorder.records()[len(before) :]]
+    assert events == ["irqfd_unmasked", "interrupt_seen", "interrupt_injected"]
+    shown = {"type": "FlightRecorder", "path": None, "capacity": 65536, "total": recorder.ring.total, "on": True}
+    assert read(path) == shown
+
+
+def test_a_recorder_is_on_or_off():
+    recorder = FlightRecorder(name="switch")
+    with pytest.raises(ValueError, match="on is true or false, not 1"):
+        write(f"tracers/{nodes.key_of(recorder)}/on", value=1)
+    with pytest.raises(TypeError, match="on is True or False, not 1"):
+        recorder.on = 1  # type: ignore[assignment]

@@ -27,6 +27,8 @@ class FlightRing:
         capacity = integer(capacity, "a flight ring's capacity", 1, 2**28)
         self._shift = (capacity - 1).bit_length()
         self.capacity = 1 << self._shift
+        self.on = True
+        """Whether records are written."""
         self.settle(memory, offset)
 
     def settle(self, memory: bytearray | memoryview | None, offset: int, /) -> None:
@@ -53,6 +55,8 @@ class FlightRing:
 
     def _write(self, now: int, kind: int, key: int, fd: int, value: int, source: int, flags: int = 0) -> None:
         """Cleared first and written last, the lap says to whoever reads at any moment whether the record is whole."""
+        if not self.on:
+            return
         memory = self._memory
         number = next(
             self._numbers
