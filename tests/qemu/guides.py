@@ -26,8 +26,8 @@ DOCS = ROOT / "docs"
 HOST, GUEST = "$", "/ #"
 BLOCK = re.compile(r"^```(console|shell)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(\$|/ #) (.*)$")
-PROMPT = re.compile(r"^\S*[/~] # ", re.MULTILINE)
-"""Busybox's shell waits: ``/ # ``, or with a home ``~ # ``. More may stand behind it by the time that it is looked at: the kernel's."""
+PROMPT = re.compile(r"^\S*[/~]\S* # ", re.MULTILINE)
+"""Busybox's shell waits: ``/ # ``, or with a home ``~ # ``, or in a directory ``/sys/bus # ``. More may stand behind it by the time that it is looked at: the kernel's."""
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|c)|\r")
 HALF_ESCAPE = re.compile(r"\x1b(\[[0-9;?]*)?\Z")
 VARIES = re.compile(r"\d+\.\d+|\b[0-9a-f]{16,}\b")
