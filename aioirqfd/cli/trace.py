@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 from aioirqfd.tracing import FlightFileError, FlightKind, FlightLog, FlightRecord, follow_flight, read_flight
+from aioirqfd.tracing.flight_log import TURNED_ON
 from aioirqfd.tracing.journey import BEGINNINGS, Journeys, Request
 from aioirqfd.tracing.trouble import Trouble, name, seconds, troubles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from aioirqfd.tracing.journey import Irq, Journey
 
@@ -110,6 +111,8 @@ def _wanted(given: argparse.Namespace, log: FlightLog) -> Callable[[FlightRecord
 
     def wanted(record: FlightRecord) -> bool:
         fields = record.fields
+        if record.event == TURNED_ON:
+            return True
         if numbers is not None and fields.get("gsi") not in numbers:
             return False
         if given.device is not None and given.device.lower() not in str(fields.get("source", "")).lower():
@@ -117,6 +120,20 @@ def _wanted(given: argparse.Namespace, log: FlightLog) -> Callable[[FlightRecord
         return given.queue is None or fields.get("queue") == given.queue
 
     return wanted
+
+
+def _check(given: argparse.Namespace, log: FlightLog) -> None:
+    """Raise for a name that nobody has: what is not there has no trouble."""
+    there = {record.fields["gsi"] for record in log.records if "gsi" in record.fields}
+    if given.gsi is not None and given.gsi not in {*map(str, there), *log.gsis.values()}:
+        raise FlightFileError(f"{given.file} has no gsi {given.gsi}, but {_listed({*there, *log.gsis.values()})}")
+    sources = set(log.sources.values())
+    if given.device is not None and not any(given.device.lower() in one.lower() for one in sources):
+        raise FlightFileError(f"{given.file} has no device {given.device}, but {_listed(sources)}")
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(sorted(map(str, names))) or "none"
 
 
 def _begin(given: argparse.Namespace, log: FlightLog) -> int:
@@ -130,6 +147,7 @@ def _begin(given: argparse.Namespace, log: FlightLog) -> int:
 
 def _show(given: argparse.Namespace) -> int:
     whole = read_flight(given.file)
+    _check(given, whole)
     wanted, begin = _wanted(given, whole), _begin(given, whole)
     records = [record for record in whole.records if record.time_ns >= begin and wanted(record)]
     log = FlightLog(whole.header, records, whole.total, whole.changes, whole.torn, whole.sources, whole.gsis)

@@ -219,6 +219,7 @@ class Binding:
         if not self.masked:
             return
         self.masked = False
+        self._delivery.since.forget(self.eventfd_id)
         self._delivery.trace("irqfd_unmasked", self, pending=self._state is _PENDING)
         self.unblock()
 

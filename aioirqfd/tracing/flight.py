@@ -43,7 +43,7 @@ from aioirqfd.tracing.flight_format import (
     SOURCE_NAME,
     FlightHeader,
 )
-from aioirqfd.tracing.flight_log import FlightLog, FlightRecord
+from aioirqfd.tracing.flight_log import TURNED_OFF, TURNED_ON, FlightLog, FlightRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -142,7 +142,11 @@ class FlightRecorder:
     def on(self, value: bool) -> None:
         if not isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]  callers without a type checker
             raise TypeError(f"a FlightRecorder's on is True or False, not {value!r}")
-        self.ring.on = value
+        with self._lock:
+            if value is not self.ring.on:
+                self.ring.on = value
+                # Whoever reads is to know that there is a gap, and of what was under way no end.
+                self._remember(TURNED_ON if value else TURNED_OFF, {})
 
     @property
     def listens(self) -> bool:

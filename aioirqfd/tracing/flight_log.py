@@ -35,6 +35,9 @@ from aioirqfd.tracing.flight_format import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+TURNED_OFF: Final = "recorder_off"
+TURNED_ON: Final = "recorder_on"
+"""Changes that a recorder notes of itself: in between it has remembered nothing."""
 _EVER: Final = 2**64
 _IN_FLIGHT: Final = 64
 """Threads that may be writing an entry each at one time."""

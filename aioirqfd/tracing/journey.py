@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, final
 
 from aioirqfd.flight import FlightKind
+from aioirqfd.tracing.flight_log import TURNED_ON
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -175,6 +176,8 @@ class Journeys:
         self.ended_ns = max(self.ended_ns, record.time_ns)
         kind, fields = record.kind, record.fields
         if kind is None:
+            if record.event == TURNED_ON:
+                self._lose()
             return
         source = str(fields.get("source", ""))
         if "queue" in fields:
@@ -189,6 +192,18 @@ class Journeys:
                 self.masked.pop(irq, None)
             elif kind not in {FlightKind.BOUND, FlightKind.ROUTED}:
                 self._step(record, kind, irq)
+
+    def _lose(self) -> None:
+        """The recorder was off: what became of all that was under way is not known."""
+        for journey in self.open():
+            journey.ended = True
+        self._open.clear()
+        self.raised.clear()
+        self.masked.clear()
+        for queue in self.queues.values():
+            queue.open.clear()
+            queue.uncalled.clear()
+        self._whole = False
 
     def _step(self, record: FlightRecord, kind: FlightKind, irq: Irq) -> None:
         waiting = self._open.setdefault(irq, deque())

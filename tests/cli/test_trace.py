@@ -78,9 +78,7 @@ def test_it_can_be_had_as_json(path, capsys):
         (["--gsi", "timer"], 3),
         (["--gsi", "5"], 3),
         (["--gsi", "6"], 1),
-        (["--gsi", "nobody"], 0),
         (["--device", "recording"], 4),
-        (["--device", "Disk"], 0),
         (["--queue", "0"], 0),
         (["--last", "2"], 2),
         (["--last", "0"], 4),
@@ -92,6 +90,19 @@ def test_it_can_be_had_as_json(path, capsys):
 def test_one_looks_at_what_one_wants(path, capsys, options, count):
     told = json.loads(shown(capsys, path, "--json", *options, *CALM))
     assert len(told["journeys"]) == count
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--gsi", "nobody"], "has no gsi nobody, but 5, 6, timer\n"),
+        (["--gsi", "7"], "has no gsi 7, but 5, 6, timer\n"),
+        (["--device", "Disk"], "has no device Disk, but RecordingSink\n"),
+    ],
+)
+def test_what_is_not_there_is_not_without_trouble(path, capsys, options, why):
+    assert main(["trace", str(path), *options]) == 2
+    assert capsys.readouterr().err == f"aioirqfd trace: {path} {why}"
 
 
 def test_requests_of_a_queue_are_shown(tmp_path, capsys):

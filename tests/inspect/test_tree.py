@@ -157,6 +157,7 @@ async def test_what_waits_is_never_idle_and_says_what_for():
             assert marks(irqs) == {"PENDING", "pending", "masked", "paused", "held"}
             irqfd.unmask()
             assert marks(irqs) == {"PENDING", "pending", "paused", "held"}
+            assert "masked_by" not in irqs.inspect("irqfds/kick")
             assert re.fullmatch(HERE, irqs.inspect("paused_by"))
             irqs.resume()
             await turns(5)

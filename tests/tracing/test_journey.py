@@ -203,3 +203,16 @@ def test_a_completion_without_an_interrupt_and_an_interrupt_without_a_completion
             "Disk queue 0: 1 requests were begun and not completed, the oldest at +0.000000 s, 50 ms ago",
         ),
     ]
+
+
+def test_what_was_under_way_while_the_recorder_was_off_is_no_trouble():
+    before = log(
+        irq(1, K.SEEN), irq(2, K.MASKED, 4), irq(3, K.WAKEUP, 4), line(4, K.RAISED), queue(5, K.REQUEST_BEGUN, head=1)
+    )
+    after = log(irq(900 * MS, K.SEEN), irq(900 * MS + 1, K.INJECTED))
+    gap = FlightRecord(800 * MS, "recorder_on", {})
+    records = [*before.records, gap, *after.records]
+    of = FlightLog(before.header, records, len(records), 1, 0, {}, {})
+    assert found(FlightLog(before.header, [*before.records, *after.records], len(records), 1, 0, {}, {})) != []
+    assert found(of) == []
+    assert [journey.ended for journey in Journeys.of(of).all] == [True, True, False]
