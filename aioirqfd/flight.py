@@ -7,7 +7,7 @@ nothing more is done.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Protocol, cast, final
+from typing import TYPE_CHECKING, Final, Protocol, cast, final
 
 from aioirqfd.counter import FlightRing
 
@@ -134,6 +134,10 @@ def is_recorded(tracer: Tracer) -> bool:
     return _recorder(tracer) is not None
 
 
+_DEEPEST: Final = 16
+"""Tracers that may stand before each other."""
+
+
 class _Recorder(Protocol):
     ring: FlightRing
 
@@ -141,8 +145,8 @@ class _Recorder(Protocol):
 
 
 def _recorder(tracer: object) -> _Recorder | None:
-    # By what it has, not by its type: that is defined on a floor above.
-    while tracer is not None:
+    # By what it has, not by its type: that is defined on a floor above. One that has every attribute, a Mock say, has no end.
+    for _ in range(_DEEPEST):
         if isinstance(getattr(tracer, "ring", None), FlightRing):
             return cast("_Recorder", tracer)
         tracer = getattr(tracer, "tracer", None)

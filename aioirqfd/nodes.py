@@ -106,6 +106,8 @@ def look(node: object, path: Sequence[str], depth: int | None = None) -> object:
             found[str(key)] = look(value, rest, depth)
         except NodeError:
             continue
+        except Exception as error:
+            found[str(key)] = {"error": repr(error)}  # as in _shown()
     return found
 
 

@@ -131,17 +131,19 @@ def _managers(managers: Mapping[str, Any]) -> Iterator[Metric]:
         yield gauge
     up = GaugeMetricFamily("aioirqfd_manager_lines_up", "Level-triggered lines that are up.", labels=["manager"])
     for manager, node in managers.items():
-        up.add_metric([manager], sum(line["up"] for line in node["lines"].values()))
+        up.add_metric([manager], sum(line["up"] for _, line in _parts(node, "lines", "up")))
     yield up
     for field, help_ in _QUEUE.items():
         gauge = GaugeMetricFamily(f"aioirqfd_queue_{field}", help_, labels=["manager"])
         for manager, node in managers.items():
-            gauge.add_metric([manager], node["queue"][field])
+            if field in node["queue"]:
+                gauge.add_metric([manager], node["queue"][field])
         yield gauge
     for field, help_ in _QUEUE_COUNTS.items():
         counter = CounterMetricFamily(f"aioirqfd_queue_{field}", help_, labels=["manager"])
         for manager, node in managers.items():
-            counter.add_metric([manager], node["queue"][field])
+            if field in node["queue"]:
+                counter.add_metric([manager], node["queue"][field])
         yield counter
 
 

@@ -20,6 +20,7 @@ from aioirqfd.faults.request import Plan
 from aioirqfd.faults.sink import SinkTarget
 from aioirqfd.faults.virtio import VirtioTarget
 from aioirqfd.faults.waiting import let_go
+from aioirqfd.irqfd.guard import guarded
 from aioirqfd.pci.device import PciDevice
 from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.virtio.device import Device
@@ -86,7 +87,7 @@ class Faults:
         self.requests: Counter[tuple[str, object]] = Counter()
         self.failed: Counter[tuple[str, object]] = Counter()
         self._clock = clock
-        self._tracer = tracer
+        self._tracer = guarded(tracer)  # what it raises is not the request's trouble
         self._log = None if log is None else Log(log, seed=seed)
         self._gate: InLine | AsLogged | None = None if self._log is None else InLine(self._passed)
         self._recorded: Recorded | None = None

@@ -108,6 +108,9 @@ class InspectServer:
         if self._server is None:
             writer.transport.abort()
             return
+        if len(self._clients) >= CLIENTS and not _may(_uid(writer)):
+            writer.transport.abort()  # a stranger sends nobody away
+            return
         while len(self._clients) >= CLIENTS:
             silent = next(iter(self._clients))
             self._clients.pop(silent).transport.abort()  # which ends its task
@@ -127,8 +130,8 @@ class InspectServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             with contextlib.suppress(ConnectionError):
-                uid = peer_uid(cast("socket.socket", writer.get_extra_info("socket")))
-                if uid not in {os.geteuid(), 0}:
+                uid = _uid(writer)
+                if not _may(uid):
                     writer.write(
                         _line(
                             {"error": f"this program is not that of uid {uid}: ask as uid {os.geteuid()}, or as root"}
@@ -164,8 +167,9 @@ class InspectServer:
         if not isinstance(request, dict):
             return {"error": f"a request is an object of JSON, not {str(cast('object', request))[:80]}"}
         fields = cast("dict[str, object]", request)
-        answer = {"id": plain(fields["id"])} if "id" in fields else {}
+        answer: dict[str, object] = {}
         try:
+            answer = {"id": plain(fields["id"])} if "id" in fields else {}
             return answer | {"value": await self._do(fields)}
         except (InspectError, ValueError, TypeError) as error:
             return answer | {"error": str(error)}
@@ -187,6 +191,14 @@ class InspectServer:
             await asyncio.to_thread(write, path, request["set"], timeout=self._patience)
             return request["set"]
         return await asyncio.to_thread(read, path, depth, timeout=self._patience)
+
+
+def _uid(writer: asyncio.StreamWriter) -> int:
+    return peer_uid(cast("socket.socket", writer.get_extra_info("socket")))
+
+
+def _may(uid: int) -> bool:
+    return uid in {os.geteuid(), 0}
 
 
 def _line(answer: dict[str, object]) -> bytes:

@@ -60,6 +60,9 @@ _RECORDED: Final = {
 """What becomes of an irqfd and has a record of its own in the flight ring, which is written however often it is repeated."""
 
 
+_ROUTED, _INJECTED, _DROPPED = FlightKind.ROUTED, FlightKind.INJECTED, FlightKind.DROPPED  # at hand, as in binding.py
+
+
 class Origin(NamedTuple):
     """Where an irqfd comes from.
 
@@ -82,8 +85,10 @@ def checked(labels: object) -> dict[str, object]:
         raise TypeError(f"labels map names to values, as {{'queue': 2}} does; {labels!r} does not")
     given = cast("Mapping[object, object]", labels)
     found = {name: value for name, value in given.items() if isinstance(name, str)}
-    if len(found) < len(given):
-        raise TypeError(f"labels map names to values, as {{'queue': 2}} does; {labels!r} does not")
+    if len(found) < len(given) or "event" in found:
+        raise TypeError(
+            f"labels map names to values, as {{'queue': 2}} does, and no name is 'event', the event's own; {labels!r} does not"
+        )
     return found
 
 
@@ -242,19 +247,19 @@ class Delivery:
 
     def routed(self, gsi: int, *, routes: int, generation: int) -> None:
         """A gsi goes elsewhere."""
-        self.note(FlightKind.ROUTED, gsi, routes)
+        self.note(_ROUTED, gsi, routes)
         self.emit("route_changed", gsi=gsi, routes=routes, generation=generation)
 
     def injected(self, who: _Named, *, fast: bool) -> None:
         """An interrupt reached the sink, of which the counter module did not hear."""
-        self.note_irqfd(FlightKind.INJECTED, who)
+        self.note_irqfd(_INJECTED, who)
         if self.per_interrupt:
             self.trace("interrupt_injected", who, fast=fast)
 
     def drop(self, who: _Named, *, first: bool, anew: bool) -> None:
         """An interrupt had no route: told once for each irqfd, and traced once for each of its tables."""
         self.dropped += 1
-        self.note_irqfd(FlightKind.DROPPED, who)
+        self.note_irqfd(_DROPPED, who)
         if first:
             error = InjectionError(f"gsi {who.gsi} has no route")
             self.trouble(

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 
 _START, _INJECT, _DONE = Event.START, Action.INJECT, Event.DONE  # at hand, as in binding.py
+_HANDLER_BEGUN, _HANDLER_ENDED, _HANDLER_RAISED = (
+    FlightKind.HANDLER_BEGUN,
+    FlightKind.HANDLER_ENDED,
+    FlightKind.HANDLER_RAISED,
+)
 
 
 class _Injected(Protocol):
@@ -157,11 +162,11 @@ class Injection:
 
     async def _handle(self, handler: Callable[..., Awaitable[None]]) -> None:
         irqfd, told, delivery = self._irqfd, self._debt.told, self._delivery
-        delivery.note_irqfd(FlightKind.HANDLER_BEGUN, irqfd, told)
-        ended = FlightKind.HANDLER_RAISED
+        delivery.note_irqfd(_HANDLER_BEGUN, irqfd, told)
+        ended = _HANDLER_RAISED
         try:
             await Stepped(delivery.context.copy(), None, handler, irqfd.face, told)
-            ended = FlightKind.HANDLER_ENDED
+            ended = _HANDLER_ENDED
         finally:
             delivery.note_irqfd(ended, irqfd, told)
 

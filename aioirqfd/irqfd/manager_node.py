@@ -48,7 +48,7 @@ def of_manager(irqfds: Irqfds) -> Node:
         "broken": sum(irqfd.error is not None for irqfd in irqfds.bound.values()),
         "offloaded": len(irqfds.offloading.irqfds),
         "irqfds": Child(lambda: {key: Child(partial(of_irqfd, irqfds, one)) for key, one in _keys(irqfds).items()}),
-        "gsi": Child(lambda: {str(gsi): Child(partial(_gsi, irqfds, gsi)) for gsi in _gsis(irqfds)}),
+        "gsi": Child(lambda: _gsi_nodes(irqfds)),
         "lines": Child(lambda: {str(one.gsi): Child(partial(_line, one)) for one in irqfds.lines.all()}),
         "queue": Child(lambda: _queue(irqfds.queue)),
         "routes": Child(lambda: _routes(irqfds)),
@@ -67,7 +67,10 @@ def _keys(irqfds: Irqfds) -> dict[str, Binding]:
     found: dict[str, Binding] = {}
     for irqfd in irqfds.bound.values():
         name = name_of(irqfd)
-        found[str(irqfd.eventfd_id) if name in found else name] = irqfd
+        key = str(irqfd.eventfd_id) if name in found else name
+        while key in found:  # a name may be a number, too
+            key += "'"
+        found[key] = irqfd
     return found
 
 
@@ -108,10 +111,23 @@ def _gsis(irqfds: Irqfds) -> list[int]:
     return sorted({*(irqfd.gsi for irqfd in irqfds.bound.values()), *(one.gsi for one in irqfds.lines.all())})
 
 
-def _gsi(irqfds: Irqfds, gsi: int) -> Node:
+def _gsi_nodes(irqfds: Irqfds) -> Node:
+    names = _names(irqfds)  # once: it goes through all irqfds
+    return {str(gsi): Child(partial(_gsi, irqfds, gsi, names)) for gsi in _gsis(irqfds)}
+
+
+def _names(irqfds: Irqfds) -> dict[int, list[str]]:
+    """The irqfds' names by gsi."""
+    found: dict[int, list[str]] = {}
+    for key, irqfd in _keys(irqfds).items():
+        found.setdefault(irqfd.gsi, []).append(key)
+    return found
+
+
+def _gsi(irqfds: Irqfds, gsi: int, names: Mapping[int, list[str]]) -> Node:
     line = irqfds.lines.get(gsi)
     return {
-        "irqfds": [key for key, irqfd in _keys(irqfds).items() if irqfd.gsi == gsi],
+        "irqfds": names.get(gsi, []),
         "routes": [words(route) for route in irqfds.routes.of(gsi)],
         "line": None if line is None else _line(line),
         "explain": Detail(lambda: explain.of_gsi(irqfds, gsi)),
@@ -124,7 +140,7 @@ def _line(line: Resampler) -> Node:
         "up": line.asserted,
         "up_for": time.monotonic() - line.raised_at if line.asserted else None,
         "up_at": [words(route) for route in level.raised],
-        "held_by": [name_of(cast("Binding", one)) for one in line.holders] if line.asserted else [],
+        "held_by": [name_of(cast("Binding", one)) for one in list(line.holders)] if line.asserted else [],
         "to_lower": [words(route) for route in level.falling],
         "to_tell": level.tell,
         "to_raise": level.again,

@@ -57,6 +57,9 @@ class Member(Protocol):
         ...
 
 
+_RAISED, _ACKED, _LOWERED = FlightKind.RAISED, FlightKind.ACKED, FlightKind.LOWERED  # at hand, as in binding.py
+
+
 @final
 class Resampler:
     """The line level of one gsi, and who is told when it is acknowledged."""
@@ -212,7 +215,7 @@ class Resampler:
             self.raised_at = time.monotonic()
         self.level = self.level.rising(route)
         if route not in raised:
-            self._delivery.note(FlightKind.RAISED, self.gsi)
+            self._delivery.note(_RAISED, self.gsi)
         return route not in raised
 
     async def assert_line(self, routes: Sequence[Route], who: object) -> None:
@@ -311,7 +314,7 @@ class Resampler:
 
         :meta private:
         """
-        self._delivery.note(FlightKind.ACKED, self.gsi)
+        self._delivery.note(_ACKED, self.gsi)
         self._lower(tell=True, again=False)
 
     def _lower(self, *, tell: bool, again: bool = True) -> None:
@@ -342,7 +345,7 @@ class Resampler:
                 self._delivery.end_loop(error)
                 return False  # the slow way meets the error again, and reports it
             self.level = self.level.lowered(route)
-            self._delivery.note(FlightKind.LOWERED, self.gsi)
+            self._delivery.note(_LOWERED, self.gsi)
         return True
 
     # -- bottom half -------------------------------------------------------------------------------------------------
@@ -372,7 +375,7 @@ class Resampler:
                 return False
             with self._busy:
                 self.level = self.level.lowered(route)
-                self._delivery.note(FlightKind.LOWERED, self.gsi)
+                self._delivery.note(_LOWERED, self.gsi)
         return True
 
     async def _raise_slowly(self) -> bool:

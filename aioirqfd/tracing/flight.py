@@ -13,6 +13,7 @@ Tempting, and wrong:
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import mmap
@@ -117,6 +118,7 @@ class FlightRecorder:
             monotonic_ns=time.monotonic_ns(),
             realtime_ns=time.time_ns(),
         )
+        name = nodes.check_name(name, "a tracer")
         self.path: Final = None if path is None else Path(path)
         """The file, or None."""
         self._memory: mmap.mmap | bytearray = _anonymous(header) if self.path is None else _file(self.path, header)
@@ -127,7 +129,7 @@ class FlightRecorder:
         self._names: dict[tuple[int, int], int] = {}  # by what it is and its number: the place in the table
         self._sources: dict[str, int] = {}
         _all.add(self)
-        nodes.add("tracers", self, _node, name=nodes.check_name(name, "a tracer"))
+        nodes.add("tracers", self, _node, name=name)
 
     def __repr__(self) -> str:
         where = "memory" if self.path is None else str(self.path)
@@ -177,20 +179,24 @@ class FlightRecorder:
         """
         self._lock = threading.RLock()
         if self.path is not None:
-            copy = bytearray(self._header.size)
+            on, self.ring.on = self.ring.on, False  # nothing goes into the file, if there is no room for another place
+            copy = _anonymous(self._header, populate=False)
             names_end = self._header.names + self._header.name_capacity * NAME_SIZE
             copy[:names_end] = self._memory[:names_end]
             self._memory = copy
-            self.ring.settle(copy, self._header.ring)
+            self.ring.settle(memoryview(copy), self._header.ring)
+            self.ring.on = on
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def emit(self, event: str, /, **fields: object) -> None:
         """Remember a state change, with as much of its fields as there is room for."""
-        if self.on:
-            self._remember(event, {name: value for name, value in fields.items() if name != "exc_info"})
-        if self._tracer is not None:
-            self._tracer.emit(event, **fields)
+        try:
+            if self.on:
+                self._remember(event, {name: value for name, value in fields.items() if name != "exc_info"})
+        finally:
+            if self._tracer is not None:
+                self._tracer.emit(event, **fields)
 
     def _remember(self, event: str, fields: dict[str, object]) -> None:
         text = _shortened(event, fields)
@@ -277,15 +283,21 @@ def _node(recorder: FlightRecorder) -> Mapping[str, object]:
     }
 
 
-def _anonymous(header: FlightHeader) -> mmap.mmap:
+def _anonymous(header: FlightHeader, *, populate: bool = True) -> mmap.mmap:
     memory = mmap.mmap(-1, header.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     packed = header.pack()
     memory[: len(packed)] = packed
-    _populate(memory)
+    if populate:
+        _populate(memory)
     return memory
 
 
 def _file(path: Path, header: FlightHeader) -> mmap.mmap:
+    path = path.resolve()  # a link stays one, to the new file
+    if path.exists() and not path.is_file():
+        raise FileExistsError(
+            errno.EEXIST, "a flight recorder would take the place of what is no regular file", str(path)
+        )
     fd, made = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         try:
@@ -316,7 +328,10 @@ def _shortened(event: str, fields: dict[str, object]) -> bytes:
     for longest in (None, 128, 32, 8):
         if longest is not None:
             told = {name: _cut(value, longest) for name, value in told.items()} | {"event": event}
-        text = json.dumps(told, default=repr, separators=(",", ":")).encode()
+        try:
+            text = json.dumps(told, default=repr, separators=(",", ":")).encode()
+        except (TypeError, ValueError, RecursionError):
+            continue  # JSON has no word for one of them: in words, which is what comes next
         if len(text) <= CHANGE_ROOM:
             return text
     return json.dumps({"event": event[:32]}).encode()

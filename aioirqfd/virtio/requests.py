@@ -33,6 +33,11 @@ EACH: Final = 8
 """What the call of a handler counts for."""
 _WORD: Final = 0xFFFF
 
+# At hand: before Python 3.12, to look a member up in its class costs as much as three calls.
+_KICK, _CALL, _REQUESTS_SERVED = FlightKind.KICK, FlightKind.CALL, FlightKind.REQUESTS_SERVED
+_REQUEST_BEGUN, _REQUEST_COMPLETED = FlightKind.REQUEST_BEGUN, FlightKind.REQUEST_COMPLETED
+_REQUEST_FAILED = FlightKind.REQUEST_FAILED
+
 
 @final
 class Requests:
@@ -227,7 +232,7 @@ class Requests:
 
     def on_kick(self) -> None:
         """The driver has put something into the ring, perhaps."""
-        self._note(FlightKind.KICK)
+        self._note(_KICK)
         if asyncio.current_task(self._loop) is None:
             if self._done:
                 self._complete()  # what has ended goes back before what may be answered now
@@ -271,7 +276,7 @@ class Requests:
                     # What Python has answered goes back first; nothing overtakes it.
                     if file is not None and not answers and (served := queue.transfer()):
                         left -= served >> WORK
-                        self._note(FlightKind.REQUESTS_SERVED, served & COUNT)
+                        self._note(_REQUESTS_SERVED, served & COUNT)
                         if served & RESTED:
                             if served & CALL:
                                 self._call()
@@ -290,7 +295,7 @@ class Requests:
                     if chain is None:
                         break
                     chain.queue = index
-                    self._note(FlightKind.REQUEST_BEGUN, chain.head)
+                    self._note(_REQUEST_BEGUN, chain.head)
                     if receives:
                         self._order.add(chain)
                     left -= EACH + len(chain.readable) + len(chain.writable)
@@ -378,15 +383,15 @@ class Requests:
     def _note_completed(self, answers: list[tuple[Chain, int]]) -> None:
         if self._flight is not None:
             for chain, _ in answers:
-                self._flight.put(FlightKind.REQUEST_COMPLETED, self.index, chain.head)
+                self._flight.put(_REQUEST_COMPLETED, self.index, chain.head)
 
     def note_served(self, served: int) -> None:
         """A kick was served without Python, as far as :meth:`VirtQueue.transfer` says."""
-        self._note(FlightKind.KICK)
+        self._note(_KICK)
         if served & COUNT:
-            self._note(FlightKind.REQUESTS_SERVED, served & COUNT)
+            self._note(_REQUESTS_SERVED, served & COUNT)
         if served & CALL:
-            self._note(FlightKind.CALL)
+            self._note(_CALL)
 
     def _leave_unanswered(self, queue: VirtQueue, chain: Chain) -> None:
         """A request is never answered, and holds up nothing."""
@@ -412,7 +417,7 @@ class Requests:
         return True
 
     def _call(self) -> None:
-        self._note(FlightKind.CALL)
+        self._note(_CALL)
         if self._interrupt is None:
             self._ring(self.index)
             return
@@ -479,7 +484,7 @@ class Requests:
         return 0
 
     def _raised(self, chain: Chain, error: BaseException, method: str = "handle") -> None:
-        self._note(FlightKind.REQUEST_FAILED, chain.head)
+        self._note(_REQUEST_FAILED, chain.head)
         message = f"{method}() of {self._name} raised for a request of queue {self.index}"
         self._reports.raised("request_failed", message, error, queue=self.index, head=chain.head)
 

@@ -103,7 +103,7 @@ async def test_an_irqfds_labels_are_on_each_of_its_events_and_on_no_other():
     assert all("queue" not in fields for _, fields in tracer.events if fields.get("gsi") != 5)
 
 
-@pytest.mark.parametrize("labels", [{5: "queue"}, ["queue"], "queue"])
+@pytest.mark.parametrize("labels", [{5: "queue"}, ["queue"], "queue", {"event": "x"}])
 async def test_labels_that_are_none_are_refused(labels):
     async with IrqManager(RecordingSink()) as irqs:
         with EventFd() as kick:

@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import NoReturn
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from aioirqfd import EventFd, IrqManager
 from aioirqfd.flight import FlightKind
 from aioirqfd.sinks import RecordingSink
+from aioirqfd.testing import RecordingTracer
 from aioirqfd.tracing import FlightFileError, FlightRecorder, follow_flight, read_flight
 from aioirqfd.tracing.flight_format import CLOSED_AT, FlightHeader
 from aioirqfd.tracing.flight_log import FlightLog
@@ -379,3 +381,39 @@ def test_every_kind_is_in_the_reference_and_can_be_read():
 
 def test_the_end_is_where_the_format_says():
     assert struct.unpack_from("=Q", WHOLE, CLOSED_AT) == (0,)
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(FileExistsError, match="no regular file"):
+        FlightRecorder(tmp_path / "fifo")
+    assert (tmp_path / "fifo").is_fifo()
+
+
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / "link").symlink_to("file")
+    with FlightRecorder(tmp_path / "link", capacity=4):
+        pass
+    assert (tmp_path / "link").is_symlink()
+    assert read_flight(tmp_path / "file").total == 0
+
+
+def test_a_name_that_is_refused_costs_no_recording(tmp_path):
+    with FlightRecorder(tmp_path / "file", capacity=4) as recorder:
+        recorder.emit("manager_paused")
+    with pytest.raises(ValueError, match="a/b"):
+        FlightRecorder(tmp_path / "file", name="a/b")
+    assert read_flight(tmp_path / "file").changes == 1
+
+
+def test_what_json_has_no_word_for_is_told_in_words_and_passed_on():
+    heard = RecordingTracer()
+    recorder = FlightRecorder(tracer=heard)
+    recorder.emit("irqfd_broken", bdf={(0, 1): 2})
+    assert recorder.records()[0].fields["bdf"] == "{(0, 1): 2}"
+    assert heard.events == [("irqfd_broken", {"bdf": {(0, 1): 2}})]
+
+
+async def test_a_tracer_that_has_every_attribute_is_no_recorder():
+    async with IrqManager(RecordingSink(), tracer=mock.Mock(per_interrupt=False)) as irqs:
+        assert irqs.statistics().held == 0
