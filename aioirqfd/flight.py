@@ -72,6 +72,20 @@ class FlightKind(enum.IntEnum):
     """It was written."""
     VECTOR = 27
     """A PCI device interrupts by a vector (key); 4294967295 is the pin."""
+    INJECTING = 28
+    """The sink's ``inject()`` is awaited with it. What is signalled from here on is another interrupt."""
+    UNROUTED = 29
+    """It waits for its gsi to get a route."""
+    OFFLOADED = 30
+    """The sink watches the eventfd by itself from here on (KVM does): what is signalled has no record."""
+    RECLAIMED = 31
+    """And no longer: this process watches it again."""
+    PAUSED = 32
+    """The manager injects nothing from here on; the key is the number of its irqfds."""
+    RESUMED = 33
+    """It goes on; the key is the number of those that were held."""
+    BROKEN = 34
+    """The sink or a handler has failed for good: the irqfd is given up until ``resume()``."""
 
     @property
     def event(self) -> str:
@@ -97,6 +111,12 @@ _EVENTS = {
     FlightKind.UNBOUND: "irqfd_deassigned",
     FlightKind.KICK: "queue_kicked",
     FlightKind.CALL: "call_written",
+    FlightKind.UNROUTED: "interrupt_held",
+    FlightKind.OFFLOADED: "irqfd_offloaded",
+    FlightKind.RECLAIMED: "irqfd_reclaimed",
+    FlightKind.PAUSED: "manager_paused",
+    FlightKind.RESUMED: "manager_resumed",
+    FlightKind.BROKEN: "irqfd_broken",
 }
 
 

@@ -38,6 +38,10 @@ _WORDS: Final[dict[FlightKind | None, str]] = {
     FlightKind.FAILED: "failed",
     FlightKind.ACKED: "acknowledged",
     FlightKind.UNBOUND: "deassigned",
+    FlightKind.INJECTING: "handed to inject()",
+    FlightKind.UNROUTED: "held for want of a route",
+    FlightKind.OFFLOADED: "offloaded to the kernel",
+    FlightKind.BROKEN: "given up",
 }
 _EPILOG: Final = """\
 examples:
@@ -151,7 +155,7 @@ def _show(given: argparse.Namespace) -> int:
     wanted, begin = _wanted(given, whole), _begin(given, whole)
     records = [record for record in whole.records if record.time_ns >= begin and wanted(record)]
     log = FlightLog(whole.header, records, whole.total, whole.changes, whole.torn, whole.sources, whole.gsis)
-    journeys = Journeys(records, whole=not whole.overwritten and not begin)
+    journeys = Journeys(records, whole=not whole.overwritten and not begin, until_ns=whole.until_ns)
     found = troubles(log, journeys, slow_ns=round(given.slow * 1e9))
     if given.perfetto is not None:
         _write_perfetto(given.perfetto, log, journeys)
@@ -257,6 +261,11 @@ def _table(log: FlightLog, journeys: Journeys) -> Iterator[str]:
                 f" {texts[2]:>9} {texts[3]:>9}"
             )
         yield ""
+    for irq, since in journeys.offloaded.items():
+        at = f"{(since - log.header.monotonic_ns) / 1e9:+.6f} s"
+        yield f"{name(irq, log)}: offloaded since {at}: the kernel injects, and KVM has the counts; there is no record of a signal here"
+    if journeys.offloaded:
+        yield ""
     if journeys.queues:
         width = max(5, *map(len, journeys.queues))
         yield f"{'queue':<{width}} {'kicks':>9} {'requests':>9} {'answered':>9} {'calls':>9} {'took: half':>11} {'longest':>9}"
@@ -333,6 +342,7 @@ def _as_json(
             }
             for irq, own in _interrupts(journeys).items()
         ],
+        "offloaded": [{**irq._asdict(), "since_ns": since} for irq, since in journeys.offloaded.items()],
         "queues": [
             {
                 "source": queue.source,

@@ -55,6 +55,8 @@ _RECORDED: Final = {
         FlightKind.BOUND,
         FlightKind.UNBOUND,
         FlightKind.FAILED,
+        FlightKind.UNROUTED,
+        FlightKind.BROKEN,
     )
 }
 """What becomes of an irqfd and has a record of its own in the flight ring, which is written however often it is repeated."""
@@ -234,16 +236,26 @@ class Delivery:
         finally:
             self.emit = emit
 
-    def note(self, kind: FlightKind, gsi: int, value: int = 0) -> None:
-        """Something has become of a gsi or of its line, of which only a flight recorder hears. Any thread."""
+    def note(self, kind: FlightKind, key: int, value: int = 0) -> None:
+        """Something has become of a gsi, of its line or of the manager, of which only a flight recorder hears. Any thread."""
         if self.flight is not None:
-            self.flight.put(kind, gsi, value)
+            self.flight.put(kind, key, value)
 
     def note_irqfd(self, kind: FlightKind, who: _Named, value: int = 1) -> None:
         """The same of an irqfd."""
         if self.flight is not None:
             eventfd = who.eventfd
             self.flight.put(kind, who.gsi, value, fd=-1 if eventfd.closed else eventfd.fileno())
+
+    def paused(self, *, irqfds: int) -> None:
+        """The manager injects nothing from here on."""
+        self.note(FlightKind.PAUSED, irqfds)
+        self.emit("manager_paused", irqfds=irqfds)
+
+    def resumed(self, *, held: int, paused_for: float) -> None:
+        """It goes on."""
+        self.note(FlightKind.RESUMED, held)
+        self.emit("manager_resumed", held=held, paused_for=paused_for)
 
     def routed(self, gsi: int, *, routes: int, generation: int) -> None:
         """A gsi goes elsewhere."""

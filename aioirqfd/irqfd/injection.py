@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 
 _START, _INJECT, _DONE = Event.START, Action.INJECT, Event.DONE  # at hand, as in binding.py
-_HANDLER_BEGUN, _HANDLER_ENDED, _HANDLER_RAISED = (
+_HANDLER_BEGUN, _HANDLER_ENDED, _HANDLER_RAISED, _INJECTING = (
     FlightKind.HANDLER_BEGUN,
     FlightKind.HANDLER_ENDED,
     FlightKind.HANDLER_RAISED,
+    FlightKind.INJECTING,
 )
 
 
@@ -153,6 +154,7 @@ class Injection:
         if irqfd.resamplefd is not None and is_level(routes):
             resampler = self._lines[irqfd.gsi]
             if not (handlers and resampler.try_assert(routes, irqfd)):
+                self._delivery.note_irqfd(_INJECTING, irqfd)
                 await resampler.assert_line(routes, irqfd)
         else:
             await self._deliver_pulses(routes)
@@ -175,6 +177,7 @@ class Injection:
             interrupt = Interrupt(self._irqfd.gsi, route)
             # The top half did not ask the sink where there are handlers to run first.
             if not (self._handlers and self._delivery.try_inject(interrupt)):
+                self._delivery.note_irqfd(_INJECTING, self._irqfd)
                 await self._delivery.inject(interrupt)
             self._debt.stage += 1
 

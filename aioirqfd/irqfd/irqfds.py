@@ -538,7 +538,7 @@ class Irqfds:
             self.routes.paused = self._top_half.paused = True
             self.delivery.since.note(MANAGER)
             self.offloading.reclaim_all(list(self.offloading.irqfds))
-            self.delivery.emit("manager_paused", irqfds=len(self.bound))
+            self.delivery.paused(irqfds=len(self.bound))
         await self.queue.drain()
 
     def resume(self) -> None:
@@ -548,7 +548,7 @@ class Irqfds:
             return
         self.routes.paused = self._top_half.paused = False
         paused_for = self.delivery.since.forget(MANAGER)
-        self.delivery.emit("manager_resumed", held=self._top_half.held, paused_for=paused_for)
+        self.delivery.resumed(held=self._top_half.held, paused_for=paused_for)
         for resampler in self.lines.all():
             resampler.move_on(paused=False)
         for irqfd in list(self.bound.values()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, cast, final
 
+from aioirqfd.flight import FlightKind
 from aioirqfd.irqfd.interrupt import Action, Interrupt
 from aioirqfd.irqfd.routing import is_level
 
@@ -94,6 +95,7 @@ class Offloading:
             return False
         self.irqfds.add(irqfd)
         self._were.add(irqfd)
+        self._delivery.note_irqfd(FlightKind.OFFLOADED, irqfd, irqfd.eventfd_id)
         irqfd.note_offload(interrupt, owed)
         return True
 
@@ -134,6 +136,7 @@ class Offloading:
         self.irqfds.discard(irqfd)
         if interrupt is None:
             return
+        self._delivery.note_irqfd(FlightKind.RECLAIMED, irqfd, irqfd.eventfd_id)
         reclaim = self._delivery.tiers.reclaim
         if reclaim is not None and not irqfd.eventfd.closed:
             try:

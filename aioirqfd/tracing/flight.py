@@ -252,7 +252,8 @@ class FlightRecorder:
     def log(self) -> FlightLog:
         """All that is remembered, as :func:`read_flight` returns it of a file."""
         memory = self._memory
-        return FlightLog.read(lambda at, size: bytes(memory[at : at + size]), len(memory))
+        now_ns = time.monotonic_ns()
+        return FlightLog.read(lambda at, size: bytes(memory[at : at + size]), len(memory), now_ns=now_ns)
 
     def records(self) -> list[FlightRecord]:
         """Everything remembered, in order. Interrupts that went to the sink in one call carry the same time."""

@@ -71,6 +71,13 @@ _FIELDS: Final[dict[FlightKind, tuple[str, str | None]]] = {
     FlightKind.REGISTER_READ: ("region", "offset"),
     FlightKind.REGISTER_WRITTEN: ("region", "offset"),
     FlightKind.VECTOR: ("vector", None),
+    FlightKind.INJECTING: _INTERRUPT,
+    FlightKind.UNROUTED: _LINE,
+    FlightKind.OFFLOADED: ("gsi", "eventfd_id"),
+    FlightKind.RECLAIMED: ("gsi", "eventfd_id"),
+    FlightKind.PAUSED: ("irqfds", None),
+    FlightKind.RESUMED: ("held", None),
+    FlightKind.BROKEN: _LINE,
 }
 """What a record's key and value are called."""
 _KNOWN: Final = {int(kind): (kind, kind.event, *names) for kind, names in _FIELDS.items()}
@@ -114,6 +121,8 @@ class FlightLog:
         torn: Records that were not whole: being written when the program was killed, or damaged.
         sources: Names of who wrote records, by number.
         gsis: Names of interrupts, by gsi.
+        until_ns: Nothing more had happened up to this time: when the program was done with it, or, while it runs, when it was read. 0:
+            it was killed, and nobody knows.
     """
 
     header: FlightHeader
@@ -123,10 +132,17 @@ class FlightLog:
     torn: int
     sources: Mapping[int, str]
     gsis: Mapping[int, str] = field(default_factory=dict[int, str])
+    until_ns: int = 0
 
     @classmethod
     def read(
-        cls, pread: Callable[[int, int], bytes], size: int, *, since: tuple[int, int] = (0, 0), whole: bool = True
+        cls,
+        pread: Callable[[int, int], bytes],
+        size: int,
+        *,
+        since: tuple[int, int] = (0, 0),
+        whole: bool = True,
+        now_ns: int = 0,
     ) -> FlightLog:
         """Read what can be read by an offset and a size.
 
@@ -135,6 +151,7 @@ class FlightLog:
             size: Bytes that there are.
             since: Of the records, and of the changes, those from this number on; those that were overwritten are ``torn``.
             whole: Nobody is writing; False: up to an entry that is perhaps being written just now.
+            now_ns: The time by the writer's clock, where it runs yet.
 
         Raises:
             ValueError: It is no flight file, it was cut, or it is damaged.
@@ -151,7 +168,8 @@ class FlightLog:
         found = [_record(number, unpack(data), sources) for number, data in records.entries]
         told = [change for _, data in changes.entries if (change := _change(sign, data)) is not None]
         torn = records.torn + len(changes.entries) - len(told)
-        return cls(header, _merged(found, told), records.total, changes.total, torn, sources, gsis)
+        until_ns = header.closed_ns or now_ns
+        return cls(header, _merged(found, told), records.total, changes.total, torn, sources, gsis, until_ns)
 
     @property
     def closed(self) -> bool:
@@ -182,7 +200,9 @@ def read_flight(path: str | os.PathLike[str]) -> FlightLog:
 def _read(path: str | os.PathLike[str], fd: int, *, since: tuple[int, int], whole: bool = True) -> FlightLog:
     try:
         size = os.fstat(fd).st_size
-        return FlightLog.read(lambda at, length: _pread(fd, at, length), size, since=since, whole=whole)
+        header = FlightHeader.unpack(_pread(fd, 0, PAGE), size)[1]
+        now_ns = 0 if _ended(header) else time.monotonic_ns()
+        return FlightLog.read(lambda at, length: _pread(fd, at, length), size, since=since, whole=whole, now_ns=now_ns)
     except ValueError as error:
         raise FlightFileError(f"{os.fspath(path)}: {error}") from None
 

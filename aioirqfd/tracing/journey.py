@@ -1,7 +1,8 @@
 """What the records of a flight recorder say of each interrupt: from its signal to its injection, and to the end of interrupt.
 
 Of one irqfd there are two at a time at most: one whose handler runs, or that is being injected, and one that was signalled meanwhile.
-What is signalled while another signal waits is the same interrupt.
+What is signalled while another signal waits is the same interrupt. Where the attempt fails before a handler has returned, the next one
+takes both: see :class:`aioirqfd.irqfd.debt.Debt`.
 
 The records may begin in the middle, for older ones were overwritten. A journey whose beginning is not there is not whole, and nothing
 is said of its time.
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 BEGINNINGS = frozenset({FlightKind.SEEN, FlightKind.WAKEUP})
 """Of a signal that was read from its eventfd."""
-_ENDS = frozenset({FlightKind.INJECTED, FlightKind.DROPPED, FlightKind.UNBOUND})
+_ENDS = frozenset({FlightKind.INJECTED, FlightKind.DROPPED})
+_GONE = frozenset({FlightKind.UNBOUND, FlightKind.OFFLOADED})
+"""What waits is not this irqfd's any more: the next one's of its eventfd, or the kernel's."""
+_FAILURES = frozenset({FlightKind.HANDLER_RAISED, FlightKind.FAILED, FlightKind.BROKEN})
 
 
 class Irq(NamedTuple):
@@ -54,6 +58,9 @@ class Journey:
         ended: It will not be injected: it was dropped, or the irqfd deassigned.
         raised_ns: When its line went up.
         acked_ns: When the guest acknowledged it.
+        taken: Whether what is signalled from here on is another interrupt.
+        told: Whether that stays so when the attempt fails: a handler has returned.
+        running: The step that it is in: its handler was called, or the sink's ``inject()``. None: it waits.
     """
 
     irq: Irq
@@ -64,6 +71,9 @@ class Journey:
     ended: bool = False
     raised_ns: int | None = None
     acked_ns: int | None = None
+    taken: bool = False
+    told: bool = False
+    running: FlightRecord | None = None
 
     @property
     def at_ns(self) -> int:
@@ -75,10 +85,19 @@ class Journey:
         """From the first record to the injection."""
         return self.injected_ns - self.at_ns if self.whole and self.injected_ns is not None else None
 
-    @property
-    def handling(self) -> bool:
-        """Whether its handler has begun."""
-        return any(step.kind is FlightKind.HANDLER_BEGUN for step in self.steps)
+    def add(self, record: FlightRecord) -> None:
+        """One more step."""
+        self.steps.append(record)
+        before, kind = self.running, record.kind
+        if kind is FlightKind.HANDLER_BEGUN or kind is FlightKind.INJECTING:
+            # Twice in one attempt: the first of its routes has had it, and a retry goes on behind that.
+            self.told = self.told or (before is not None and before.kind is FlightKind.INJECTING)
+            self.taken, self.running = True, record
+        elif kind is FlightKind.HANDLER_ENDED:
+            self.taken = self.told = True
+            self.running = None
+        elif kind in _FAILURES:
+            self.taken, self.running = self.told, None
 
 
 @final
@@ -141,35 +160,57 @@ class Journeys:
     Args:
         records: In order.
         whole: The records go back to the beginning: what has no beginning there never had one.
+        until_ns: Nothing more has happened up to this time; the last record's where that is later.
 
     Attributes:
         all: In the order of their first records.
         queues: By source.
         raised: By source and gsi, when a line that is up went up.
+        masked: Since when irqfds are masked.
+        unrouted: Since when they wait for a route.
+        offloaded: Since when the sink watches their eventfds by itself.
+        broken: Since when they are given up.
+        paused: By source, since when a manager is paused.
+        whole: The records go back to the beginning.
         begun_ns: The first record's time.
         ended_ns: The last one's.
+        until_ns: What is under way then has had no further step.
     """
 
-    def __init__(self, records: Iterable[FlightRecord], *, whole: bool = True) -> None:
+    def __init__(self, records: Iterable[FlightRecord], *, whole: bool = True, until_ns: int = 0) -> None:
         self.all: list[Journey] = []
         self.queues: dict[str, Queue] = {}
         self.raised: dict[tuple[str, int], tuple[int, Journey | None]] = {}
         self.masked: dict[Irq, int] = {}
+        self.unrouted: dict[Irq, int] = {}
+        self.offloaded: dict[Irq, int] = {}
+        self.broken: dict[Irq, int] = {}
+        self.paused: dict[str, int] = {}
         self.begun_ns = self.ended_ns = 0
-        self._whole = whole
+        self.whole = whole
         self._open: dict[Irq, deque[Journey]] = {}
         self._last: dict[tuple[str, int], Journey] = {}
         for record in records:
             self._add(record)
+        self.until_ns = max(self.ended_ns, until_ns)
 
     @classmethod
     def of(cls, log: FlightLog) -> Journeys:
         """Those of a file."""
-        return cls(log.records, whole=not log.overwritten)
+        return cls(log.records, whole=not log.overwritten, until_ns=log.until_ns)
 
     def open(self) -> list[Journey]:
         """Those that are not injected, and may be yet."""
         return [journey for journeys in self._open.values() for journey in journeys]
+
+    def ahead(self, journey: Journey) -> Journey | None:
+        """The one before it, of the same irqfd, which is not injected yet."""
+        first = self._open[journey.irq][0]
+        return None if first is journey else first
+
+    def running(self, source: str) -> list[Journey]:
+        """Those of a manager whose handler runs, or that the sink has and has not taken."""
+        return [one for one in self.open() if one.irq.source == source and one.running is not None]
 
     def _add(self, record: FlightRecord) -> None:
         self.begun_ns = self.begun_ns or record.time_ns
@@ -186,12 +227,44 @@ class Journeys:
             irq = Irq(source, as_number(fields["gsi"]), as_number(fields.get("fd", -1)))
             if kind in {FlightKind.RAISED, FlightKind.ACKED, FlightKind.LOWERED}:
                 self._line(record, kind, irq)
-            elif kind is FlightKind.MASKED:
+            elif kind is FlightKind.ROUTED:
+                if fields.get("routes"):
+                    for one in [one for one in self.unrouted if (one.source, one.gsi) == (source, irq.gsi)]:
+                        del self.unrouted[one]
+            elif kind is not FlightKind.BOUND:
+                self._note(record, kind, irq)
+        elif kind is FlightKind.PAUSED:
+            self.paused[source] = record.time_ns
+        elif kind is FlightKind.RESUMED:
+            self.paused.pop(source, None)
+
+    def _note(self, record: FlightRecord, kind: FlightKind, irq: Irq) -> None:
+        """How the irqfd stands from here on; and a step of its interrupt, where it is one."""
+        match kind:
+            case FlightKind.MASKED:
                 self.masked[irq] = record.time_ns
-            elif kind is FlightKind.UNMASKED:
+                return
+            case FlightKind.UNMASKED:
                 self.masked.pop(irq, None)
-            elif kind not in {FlightKind.BOUND, FlightKind.ROUTED}:
-                self._step(record, kind, irq)
+                return
+            case FlightKind.RECLAIMED:
+                self.offloaded.pop(irq, None)
+                return
+            case FlightKind.UNROUTED:
+                self.unrouted[irq] = record.time_ns
+            case FlightKind.OFFLOADED:
+                self.offloaded[irq] = record.time_ns
+            case FlightKind.BROKEN:
+                self.broken[irq] = record.time_ns
+            case FlightKind.UNBOUND:
+                for state in (self.masked, self.unrouted, self.offloaded, self.broken):
+                    state.pop(irq, None)
+            case FlightKind.HANDLER_BEGUN | FlightKind.INJECTING | FlightKind.INJECTED:
+                self.unrouted.pop(irq, None)
+                self.broken.pop(irq, None)
+            case _:
+                pass
+        self._step(record, kind, irq)
 
     def _lose(self) -> None:
         """The recorder was off: what became of all that was under way is not known."""
@@ -199,18 +272,18 @@ class Journeys:
             journey.ended = True
         self._open.clear()
         self.raised.clear()
-        self.masked.clear()
+        for state in (self.masked, self.unrouted, self.offloaded, self.broken, self.paused):
+            state.clear()
         for queue in self.queues.values():
             queue.open.clear()
             queue.uncalled.clear()
-        self._whole = False
+        self.whole = False
 
     def _step(self, record: FlightRecord, kind: FlightKind, irq: Irq) -> None:
         waiting = self._open.setdefault(irq, deque())
-        if kind is FlightKind.UNBOUND:
-            self.masked.pop(irq, None)
+        if kind in _GONE:
             for journey in waiting:
-                journey.steps.append(record)
+                journey.add(record)
                 journey.ended = True
             waiting.clear()
             return
@@ -218,14 +291,14 @@ class Journeys:
         found: Journey | None = None
         if not fresh:
             found = waiting[0] if waiting else None
-        elif waiting and not waiting[-1].handling:
-            found = waiting[-1]  # what is signalled while the handler runs calls for another interrupt
+        elif waiting and not waiting[-1].taken:
+            found = waiting[-1]
         journey = found or Journey(irq, [], whole=fresh)
         if found is None:
             self.all.append(journey)
             waiting.append(journey)
             self._last[irq.source, irq.gsi] = journey
-        journey.steps.append(record)
+        journey.add(record)
         if kind in BEGINNINGS:
             journey.signals += as_number(record.fields.get("count", 1))
         if kind in _ENDS:
@@ -233,6 +306,15 @@ class Journeys:
             journey.ended = kind is not FlightKind.INJECTED
             if kind is FlightKind.INJECTED:
                 journey.injected_ns = record.time_ns
+        elif kind in _FAILURES and not journey.taken and len(waiting) > 1:
+            self._join(journey, waiting.pop())
+
+    def _join(self, journey: Journey, later: Journey) -> None:
+        """The next attempt takes both."""
+        del self.all[next(place for place in range(len(self.all) - 1, -1, -1) if self.all[place] is later)]
+        journey.steps[-1:-1] = later.steps  # before the failure
+        journey.signals += later.signals
+        self._last[journey.irq.source, journey.irq.gsi] = journey
 
     def _line(self, record: FlightRecord, kind: FlightKind, irq: Irq) -> None:
         key = irq.source, irq.gsi
@@ -275,7 +357,7 @@ class Journeys:
             case FlightKind.CALL:
                 queue.calls.append(now)
                 # Of the first one it is not known, where the records begin in the middle.
-                if not queue.uncalled and (self._whole or len(queue.calls) > 1):
+                if not queue.uncalled and (self.whole or len(queue.calls) > 1):
                     queue.idle_calls.append(now)
                 for request in queue.uncalled:
                     request.called_ns = now

@@ -225,13 +225,18 @@ def ledger(
     records = [record for record in log.records if record.time_ns >= since_ns]
     whole = not since_ns and not log.overwritten
     queues = [record for record in records if str(record.fields.get("source", "")).startswith(f"{device} queue ")]
-    found = troubles(log, Journeys(queues, whole=whole), slow_ns=slow_ns)
+    found = troubles(log, Journeys(queues, whole=whole, until_ns=_until(log)), slow_ns=slow_ns)
     return Ledger(
         device,
         _Books(log, devices[device], seen, counted, since_ns, slow_ns).entries(),
         [one.text for one in found if one.what in _OWED],
         not log.overwritten,
     )
+
+
+def _until(log: FlightLog) -> int:
+    """What is under way at this time has had no further step."""
+    return log.until_ns or (log.records[-1].time_ns if log.records else 0)
 
 
 def _called(name: str) -> str:
@@ -264,29 +269,27 @@ class _Books:
         self._guest = guest
         self._signalled: Counter[int] = Counter()
         self._injected: Counter[int] = Counter()
-        of_vector: defaultdict[int, list[FlightRecord]] = defaultdict(list)
-        for record in log.records:
-            source, fields, counts = record.fields.get("source"), record.fields, record.time_ns >= since_ns
-            if source != manager:
-                continue
-            if "gsi" in fields:
-                vector = as_number(fields["gsi"])
-                # What it is stuck in may have begun long before.
-                of_vector[vector].append(record)
-                if counts and record.kind in BEGINNINGS:
-                    self._signalled[vector] += as_number(fields["count"])
-                self._injected[vector] += counts and record.kind is FlightKind.INJECTED
+        own = [record for record in log.records if record.fields.get("source") == manager]
+        for record in own:
+            if "gsi" in record.fields and record.time_ns >= since_ns:
+                vector = as_number(record.fields["gsi"])
+                if record.kind in BEGINNINGS:
+                    self._signalled[vector] += as_number(record.fields["count"])
+                self._injected[vector] += record.kind is FlightKind.INJECTED
+        # What it is stuck in may have begun long before.
+        self._journeys = journeys = Journeys(own, whole=not log.overwritten, until_ns=_until(log))
+        self._under_way: Counter[int] = Counter()
+        for journey in journeys.open():
+            self._under_way[journey.irq.gsi] += journey.signals
+        self._offloaded = {irq.gsi for irq in journeys.offloaded}
         self._stuck: dict[int, str] = {}
-        for vector, records in of_vector.items():
-            journeys = Journeys(records, whole=not log.overwritten)
-            journeys.ended_ns = log.records[-1].time_ns
-            found = [one.text for one in troubles(log, journeys, slow_ns=slow_ns) if one.what in _OWED]
-            if found:
-                self._stuck[vector] = found[0]
+        for one in troubles(log, journeys, slow_ns=slow_ns):
+            if one.what in _OWED and one.gsi is not None:
+                self._stuck.setdefault(one.gsi, one.text)
 
     def entries(self) -> list[Entry]:
         """A line for each vector that anybody has counted something of."""
-        vectors = {*+self._signalled, *+self._injected, *self._stuck, *(self._qemu or ())}
+        vectors = {*+self._signalled, *+self._injected, *self._stuck, *self._offloaded, *(self._qemu or ())}
         vectors |= {vector for vector, (count, _) in (self._guest or {}).items() if count}
         return [self._entry(vector) for vector in sorted(vectors)]
 
@@ -301,6 +304,8 @@ class _Books:
         signalled, injected = self._signalled[vector], self._injected[vector]
         if vector in self._stuck:
             return True, self._stuck[vector]
+        if vector in self._offloaded:
+            return False, "offloaded: the kernel injects, and has the counts; there is no record of a signal here"
         if injected and qemu == 0 and not guest:
             return True, (
                 "QEMU was told and has not taken it: it has no eventfd of this vector, or does not look at it."
@@ -312,7 +317,10 @@ class _Books:
         if guest is not None and guest > sent:
             return False, f"the guest took {guest - sent} more than were sent by this vector: {self._surplus()}"
         last = next(count for count in (guest, qemu, injected) if count is not None)
-        merged = max(signalled, injected) - last
+        under_way = self._under_way[vector]
+        merged = max(signalled - under_way, injected) - last
+        if under_way:
+            return False, f"{under_way} under way, and not late yet"
         return False, f"nothing is owed; {merged} merged on the way" if merged else "nothing is owed"
 
     def _not_in_guest(self, vector: int, sent: int) -> str:

@@ -10,23 +10,28 @@ from aioirqfd.flight import FlightKind
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aioirqfd.tracing.flight_log import FlightLog
+    from aioirqfd.tracing.flight_log import FlightLog, FlightRecord
     from aioirqfd.tracing.journey import Irq, Journey, Journeys
 
 STORM: Final = 1000
 """Signals of one irqfd within a tenth of a second."""
 _STORM_NS: Final = 100_000_000
+_WORKER: Final = "it waits for a worker of the queue"
 _WHY: Final = {
     FlightKind.SEEN: "the sink was called with it and has not returned",
-    FlightKind.WAKEUP: "it waits for a worker of the queue",
-    FlightKind.HELD: "it is held: the manager is paused, or its queue is full",
+    FlightKind.WAKEUP: _WORKER,
+    FlightKind.HELD: "it is held: the queue is full",
     FlightKind.DEFERRED: "the sink would not take it at once, and the work queue has it",
-    FlightKind.HANDLER_BEGUN: "its handler was called and has not returned",
     FlightKind.HANDLER_ENDED: "its handler has returned, and the sink has not taken it",
     FlightKind.HANDLER_RAISED: "its handler raised, and it is tried again",
-    FlightKind.FAILED: "the sink or its handler has raised, and it is tried again or given up",
+    FlightKind.FAILED: "the sink or its handler has raised, and it is tried again",
+    FlightKind.BROKEN: "the sink or its handler has failed for good; resume() tries again",
+    FlightKind.UNROUTED: _WORKER,
     FlightKind.RAISED: "its line was raised, and the sink has not returned",
 }
+"""Where it stands after its last step, if nothing else is known to hold it."""
+_QUEUED: Final = frozenset({FlightKind.WAKEUP, FlightKind.HELD, FlightKind.DEFERRED, FlightKind.UNROUTED})
+_MOST_NAMED: Final = 3
 
 
 class Trouble(NamedTuple):
@@ -37,11 +42,13 @@ class Trouble(NamedTuple):
             ``dropped``, ``failed``, ``handler_raised``, ``not_completed``.
         text: A sentence.
         time_ns: When it began.
+        gsi: Whose; None: it is a queue's.
     """
 
     what: str
     text: str
     time_ns: int
+    gsi: int | None = None
 
 
 def seconds(ns: int) -> str:
@@ -82,25 +89,66 @@ def _at(log: FlightLog, time_ns: int) -> str:
 
 def _not_injected(log: FlightLog, journeys: Journeys, slow_ns: int) -> Iterator[Trouble]:
     for journey in journeys.open():
-        age = journeys.ended_ns - journey.at_ns
-        last = next((one.kind for one in reversed(journey.steps) if one.kind in _WHY), None)
+        age = journeys.until_ns - journey.at_ns
         # What was on its way when the program was killed, or just now, is none.
         if age >= slow_ns or log.closed:
-            why = _WHY[last] if last is not None else "its beginning was overwritten"
-            if journey.irq in journeys.masked:
-                why = f"it is masked since {_at(log, journeys.masked[journey.irq])[3:]}"
+            why = _why(journey, log, journeys)
             text = f"{name(journey.irq, log)}: signalled {_at(log, journey.at_ns)} and not injected for {seconds(age)}: {why}"
-            yield Trouble("not_injected", text, journey.at_ns)
+            yield Trouble("not_injected", text, journey.at_ns, journey.irq.gsi)
+
+
+def _why(journey: Journey, log: FlightLog, journeys: Journeys) -> str:
+    """What it waits for: in the order in which a signal comes by, as :mod:`aioirqfd.irqfd.explain` has it."""
+    irq = journey.irq
+    if journey.running is not None:
+        return _said(journey.running, journeys)
+    for since, text in (
+        (journeys.paused.get(irq.source), "its manager is paused since {}; resume() goes on"),
+        (journeys.masked.get(irq), "it is masked since {}"),
+        (journeys.unrouted.get(irq), "its gsi has no route, it is held since {}; give it one with set_route()"),
+    ):
+        if since is not None:
+            return text.format(_at(log, since)[3:])
+    if irq in journeys.broken:
+        return _WHY[FlightKind.BROKEN]
+    ahead = journeys.ahead(journey)
+    if ahead is not None:
+        standing = "" if ahead.running is None else f": {_said(ahead.running, journeys)}"
+        return f"it waits for the one before, signalled {_at(log, ahead.at_ns)}{standing}"
+    last = next((step.kind for step in reversed(journey.steps) if step.kind in _WHY), None)
+    if last is None:
+        return "its beginning was overwritten"
+    if last is FlightKind.HELD and not journeys.whole:
+        return "it is held: the manager is paused, or its queue is full"
+    return _WHY[last] + (_workers(journey, log, journeys) if last in _QUEUED else "")
+
+
+def _said(step: FlightRecord, journeys: Journeys) -> str:
+    """Of what runs: what, and for how long."""
+    age = seconds(journeys.until_ns - step.time_ns)
+    if step.kind is FlightKind.HANDLER_BEGUN:
+        return f"its handler was called and has not returned for {age}"
+    return f"the sink has had it for {age} and has not answered"
+
+
+def _workers(journey: Journey, log: FlightLog, journeys: Journeys) -> str:
+    """What the workers of its queue do meanwhile, as far as it is known: a queue may be shared."""
+    running = [one for one in journeys.running(journey.irq.source) if one.irq != journey.irq]
+    if not running:
+        return ""
+    said = [f"{name(one.irq, log)}, {_said(one.running, journeys)}" for one in running[:_MOST_NAMED] if one.running]
+    more = f"; and {len(running) - _MOST_NAMED} more" if len(running) > _MOST_NAMED else ""
+    return f"; the workers have {'; '.join(said)}{more}"
 
 
 def _not_acknowledged(log: FlightLog, journeys: Journeys, slow_ns: int) -> Iterator[Trouble]:
     for (source, gsi), (raised_ns, _) in journeys.raised.items():
-        age = journeys.ended_ns - raised_ns
+        age = journeys.until_ns - raised_ns
         if age >= slow_ns:
             given = log.gsis.get(gsi)
             who = f"{given} (gsi {gsi}, {source})" if given else f"gsi {gsi} ({source})"
             text = f"{who}: the line was raised {_at(log, raised_ns)} and never acknowledged, for {seconds(age)}"
-            yield Trouble("not_acknowledged", text, raised_ns)
+            yield Trouble("not_acknowledged", text, raised_ns, gsi)
 
 
 _COUNTED: Final = {
@@ -120,11 +168,13 @@ def _counted(log: FlightLog, journeys: Journeys) -> Iterator[Trouble]:
                     counts[journey.irq] += 1
                     first.setdefault(journey.irq, step.time_ns)
         for irq, count in counts.most_common():
-            yield Trouble(what, f"{name(irq, log)}: {sentence.format(count)}, first {_at(log, first[irq])}", first[irq])
+            yield Trouble(
+                what, f"{name(irq, log)}: {sentence.format(count)}, first {_at(log, first[irq])}", first[irq], irq.gsi
+            )
 
 
 def _of_queues(log: FlightLog, journeys: Journeys, slow_ns: int) -> Iterator[Trouble]:
-    end = journeys.ended_ns
+    end = journeys.until_ns
     for source, queue in journeys.queues.items():
         late = [one for one in queue.uncalled if one.completed_ns is not None and end - one.completed_ns >= slow_ns]
         if late and late[0].completed_ns is not None:
@@ -156,7 +206,7 @@ def _storms(log: FlightLog, journeys: Journeys) -> Iterator[Trouble]:
             worst[journey.irq] = len(window), window[0]
     for irq, (count, time_ns) in worst.items():
         text = f"{name(irq, log)}: a storm, {count} interrupts within 0.1 s from {_at(log, time_ns)[3:]}"
-        yield Trouble("storm", text, time_ns)
+        yield Trouble("storm", text, time_ns, irq.gsi)
 
 
 def _long_waits(log: FlightLog, journeys: Journeys, slow_ns: int) -> Iterator[Trouble]:
@@ -170,4 +220,4 @@ def _long_waits(log: FlightLog, journeys: Journeys, slow_ns: int) -> Iterator[Tr
             f"{name(irq, log)}: {len(found)} waited {seconds(slow_ns)} or longer, the longest "
             f"{seconds(worst.waited_ns or 0)} {_at(log, worst.at_ns)}"
         )
-        yield Trouble("long_wait", text, worst.at_ns)
+        yield Trouble("long_wait", text, worst.at_ns, irq.gsi)

@@ -141,6 +141,16 @@ def test_trouble_is_in_the_first_ten_lines_and_in_the_exit_status(tmp_path, caps
     assert len(json.loads(shown(capsys, path, "--json", status=1))["trouble"]) == 12
 
 
+def test_what_the_kernel_injects_is_said_to_be_offloaded(tmp_path, capsys):
+    path = tmp_path / "flight"
+    with FlightRecorder(path) as recorder:
+        recorder.ring.put(FlightKind.OFFLOADED, 5, 7, 1)
+    (line,) = [line for line in shown(capsys, path).splitlines() if "offloaded" in line]
+    assert line.startswith("gsi 5 (fd 7, unnamed): offloaded since +")
+    assert "the kernel injects, and KVM has the counts" in line
+    assert [one["gsi"] for one in json.loads(shown(capsys, path, "--json"))["offloaded"]] == [5]
+
+
 def test_following_ends_with_the_recorder(path, capsys):
     lines = shown(capsys, path, "--follow", "--gsi", "timer").splitlines()
     words = [line.split()[2] for line in lines]

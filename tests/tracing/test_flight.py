@@ -75,6 +75,64 @@ async def test_a_deferred_and_a_held_interrupt_say_so():
     assert [step for step, gsi in steps if gsi == 6] == ["seen", "deferred", "held", "seen", "deferred", "injected"]
 
 
+async def test_what_the_sink_takes_its_time_for_is_noted_before():
+    recorder = FlightRecorder()
+    async with IrqManager(SlowSink(), tracer=recorder) as irqs:
+        with EventFd() as kick:
+            irqs.assign(kick, gsi=5)
+            kick.signal()
+            await irqs.flush()
+    steps = [record.event for record in recorder.records()[1:-1]]
+    assert steps == ["interrupt_seen", "interrupt_deferred", "injecting", "interrupt_injected"]
+
+
+async def test_what_holds_an_interrupt_is_noted():
+    recorder = FlightRecorder()
+    async with IrqManager(RecordingSink(), routing={}, unrouted="hold", tracer=recorder, name="vm") as irqs:
+        with EventFd() as kick:
+            irqs.assign(kick, gsi=5)
+            kick.signal()
+            await irqs.flush()
+            await irqs.pause()
+            irqs.resume()
+            irqs.set_route(5, Msi(0, 1))
+            await irqs.flush()
+    kinds = [record.kind for record in recorder.records()]
+    assert kinds == [
+        FlightKind.BOUND,
+        FlightKind.WAKEUP,
+        FlightKind.UNROUTED,
+        FlightKind.PAUSED,
+        FlightKind.RESUMED,
+        FlightKind.ROUTED,
+        FlightKind.INJECTING,
+        FlightKind.INJECTED,
+        FlightKind.UNBOUND,
+    ]
+
+
+async def test_what_the_sink_watches_by_itself_is_noted_and_when_it_is_given_back():
+    class Offloading(SlowSink):
+        def offload(self, eventfd, interrupt, resamplefd) -> bool:
+            return True
+
+        def reclaim(self, eventfd, interrupt) -> bool:
+            return False
+
+    recorder = FlightRecorder()
+    async with IrqManager(Offloading(), tracer=recorder) as irqs:
+        with EventFd() as kick:
+            irqs.assign(kick, gsi=5).mask()
+    kinds = [record.kind for record in recorder.records()]
+    assert kinds == [
+        FlightKind.OFFLOADED,
+        FlightKind.BOUND,
+        FlightKind.MASKED,
+        FlightKind.RECLAIMED,
+        FlightKind.UNBOUND,
+    ]
+
+
 async def test_a_handler_leaves_its_wakeup_and_its_injection():
     recorder = FlightRecorder()
 

@@ -30,7 +30,11 @@ def irq(time_ns: int, kind: FlightKind, gsi: int = 5, *, fd: int = 7, count: int
 
 
 def line(time_ns: int, kind: FlightKind, gsi: int = 5):
-    return time_ns, kind, {"gsi": gsi, "fd": -1, "source": "Sink"}
+    return time_ns, kind, {"gsi": gsi, "fd": -1, "source": "Sink", "routes": 1}
+
+
+def manager(time_ns: int, kind: FlightKind):
+    return time_ns, kind, {"source": "Sink"}
 
 
 def queue(time_ns: int, kind: FlightKind, **fields: object):
@@ -124,9 +128,18 @@ WHO = "timer (gsi 5, fd 7, Sink)"
     [
         ([irq(0, K.SEEN)], "the sink was called with it and has not returned"),
         ([irq(0, K.WAKEUP)], "it waits for a worker of the queue"),
-        ([irq(0, K.HELD, count=0)], "it is held: the manager is paused, or its queue is full"),
+        ([irq(0, K.HELD, count=0)], "it is held: the queue is full"),
+        ([manager(0, K.PAUSED), irq(0, K.HELD, count=0)], "its manager is paused since +0.000000 s; resume() goes on"),
+        ([manager(0, K.PAUSED), manager(0, K.RESUMED), irq(0, K.HELD)], "it is held: the queue is full"),
         ([irq(0, K.SEEN), irq(1, K.DEFERRED)], "the sink would not take it at once, and the work queue has it"),
-        ([irq(0, K.WAKEUP), irq(1, K.HANDLER_BEGUN)], "its handler was called and has not returned"),
+        ([irq(0, K.WAKEUP), irq(1, K.HANDLER_BEGUN)], "its handler was called and has not returned for 50 ms"),
+        ([irq(0, K.SEEN), irq(10 * MS, K.INJECTING)], "the sink has had it for 40 ms and has not answered"),
+        (
+            [irq(0, K.WAKEUP), irq(1, K.UNROUTED), irq(2, K.WAKEUP)],
+            "its gsi has no route, it is held since +0.000000 s; give it one with set_route()",
+        ),
+        ([irq(0, K.WAKEUP), irq(1, K.UNROUTED), line(2, K.ROUTED)], "it waits for a worker of the queue"),
+        ([irq(0, K.WAKEUP), irq(1, K.BROKEN)], "the sink or its handler has failed for good; resume() tries again"),
         ([irq(0, K.WAKEUP), line(1, K.MASKED)], "it waits for a worker of the queue"),
         ([irq(0, K.WAKEUP), irq(1, K.MASKED)], "it is masked since +0.000000 s"),
     ],
@@ -216,3 +229,62 @@ def test_what_was_under_way_while_the_recorder_was_off_is_no_trouble():
     assert found(FlightLog(before.header, [*before.records, *after.records], len(records), 1, 0, {}, {})) != []
     assert found(of) == []
     assert [journey.ended for journey in Journeys.of(of).all] == [True, True, False]
+
+
+# -- several at once ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_signalled_while_the_sink_has_one_is_another_and_waits_for_it():
+    of = log(irq(0, K.SEEN), irq(1, K.DEFERRED), irq(2 * MS, K.INJECTING), irq(3 * MS, K.WAKEUP, count=2), LATE)
+    assert [shape(one)[1] for one in Journeys.of(of).all] == [1, 2]
+    answered = "the sink has had it for 48 ms and has not answered"
+    assert [text.partition(" and not injected for ")[2] for _, text in found(of)] == [
+        f"50 ms: {answered}",
+        f"47 ms: it waits for the one before, signalled at +0.000000 s: {answered}",
+    ]
+
+
+@pytest.mark.parametrize("begun", [K.HANDLER_BEGUN, K.INJECTING])
+def test_an_attempt_that_fails_takes_along_what_came_meanwhile(begun):
+    of = log(
+        irq(1, K.WAKEUP), irq(2, begun), irq(3, K.WAKEUP, count=2), irq(4, K.FAILED), irq(5, begun), irq(9, K.INJECTED)
+    )
+    assert [(one.signals, one.injected_ns) for one in Journeys.of(of).all] == [(3, 9)]
+    assert [what for what, _ in found(of)] == ["failed"]
+
+
+def test_an_attempt_that_fails_behind_its_handler_does_not():
+    of = log(
+        irq(1, K.WAKEUP),
+        irq(2, K.HANDLER_BEGUN),
+        irq(3, K.HANDLER_ENDED),
+        irq(4, K.INJECTING),
+        irq(5, K.FAILED),
+        irq(6, K.WAKEUP, count=2),
+        irq(7, K.INJECTING),
+        irq(8, K.INJECTED),
+        irq(9, K.INJECTED),
+    )
+    assert [(one.signals, one.injected_ns) for one in Journeys.of(of).all] == [(1, 8), (2, 9)]
+
+
+def test_who_waits_for_a_worker_is_told_what_the_workers_do():
+    of = log(irq(0, K.WAKEUP, 6), irq(1, K.HANDLER_BEGUN, 6), irq(2, K.WAKEUP), LATE)
+    busy = "gsi 6 (fd 7, Sink), its handler was called and has not returned for 50 ms"
+    assert [text.partition(" ms: ")[2] for _, text in found(of)] == [
+        "its handler was called and has not returned for 50 ms",
+        f"it waits for a worker of the queue; the workers have {busy}",
+    ]
+
+
+def test_what_is_offloaded_is_the_kernels():
+    of = log(irq(0, K.WAKEUP), irq(1, K.OFFLOADED), irq(2, K.RECLAIMED), irq(3, K.OFFLOADED), LATE)
+    assert list(Journeys.of(of).offloaded.values()) == [3]
+    assert found(of) == []
+
+
+def test_what_hangs_last_is_as_old_as_the_look_at_it():
+    of = log(irq(0, K.SEEN), irq(1, K.INJECTING))
+    journeys = Journeys(of.records, until_ns=3000 * MS)
+    (one,) = troubles(of, journeys, slow_ns=10 * MS)
+    assert one.text.endswith("not injected for 3 s: the sink has had it for 3 s and has not answered")

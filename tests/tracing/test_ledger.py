@@ -92,7 +92,9 @@ def test_the_recorder_alone_is_a_ledger(book):
     [
         ([K.SEEN], "the sink was called with it and has not returned"),
         ([K.WAKEUP], "it waits for a worker of the queue"),
-        ([K.HELD], "the manager is paused, or its queue is full"),
+        ([K.HELD], "it is held: the queue is full"),
+        ([K.WAKEUP, K.INJECTING], "the sink has had it for"),
+        ([K.WAKEUP, K.UNROUTED], "its gsi has no route, it is held since"),
         ([K.WAKEUP, K.HANDLER_BEGUN], "its handler was called and has not returned"),
         ([K.WAKEUP, K.HANDLER_BEGUN, K.HANDLER_RAISED], "its handler raised"),
         ([K.WAKEUP, K.FAILED], "the sink or its handler has raised"),
@@ -107,6 +109,18 @@ def test_what_stops_in_this_process_is_named(book, steps, said):
     found = joined(book, qemu={0: 1}, guest=(1, 0))
     assert [one.vector for one in found.entries if one.owed] == [1]
     assert said in entry(found).said
+
+
+def test_what_runs_yet_is_not_said_to_be_paid(book):
+    book.signal(1, K.WAKEUP, K.HANDLER_BEGUN)
+    (one,) = ledger(book.recorder.log(), slow_ns=10**15).entries
+    assert (one.signalled, one.injected, one.owed, one.said) == (1, 0, False, "1 under way, and not late yet")
+
+
+def test_what_the_kernel_injects_is_not_said_to_be_missing(book):
+    book.signal(1, K.OFFLOADED)
+    one = entry(joined(book, qemu={0: 0}, guest=(0, 5)))
+    assert (one.owed, one.said.partition(",")[0]) == (False, "offloaded: the kernel injects")
 
 
 def test_a_completion_that_nobody_was_told_of_is_owed(book):
