@@ -77,12 +77,18 @@ def of_irqfd(irqfds: _Manager, irqfd: Binding) -> str:
     if irqfd.closing:
         return f"gsi {irqfd.gsi}: the irqfd is deassigned; its eventfd is nobody's."
     counts = irqfd.statistics()
-    pending = "an injection is owed" if irqfd.pending else "nothing is owed"
+    runs = irqfd.trigger.running is not None or irqfd.state in {State.INJECTING, State.INJECTING_PENDING}
+    pending = "an injection is under way" if runs else "nothing is owed"
+    if irqfd.pending:
+        pending = f"{pending}, and another is owed" if runs else "an injection is owed"
     parts = [f"{number} {name}" for name in ("signals", "injections", "coalesced") if (number := getattr(counts, name))]
+    counted = ", ".join(parts) or "nothing"
+    if irqfd.trigger.held:
+        counted += ", and what is held is in its eventfd, uncounted"
     stop = next(_stops(irqfds, irqfd), None)
     if stop is None:
         stop = "nothing stops it" if counts.signals else "no signal has come since it was assigned"
-    return f"gsi {irqfd.gsi}: {stop}. {pending.capitalize()}; counted: {', '.join(parts) or 'nothing'}."
+    return f"gsi {irqfd.gsi}: {stop}. {pending.capitalize()}; counted: {counted}."
 
 
 def _stops(irqfds: _Manager, irqfd: Binding) -> Iterator[str]:

@@ -12,7 +12,7 @@ completion with no call behind it.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from collections.abc import Set as AbstractSet
 
-    from aioirqfd.tracing.flight_log import FlightLog, FlightRecord
+    from aioirqfd.tracing.flight_log import FlightLog
 
 _VECTORS: Final = re.compile(r"(?P<device>.*)-vectors(?P<number> \d+)?")
 """What the manager of a PCI device's interrupts is called in a flight file; one of several of the same name has a number."""

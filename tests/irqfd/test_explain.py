@@ -35,7 +35,11 @@ async def test_the_manager_is_paused():
             await irqs.pause()
             kick.signal()
             first = rf"its manager is paused for \d+ s, by {HERE}; resume\(\) goes on"
-            says(irqs.explain(5), first, "An injection is owed; counted: nothing")
+            says(
+                irqs.explain(5),
+                first,
+                "An injection is owed; counted: nothing, and what is held is in its eventfd, uncounted",
+            )
             irqs.resume()
             says(irqs.explain(5), "nothing stops it", "Nothing is owed; counted: 1 signals, 1 injections")
 
@@ -123,8 +127,10 @@ async def test_a_handler_that_waits_for_ever(handlers):
             says(
                 irqs.explain(5),
                 rf"{what} .*on_wakeup \(irqfd/test_explain\.py:\d+\), in Event\.wait",
-                r"Nothing is owed; counted: 1 signals",
+                r"An injection is under way; counted: 1 signals",
             )
+            kick.signal()
+            assert "An injection is under way, and another is owed;" in irqs.explain(5)
             gate.set()
             await irqs.flush()
 
