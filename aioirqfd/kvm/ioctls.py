@@ -10,6 +10,7 @@ from ctypes import Structure, sizeof
 from typing import Final
 
 from aioirqfd.kvm.structures import (
+    KvmCpuid2,
     KvmEnableCap,
     KvmInterrupt,
     KvmIoeventfd,
@@ -55,6 +56,7 @@ KVM_GET_API_VERSION: Final = _io(0x00)
 KVM_CREATE_VM: Final = _io(0x01)
 KVM_CHECK_EXTENSION: Final = _io(0x03)
 KVM_GET_VCPU_MMAP_SIZE: Final = _io(0x04)
+KVM_GET_SUPPORTED_CPUID: Final = _iowr(0x05, KvmCpuid2)
 
 # VM
 KVM_CREATE_VCPU: Final = _io(0x41)
@@ -82,6 +84,8 @@ KVM_SET_SREGS: Final = _iow(0x84, KvmSregs)
 KVM_INTERRUPT: Final = _iow(0x86, KvmInterrupt)
 KVM_GET_LAPIC: Final = _ior(0x8E, KvmLapicState)
 KVM_SET_LAPIC: Final = _iow(0x8F, KvmLapicState)
+KVM_SET_CPUID2: Final = _iow(0x90, KvmCpuid2)
+KVM_GET_CPUID2: Final = _iowr(0x91, KvmCpuid2)
 KVM_GET_MP_STATE: Final = _ior(0x98, KvmMpState)
 KVM_SET_MP_STATE: Final = _iow(0x99, KvmMpState)
 
@@ -97,6 +101,8 @@ KVM_CAP_PIT2: Final = 33
 KVM_CAP_IOEVENTFD: Final = 36
 KVM_CAP_ENABLE_CAP: Final = 54
 KVM_CAP_MAX_VCPUS: Final = 66
+KVM_CAP_TSC_DEADLINE_TIMER: Final = 72
+"""1: the local APICs have the timer that CPUID leaf 1 announces in ECX bit 24; the supported leaves do not say so by themselves."""
 KVM_CAP_SIGNAL_MSI: Final = 77
 KVM_CAP_IRQFD_RESAMPLE: Final = 82
 KVM_CAP_ENABLE_CAP_VM: Final = 98
@@ -120,6 +126,12 @@ KVM_IRQCHIP_PIC_SLAVE: Final = 1
 KVM_IRQCHIP_IOAPIC: Final = 2
 
 KVM_MSI_VALID_DEVID: Final = 1 << 0
+
+KVM_PIT_SPEAKER_DUMMY: Final = 1
+"""For :meth:`aioirqfd.kvm.Vm.create_pit`: the PIT answers at port 0x61 too."""
+
+KVM_CPUID_FLAG_SIGNIFCANT_INDEX: Final = 1 << 0
+"""Of a :class:`~aioirqfd.kvm.structures.KvmCpuidEntry2`: its ``index`` counts. The spelling is the kernel's."""
 
 KVM_MEM_LOG_DIRTY_PAGES: Final = 1 << 0
 KVM_MEM_READONLY: Final = 1 << 1
@@ -148,6 +160,11 @@ KVM_EXIT_NMI: Final = 16
 KVM_EXIT_INTERNAL_ERROR: Final = 17
 KVM_EXIT_SYSTEM_EVENT: Final = 24
 KVM_EXIT_IOAPIC_EOI: Final = 26
+
+KVM_SYSTEM_EVENT_SHUTDOWN: Final = 1
+"""What ``kvm_run.system_event.type`` says after a ``KVM_EXIT_SYSTEM_EVENT``."""
+KVM_SYSTEM_EVENT_RESET: Final = 2
+KVM_SYSTEM_EVENT_CRASH: Final = 3
 
 KVM_EXIT_IO_IN: Final = 0
 KVM_EXIT_IO_OUT: Final = 1

@@ -196,6 +196,39 @@ class KvmInterrupt(Structure):
 
 
 @final
+class KvmCpuid2(Structure):
+    """The head of ``KVM_GET_SUPPORTED_CPUID``, ``KVM_GET_CPUID2``, ``KVM_SET_CPUID2``; ``nent`` entries follow it."""
+
+    _fields_ = (("nent", c_uint32), ("padding", c_uint32))
+    nent: int
+    padding: int
+
+
+@final
+class KvmCpuidEntry2(Structure):
+    """What ``CPUID`` answers for a leaf (``function``), or for one ``index`` of it where the flags say that this counts."""
+
+    _fields_ = (
+        ("function", c_uint32),
+        ("index", c_uint32),
+        ("flags", c_uint32),
+        ("eax", c_uint32),
+        ("ebx", c_uint32),
+        ("ecx", c_uint32),
+        ("edx", c_uint32),
+        ("padding", c_uint32 * 3),
+    )
+    function: int
+    index: int
+    flags: int
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+    padding: Array[c_uint32]
+
+
+@final
 class KvmMpState(Structure):
     """``KVM_GET_MP_STATE`` and ``KVM_SET_MP_STATE``."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import platform
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
+from aioirqfd.kvm.cpuid import get_cpuid
 from aioirqfd.kvm.descriptor import Descriptor
 from aioirqfd.kvm.ioctls import (
     KVM_API_VERSION,
@@ -21,9 +22,13 @@ from aioirqfd.kvm.ioctls import (
     KVM_CHECK_EXTENSION,
     KVM_CREATE_VM,
     KVM_GET_API_VERSION,
+    KVM_GET_SUPPORTED_CPUID,
     KVM_GET_VCPU_MMAP_SIZE,
 )
 from aioirqfd.kvm.vm import Vm
+
+if TYPE_CHECKING:
+    from aioirqfd.kvm.structures import KvmCpuidEntry2
 
 KVM_DEVICE: Final = "/dev/kvm"
 """Where the kernel offers KVM."""
@@ -66,6 +71,13 @@ class Kvm(Descriptor):
     def vcpu_mmap_size(self) -> int:
         """Bytes a vCPU shares with the kernel."""
         return self.ioctl(KVM_GET_VCPU_MMAP_SIZE)
+
+    def get_supported_cpuid(self) -> list[KvmCpuidEntry2]:
+        """``KVM_GET_SUPPORTED_CPUID``: what this CPU and KVM can give a guest, for :meth:`aioirqfd.kvm.Vcpu.set_cpuid2`.
+
+        The APIC id in leaves 1, 0xb and 0x1f is the caller's to fill in for each vCPU.
+        """
+        return get_cpuid(self, KVM_GET_SUPPORTED_CPUID)
 
     def create_vm(self, machine_type: int = 0) -> Vm:
         """An empty virtual machine, which the caller closes. It does not need this object any more.

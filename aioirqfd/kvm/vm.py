@@ -126,7 +126,7 @@ class Vm(Descriptor):
         """``KVM_CREATE_PIT2``: an in-kernel 8254 on gsi 0. After :meth:`create_irqchip`.
 
         Args:
-            flags: ``KVM_PIT_SPEAKER_DUMMY`` (1) has it answer at port 0x61 too.
+            flags: ``KVM_PIT_SPEAKER_DUMMY`` has it answer at port 0x61 too.
 
         Raises:
             OSError: EEXIST: there is one; ENOENT: there is no irqchip.
@@ -145,9 +145,9 @@ class Vm(Descriptor):
         self.ioctl(KVM_SET_TSS_ADDR, address)
 
     def set_user_memory_region(
-        self, slot: int, guest_phys_addr: int, memory: mmap.mmap | None, *, flags: int = 0
+        self, slot: int, guest_phys_addr: int, memory: mmap.mmap | memoryview | None, *, flags: int = 0
     ) -> None:
-        """Give the guest a mapping as memory, the whole of it.
+        """Give the guest a mapping as memory, the whole of it; or a part, by a view.
 
         The mapping stays the caller's, and cannot be closed while it is the guest's (``mmap.close()`` raises
         :class:`BufferError`): that is until its slot is deleted or replaced, or the VM is closed.
@@ -155,7 +155,7 @@ class Vm(Descriptor):
         Args:
             slot: ``0..KVM_CAP_NR_MEMSLOTS - 1``. A slot that is in use can be moved or deleted, not resized.
             guest_phys_addr: Where the guest sees it, in bytes; page-aligned.
-            memory: A writable mapping, or None to delete the slot.
+            memory: A writable mapping, or a view of pages of one; None to delete the slot.
             flags: ``KVM_MEM_*``.
 
         Raises:
@@ -347,19 +347,19 @@ class Vm(Descriptor):
 
 @final
 class _Slot:
-    """A memory slot's hold on its mapping: an export, so that ``mmap.close()`` fails as long as the guest has it."""
+    """A memory slot's hold on its mapping: an export, so that it is not unmapped as long as the guest has it."""
 
     __slots__ = ("_export", "_memory", "address", "owned", "size")
 
-    def __init__(self, memory: mmap.mmap) -> None:
+    def __init__(self, memory: mmap.mmap | memoryview) -> None:
         self._memory = memory
         self._export: ctypes.c_char | None = ctypes.c_char.from_buffer(memory)
         self.address = ctypes.addressof(self._export)
-        self.size = len(memory)
+        self.size = len(memory) if isinstance(memory, mmap.mmap) else memory.nbytes
         self.owned = False
 
     def release(self) -> None:
         self._export = None
-        if self.owned:
+        if self.owned and isinstance(self._memory, mmap.mmap):
             with contextlib.suppress(BufferError):  # the caller still looks at it; unmapped with the last view
                 self._memory.close()

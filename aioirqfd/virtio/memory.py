@@ -49,6 +49,20 @@ class MemoryRegion(Protocol):
         ...
 
 
+class Ram(Protocol):
+    """A VMM's own guest memory; an ``aioirqfd.kvm.GuestRam`` is one."""
+
+    @property
+    def view(self) -> memoryview:
+        """All of it, writable."""
+        ...
+
+    @property
+    def regions(self) -> Iterable[tuple[int, int, int]]:
+        """Guest-physical address, where that begins in the view, and bytes, of each part."""
+        ...
+
+
 class Region(NamedTuple):
     """A region as somebody says who has no message of it."""
 
@@ -167,6 +181,18 @@ class GuestMemory:
             for fd in fds:
                 with contextlib.suppress(OSError):
                     os.close(fd)
+
+    @classmethod
+    def of_ram(cls, ram: Ram) -> Self:
+        """The memory of a VMM in this process, for the devices that it has there. Views keep the RAM mapped.
+
+        Args:
+            ram: An ``aioirqfd.kvm.GuestRam``, or what is like one. User addresses are the guest's.
+        """
+        return cls(
+            MappedRegion(Region(address, size, address, offset), ram.view[offset : offset + size], sealed=True)
+            for address, offset, size in ram.regions
+        )
 
     def with_region(self, region: MemoryRegion, fd: int, *, require_seal: bool = False) -> GuestMemory:
         """Return a table with one more region (``ADD_MEM_REG``). The fd is closed, whatever happens.

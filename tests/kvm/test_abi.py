@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aioirqfd.kvm import ioctls, structures, vcpu
+from aioirqfd.kvm import exits, ioctls, structures
 
 HEADER = Path("/usr/include/linux/kvm.h")
 SIZES = {
@@ -24,6 +24,8 @@ SIZES = {
     "KvmEnableCap": 104,
     "KvmPitConfig": 64,
     "KvmInterrupt": 4,
+    "KvmCpuid2": 8,
+    "KvmCpuidEntry2": 40,
     "KvmMpState": 4,
     "KvmPicState": 16,
     "KvmIoapicState": 216,
@@ -84,6 +86,9 @@ def test_every_structure_has_its_known_size():
         ("KVM_IOEVENTFD", 0x4040AE79),
         ("KVM_SIGNAL_MSI", 0x4020AEA5),
         ("KVM_RUN", 0xAE80),
+        ("KVM_GET_SUPPORTED_CPUID", 0xC008AE05),
+        ("KVM_SET_CPUID2", 0x4008AE90),
+        ("KVM_GET_CPUID2", 0xC008AE91),
         ("KVM_GET_LAPIC", 0x8400AE8E),
     ],
 )
@@ -102,7 +107,7 @@ def test_everything_agrees_with_the_header_of_this_machine(tmp_path):
             key = f"{c_name(name)}.{field}"
             expected[key] = getattr(structure, field).offset
             expressions[key] = f"offsetof(struct {c_name(name)}, {C_FIELDS.get((c_name(name), field), field)})"
-    expected["mmio data"] = vcpu._MMIO_DATA
+    expected["mmio data"] = exits.MMIO_DATA
     expressions["mmio data"] = "offsetof(struct kvm_run, mmio.data)"
     expected |= NUMBERS
     expressions |= {name: name for name in NUMBERS}
