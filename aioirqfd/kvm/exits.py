@@ -65,7 +65,7 @@ class ExitHandler(Protocol):
     element. An access to memory that crosses a page comes in two parts.
     """
 
-    def port_in(self, port: int, size: int) -> int:
+    def port_in(self, port: int, size: int, /) -> int:
         """The guest reads a port.
 
         Args:
@@ -77,7 +77,7 @@ class ExitHandler(Protocol):
         """
         ...
 
-    def port_out(self, port: int, size: int, value: int) -> None:
+    def port_out(self, port: int, size: int, value: int, /) -> None:
         """The guest writes a port.
 
         Args:
@@ -87,7 +87,7 @@ class ExitHandler(Protocol):
         """
         ...
 
-    def mmio_read(self, address: int, size: int) -> int:
+    def mmio_read(self, address: int, size: int, /) -> int:
         """The guest reads where there is no memory.
 
         Args:
@@ -99,7 +99,7 @@ class ExitHandler(Protocol):
         """
         ...
 
-    def mmio_write(self, address: int, size: int, value: int) -> None:
+    def mmio_write(self, address: int, size: int, value: int, /) -> None:
         """The guest writes where there is no memory (or where it may not, ``KVM_MEM_READONLY``).
 
         Args:

@@ -25,20 +25,18 @@ class _Call(Generic[_T]):
     the first time only.
     """
 
-    __slots__ = ("error", "result", "settled")
+    __slots__ = ("error", "pending", "result", "settled")
 
     def __init__(self) -> None:
         self.settled = threading.Lock()
         self.settled.acquire()
+        self.pending = True  # not the same as the lock, which the waiting thread takes again
         self.result: _T | None = None
         self.error: BaseException | None = None
 
-    @property
-    def pending(self) -> bool:
-        return self.settled.locked()
-
     def settle(self, result: _T | None, error: BaseException | None = None) -> None:
-        if self.settled.locked():
+        if self.pending:
+            self.pending = False
             self.result, self.error = result, error
             self.settled.release()
 
@@ -102,7 +100,7 @@ class LoopCalls:
             What it returns.
 
         Raises:
-            ClosedError: EBADF: closed, before it was called or while it waited; the function was not run.
+            ClosedError: EBADF: closed, before it was called or while it waited; then the function is not run.
             WrongLoopError: Called on the loop's own thread, which would wait for itself.
 
             And whatever the function raises.

@@ -43,7 +43,7 @@ class RamRegion(NamedTuple):
 class DmaTable(Protocol):
     """What memory is mapped into for devices; an ``aioirqfd.pci.Dma`` is one."""
 
-    def map(self, address: int, size: int, *, fd: int, offset: int) -> None:
+    def map(self, address: int, size: int, /, *, fd: int, offset: int) -> None:
         """Map a part of a file at a bus address."""
         ...
 
