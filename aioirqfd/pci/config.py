@@ -170,9 +170,10 @@ class ConfigSpace:
         """
         self._check(offset, len(data))
         end = offset + len(data)
-        for at, byte in enumerate(data, offset):
-            mask = self._mask[at]
-            self._data[at] = (self._data[at] & ~mask & 0xFF) | (byte & mask)
+        mask = int.from_bytes(self._mask[offset:end], "little")
+        kept = int.from_bytes(self._data[offset:end], "little") & ~mask
+        # In one piece: another thread may be reading (PciFunction.peek_config).
+        self._data[offset:end] = (kept | int.from_bytes(data, "little") & mask).to_bytes(len(data), "little")
         for start, stop, call in self._watchers:
             if start < end and offset < stop:
                 call()

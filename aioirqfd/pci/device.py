@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from aioirqfd.ioeventfd import IoEventFd
     from aioirqfd.pci.bar import Bar
     from aioirqfd.pci.capability import Capability
+    from aioirqfd.pci.config import ConfigSpace
     from aioirqfd.pci.dma import Dma
     from aioirqfd.pci.function import PciFunction
     from aioirqfd.pci.interception import Interception, Request
@@ -123,6 +124,20 @@ class PciDevice:
             ``size`` bytes: here what is in ``function.config``.
         """
         return self._served().config.read(offset, size)
+
+    def live_config(self, config: ConfigSpace) -> Sequence[range]:
+        """The bytes of the configuration space that :meth:`read_config` has to be asked for, each time. All others are plain memory.
+
+        Called once, when a :class:`PciFunction` is made of the device. So a VMM's CPU may read most of the configuration space
+        without the loop (:meth:`PciFunction.peek_config`). A class that overrides :meth:`read_config` says here for which part.
+
+        Args:
+            config: As it is laid out; ``config.find()`` says where a capability is.
+
+        Returns:
+            Offsets. Here: all of them if the class overrides :meth:`read_config`, none if it does not.
+        """
+        return () if type(self).read_config is PciDevice.read_config else (range(config.size),)
 
     async def write_config(self, offset: int, data: bytes) -> None:
         """The guest writes the configuration space. As :meth:`read_config`."""

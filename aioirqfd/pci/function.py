@@ -98,7 +98,7 @@ class PciFunction(Generic[_Device]):
     Raises:
         ValueError: What the device says of itself cannot be.
 
-    Threads: the loop's.
+    Threads: the loop's, but for :meth:`peek_config`.
     """
 
     def __init__(
@@ -131,6 +131,7 @@ class PciFunction(Generic[_Device]):
             pin=device.intx,
             capabilities=capabilities,
         )
+        self._live: Final = tuple(device.live_config(self.config))
         self.msi: Final = next((one for one in capabilities if isinstance(one, Msi)), None)
         self.msix: Final = self.config.msix
         self._table = bytearray()
@@ -351,6 +352,40 @@ class PciFunction(Generic[_Device]):
         status = self.config.word(STATUS) & ~INTX_STATUS
         self.config.put(STATUS, status | (INTX_STATUS if self.interrupts.pin else 0))
         return await self.device.read_config(offset, size)
+
+    def peek_config(self, offset: int, size: int) -> bytes | None:
+        """Read from the configuration space without the loop, where that is the same.
+
+        A guest reads some hundred times there while it boots, and a VMM's CPU that had to wait for the loop each time would be slow.
+
+        Args:
+            offset: Bytes from its beginning.
+            size: Bytes.
+
+        Returns:
+            ``size`` bytes, as :meth:`read` would say. None: :meth:`read` has to be asked, on the loop, for the device itself answers there
+            (:meth:`PciDevice.live_config`), something comes between (:mod:`aioirqfd.faults`), or the device is not served.
+
+        Raises:
+            RegionError: It is beyond the end.
+
+        Threads: any. What a write that has ended has changed is seen; of one that goes on, all or nothing.
+        """
+        self._check(CONFIG_REGION, offset, size)
+        device = self.device
+        if device.function is not self or device.interception is not None:
+            return None
+        end = offset + size
+        if any(one.start < end and offset < one.stop for one in self._live):
+            return None
+        if self._flight is not None:
+            self._flight.put(FlightKind.REGISTER_READ, CONFIG_REGION, offset)
+        data = self.config.read(offset, size)
+        if not offset <= STATUS < end:
+            return data
+        at = STATUS - offset
+        status = data[at] & ~INTX_STATUS | (INTX_STATUS if self.interrupts.pin else 0)
+        return data[:at] + bytes([status]) + data[at + 1 :]
 
     async def _write_config(self, offset: int, data: bytes) -> None:
         await self.device.write_config(offset, data)

@@ -27,9 +27,10 @@ from aioirqfd.virtio_pci.queue import NO_VECTOR, PciQueue
 from aioirqfd.virtio_pci.transport import FunctionTransport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from aioirqfd.eventfd import EventFd
+    from aioirqfd.pci.config import ConfigSpace
     from aioirqfd.serving.reports import Reports
     from aioirqfd.virtio.device import Device
     from aioirqfd.virtio.statistics import VringStatistics
@@ -469,6 +470,11 @@ class VirtioPci(PciDevice):
             value = await function.read(*place)
             function.config.put(data, int.from_bytes(value, "little"), ConfigAccess.WIDTH)
         return await super().read_config(offset, size)
+
+    def live_config(self, config: ConfigSpace) -> Sequence[range]:
+        """The window."""
+        data = config.find(ConfigAccess) + ConfigAccess.DATA
+        return (range(data, data + ConfigAccess.WIDTH),)
 
     async def write_config(self, offset: int, data: bytes) -> None:
         """The guest writes PCI's configuration space. What is written to the window is written to its BAR."""
