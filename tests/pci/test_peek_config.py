@@ -54,7 +54,7 @@ async def test_whether_the_pin_is_wanted_is_seen_at_once():
         places = [(STATUS, 1), (STATUS, 2), (COMMAND, 4), (0, 64)]
         for wanted in (True, False, True):
             function.device.pin = wanted
-            peeked = [function.peek_config(*place) for place in places]
+            peeked = [function.peek_config(*place) or b"" for place in places]
             assert [bool(data[STATUS - at] & 8) for data, (at, _) in zip(peeked, places, strict=True)] == [wanted] * 4
             assert peeked == [await function.read(CONFIG, *place) for place in places]
         assert function.peek_config(STATUS + 1, 1) == await function.read(CONFIG, STATUS + 1, 1)
