@@ -120,19 +120,35 @@ _EVENTS = {
 }
 
 
+class Recorder(Protocol):
+    """What is known here of a flight recorder, which is defined on a floor above."""
+
+    ring: FlightRing
+
+    def source(self, name: str, /) -> int:
+        """A number for whoever is called so."""
+        ...
+
+    def waits(self, source: int, /) -> dict[tuple[int, int], list[int]]:
+        """How long interrupts that it wrote waited, ns, the shortest first; by gsi and eventfd."""
+        ...
+
+
 @final
 class Flight:
     """One who writes records: a manager, a queue, a device.
 
     Attributes:
+        recorder: Whose they are.
         ring: Where they go.
         source: The number in each of them.
     """
 
-    __slots__ = ("ring", "source")
+    __slots__ = ("recorder", "ring", "source")
 
-    def __init__(self, ring: FlightRing, source: int) -> None:
-        self.ring = ring
+    def __init__(self, recorder: Recorder, source: int) -> None:
+        self.recorder = recorder
+        self.ring = recorder.ring
         self.source = source
 
     def put(self, kind: FlightKind, key: int, value: int = 0, *, fd: int = -1, flags: int = 0) -> None:
@@ -146,7 +162,7 @@ def flight_of(tracer: Tracer, name: str) -> Flight | None:
     A tracer that stands before another one has that as its attribute ``tracer``, and is looked behind.
     """
     recorder = _recorder(tracer)
-    return None if recorder is None else Flight(recorder.ring, recorder.source(name))
+    return None if recorder is None else Flight(recorder, recorder.source(name))
 
 
 def is_recorded(tracer: Tracer) -> bool:
@@ -158,16 +174,10 @@ _DEEPEST: Final = 16
 """Tracers that may stand before each other."""
 
 
-class _Recorder(Protocol):
-    ring: FlightRing
-
-    def source(self, name: str, /) -> int: ...
-
-
-def _recorder(tracer: object) -> _Recorder | None:
+def _recorder(tracer: object) -> Recorder | None:
     # By what it has, not by its type: that is defined on a floor above. One that has every attribute, a Mock say, has no end.
     for _ in range(_DEEPEST):
         if isinstance(getattr(tracer, "ring", None), FlightRing):
-            return cast("_Recorder", tracer)
+            return cast("Recorder", tracer)
         tracer = getattr(tracer, "tracer", None)
     return None

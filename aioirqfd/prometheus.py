@@ -44,7 +44,7 @@ _FLAGS: Final = {
 }
 _MANAGER: Final = {
     "paused": "1 while nothing is injected.",
-    "held": "irqfds that are signalled, and wait for the manager to resume or for room.",
+    "held": "irqfds that are signalled, and wait for the manager to resume, for room, or for a route.",
     "broken": "irqfds that were given up after the sink had failed.",
     "offloaded": "irqfds that the sink watches itself.",
 }

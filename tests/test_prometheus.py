@@ -82,6 +82,21 @@ async def test_what_its_parser_reads_is_what_was_counted():
     assert {key: found.get(key) for key in expected} == expected
 
 
+async def test_what_is_held_for_a_route_is_held_for_its_manager_too():
+    async with IrqManager(RecordingSink(), routing={}, unrouted="hold", name="vm") as irqs:
+        with EventFd() as kick, EventFd() as quiet:
+            irqs.assign(kick, gsi=5, name="uart")
+            irqs.assign(quiet, gsi=6, name="nic")
+            kick.signal()
+            found = samples(generate_latest(registry()).decode())
+            held = "aioirqfd_irqfd_held", "vm"
+            assert (found[*held, "uart", "5"], found[*held, "nic", "6"], found["aioirqfd_manager_held", "vm"]) == (
+                1,
+                0,
+                1,
+            )
+
+
 async def test_the_queues_of_a_device(tmp_path):
     path = tmp_path / "socket"
     async with Backend(Upper(), path, name="upper"), vhost_user_frontend(path) as front:

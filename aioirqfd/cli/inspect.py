@@ -82,6 +82,8 @@ def run(arguments: Sequence[str], *, sleep: Callable[[float], object] = time.sle
                 client.write(options.path, _value(options.set))
                 return 0
             _show(client, options, sleep)
+    except BrokenPipeError:
+        raise  # whoever was reading has seen enough: main() knows what to do
     except (OSError, InspectError) as error:
         print(f"aioirqfd inspect: {error}", file=sys.stderr)
         return _WRONG

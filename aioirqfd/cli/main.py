@@ -142,7 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(_no_command(given.command))
     _, run = COMMANDS[given.command]
     try:
-        return run(given.arguments)
+        status = run(given.arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever was reading has seen enough. What Python would flush at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"aioirqfd {given.command}: stopped", file=sys.stderr)
         return 130
+    return status

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, cast, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 WIDTH: Final = 80
 HEIGHT: Final = 24
+WIDE: Final = 90
+"""From so many columns on all of them are shown."""
+_PARTS: Final = ("irqfds", "queue", "latency")
+"""Of a manager."""
 _HELP: Final = "q quit  r rate  t total  c coalesced  n name  g gsi  h held  / filter  x clear"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One irqfd."""
+    """One irqfd.
+
+    Attributes:
+        rate: Interrupts per second since the look before; None: there was none.
+        latency: Half of its last signals were injected within so many microseconds, and 99 of 100; None: nobody has recorded them.
+    """
 
     manager: str
     name: str
@@ -25,22 +34,27 @@ class Row:
     signals: int
     injections: int
     coalesced: int
-    rate: float
+    rate: float | None
     latency: tuple[float, float] | None
 
     @property
     def held(self) -> bool:
-        """Whether something holds back what it owes."""
-        return any(mark in self.marks for mark in "PMHB")
+        """Whether something holds its interrupts back."""
+        return any(mark in self.marks for mark in "PMHBC")
+
+    @property
+    def dropped(self) -> bool:
+        """Whether some of its interrupts went nowhere."""
+        return "D" in self.marks
 
 
 _SORTS: Final[dict[str, tuple[str, Callable[[Row], Any]]]] = {
-    "r": ("rate", lambda row: (-row.rate, -row.injections)),
+    "r": ("rate", lambda row: (-(row.rate or 0), -row.injections)),
     "t": ("total", lambda row: -row.injections),
     "c": ("coalesced", lambda row: -row.coalesced),
     "n": ("name", lambda row: (row.manager, row.name)),
     "g": ("gsi", lambda row: row.gsi),
-    "h": ("held", lambda row: (not row.held, -row.rate)),
+    "h": ("held", lambda row: (not row.held, not row.dropped, -(row.rate or 0))),
 }
 
 
@@ -67,9 +81,10 @@ class Screen:
     _before: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     _at: float | None = None
     _trouble: str = ""
+    _hint: str = ""
 
     def take(self, tree: Mapping[str, Any], now: float) -> None:
-        """Take a look's tree: ``process``, and ``managers`` with their ``irqfds`` and ``queue``.
+        """Take a look's tree: ``process``, and ``managers`` with their ``irqfds``, ``queue`` and ``latency``.
 
         Args:
             tree: As :meth:`aioirqfd.inspect.InspectClient.read` gives it.
@@ -79,23 +94,40 @@ class Screen:
         rows: list[Row] = []
         counted: dict[tuple[str, str], int] = {}
         silent: list[str] = []
+        there: list[Mapping[str, Any]] = []
         for manager, node in cast("Mapping[str, Mapping[str, Any]]", tree["managers"]).items():
-            if "error" in node:
+            if any(isinstance(part.get("error"), str) for part in (node, *(node.get(name, {}) for name in _PARTS))):
                 silent.append(manager)
                 continue
+            there.append(node)
             for name, irqfd in node["irqfds"].items():
+                if "statistics" not in irqfd:
+                    continue  # it could not be looked at
                 key = manager, name
                 counted[key] = irqfd["statistics"]["injections"]
                 grown = max(counted[key] - self._before.get(key, 0), 0)
                 known = passed > 0 and key in self._before
-                rows.append(_row(manager, name, irqfd, grown / passed if known else 0.0))
+                latency = node["latency"]["irqfds"].get(name)
+                rows.append(_row(manager, name, irqfd, grown / passed if known else None, latency))
         self._rows, self._before, self._at = rows, counted, now
         self._paused = [name for name, node in tree["managers"].items() if node.get("paused")]
-        queues = [node["queue"] for node in tree["managers"].values() if "queue" in node]
+        queues = [node["queue"] for node in there]
         self._queues = f"{sum(one['queued'] for one in queues)} queued, {sum(one['running'] for one in queues)} running"
         process = tree["process"]
         self._process = f"pid {process['pid']}, {process['implementation']}"
         self._trouble = f"no answer: {', '.join(silent)}" if silent else ""
+        self._hint = (
+            "" if any(row.latency for row in rows) else self._how_to_record([node["latency"] for node in there])
+        )
+
+    def _how_to_record(self, looked: Sequence[Mapping[str, Any]]) -> str:
+        """Why there are no latencies, and what to do about it."""
+        off = [one["recorder"] for one in looked if one["recorder"] is not None and not one["on"]]
+        if off:
+            return f"no latencies: aioirqfd inspect {self.title} tracers/{off[0]}/on --set yes"
+        if any(one["on"] for one in looked):
+            return ""  # there were no interrupts of late
+        return "no latencies: IrqManager(..., tracer=FlightRecorder()) has them recorded" if looked else ""
 
     def key(self, key: str) -> bool:
         """Take a key; False: it is the end."""
@@ -119,40 +151,64 @@ class Screen:
 
     def lines(self, width: int = WIDTH, height: int = HEIGHT) -> list[str]:
         """The screen, line by line; no line is longer, and there are no more."""
+        rows = self._sorted()
+        head = self._head(width)
+        foot = [_HELP if self.typing is None else f"filter: {self.typing}_"]
+        if self._hint:
+            foot.insert(0, self._hint)
+        shown = rows[: max(height - len(head) - len(foot), 0)]
+        if more := len(rows) - len(shown):
+            head[2] += f", {more} more"
+        body = [self._columns(width, _text(row)) for row in shown]
+        space = [""] * (height - len(head) - len(body) - len(foot))
+        return [line[:width] for line in [*head, *body, *space, *foot]][:height]
+
+    def page(self) -> list[str]:
+        """All rows, for a pipe: as wide and as long as they are."""
+        rows = [self._columns(WIDE, _text(row)) for row in self._sorted()]
+        return [line.rstrip() for line in [*self._head(WIDE), *rows, *([self._hint] if self._hint else [])]]
+
+    def _sorted(self) -> list[Row]:
         rows = [row for row in self._rows if self.filter in f"{row.manager}/{row.name} {row.gsi} {row.state}"]
-        rows.sort(key=_SORTS[self.sort][1])
-        total = sum(row.rate for row in self._rows)
-        held = sum(row.held for row in self._rows)
-        latency = any(row.latency is not None for row in self._rows)
-        head = [
-            f"aioirqfd top - {self.title} ({self._process})",
-            f"{len(self._rows)} irqfds, {total:.0f} interrupts/s, {held} held back; {self._queues}"
-            + (f"; paused: {', '.join(self._paused)}" if self._paused else ""),
-            self._trouble,
-            _titles(latency=latency),
-        ]
-        shown = rows[: max(height - len(head) - 1, 0)]
-        body = [_text(row, latency=latency) for row in shown]
-        more = len(rows) - len(shown)
-        foot = _HELP if self.typing is None else f"filter: {self.typing}_"
+        return sorted(rows, key=_SORTS[self.sort][1])
+
+    def _head(self, width: int) -> list[str]:
+        rates = [row.rate for row in self._rows if row.rate is not None]
+        held, dropped = sum(row.held for row in self._rows), sum(row.dropped for row in self._rows)
+        totals = [f"{len(self._rows)} irqfds", f"{sum(rates):.0f} interrupts/s" if rates else "- interrupts/s"]
+        totals += [f"{held} held back", *([f"{dropped} with drops"] if dropped else [])]
+        paused = f"; paused: {', '.join(self._paused)}" if self._paused else ""
         status = f"by {_SORTS[self.sort][0]}" + (f", with {self.filter!r}" if self.filter else "")
-        status += f", {more} more" if more else ""
-        space = [""] * (height - len(head) - len(body) - 1)
-        head[2] = self._trouble or status
-        return [line[:width] for line in [*head, *body, *space, foot]][:height]
+        return [
+            f"aioirqfd top - {self.title} ({self._process})",
+            f"{', '.join(totals)}; {self._queues}{paused}",
+            self._trouble or status,
+            self._columns(width, _TITLES),
+        ]
+
+    def _columns(self, width: int, row: Columns) -> str:
+        """One row. Where there is no room for both, what is sorted by is shown of the counts."""
+        left = f"{_cut(row.manager, 12):12} {_cut(row.name, 12):12} {row.gsi:>4} {_cut(row.state, 9):9} {row.marks:5}"
+        counts = [row.coalesced] if self.sort == "c" else [row.injected]
+        if width >= WIDE:
+            counts = [row.injected, row.coalesced]
+        return f"{left} {row.rate:>7} {' '.join(f'{one:>9}' for one in counts)} {row.p50:>6} {row.p99:>7}"
 
 
-def _row(manager: str, name: str, irqfd: Mapping[str, Any], rate: float) -> Row:
+def _row(
+    manager: str, name: str, irqfd: Mapping[str, Any], rate: float | None, latency: Mapping[str, Any] | None
+) -> Row:
     counts = irqfd["statistics"]
     marks = {
         "P": irqfd["paused"] and irqfd["pending"],
         "M": irqfd["masked"],
         "H": irqfd["held"] and not irqfd["paused"],
         "B": irqfd["error"] is not None,
+        "C": irqfd.get("obstacle") is not None,
+        "D": counts["dropped"] > 0,
         "K": irqfd["offloaded"],
         "R": irqfd["running"] is not None,
     }
-    latency = irqfd.get("latency")
     return Row(
         manager,
         name,
@@ -163,54 +219,35 @@ def _row(manager: str, name: str, irqfd: Mapping[str, Any], rate: float) -> Row:
         counts["injections"],
         counts["coalesced"],
         rate,
-        None if latency is None else (latency["p50"], latency["p99"]),
+        None if latency is None else (latency["p50_us"], latency["p99_us"]),
     )
 
 
-def _titles(*, latency: bool) -> str:
-    return _columns(
-        "MANAGER",
-        "IRQFD",
-        "GSI",
-        "STATE",
-        "MARKS",
-        "RATE/S",
-        "INJECTED",
-        "COALESCED",
-        ("P50 us", "P99 us") if latency else None,
-    )
+class Columns(NamedTuple):
+    """A row, as words."""
+
+    manager: str
+    name: str
+    gsi: str
+    state: str
+    marks: str
+    rate: str
+    injected: str
+    coalesced: str
+    p50: str
+    p99: str
 
 
-def _text(row: Row, *, latency: bool) -> str:
-    times = ("", "") if row.latency is None else tuple(f"{1e6 * seconds:.0f}" for seconds in row.latency)
-    return _columns(
-        row.manager,
-        row.name,
-        str(row.gsi),
-        row.state,
-        row.marks,
-        f"{row.rate:.0f}",
-        str(row.injections),
-        str(row.coalesced),
-        (times[0], times[1]) if latency else None,
-    )
+_TITLES: Final = Columns(
+    "MANAGER", "IRQFD", "GSI", "STATE", "MARKS", "RATE/S", "INJECTED", "COALESCED", "P50 us", "P99 us"
+)
 
 
-def _columns(
-    manager: str,
-    name: str,
-    gsi: str,
-    state: str,
-    marks: str,
-    rate: str,
-    injected: str,
-    coalesced: str,
-    latency: tuple[str, str] | None,
-) -> str:
-    names = f"{_cut(manager, 12):12} {_cut(name, 12):12} {gsi:>4} {_cut(state, 9):9} {marks:5}"
-    if latency is None:
-        return f"{names} {rate:>8} {injected:>11} {coalesced:>11}"
-    return f"{names} {rate:>7} {injected:>9} {latency[0]:>6} {latency[1]:>7}"
+def _text(row: Row) -> Columns:
+    p50, p99 = ("-", "-") if row.latency is None else (f"{one:.0f}" for one in row.latency)
+    rate = "-" if row.rate is None else f"{row.rate:.0f}"
+    counts = str(row.injections), str(row.coalesced)
+    return Columns(row.manager, row.name, str(row.gsi), row.state, row.marks, rate, *counts, p50, p99)
 
 
 def _cut(text: str, size: int) -> str:

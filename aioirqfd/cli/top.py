@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 _WRONG: Final = 1
 _MARKS: Final = """\
 marks: P pending, and the manager is paused; M masked; H held, for room or for a route; B given up after the sink has failed;
-K the sink watches the eventfd itself, and counts nothing here; R its handler or the sink's inject() runs.
+C an interrupt controller holds it back, masked by the guest say (`aioirqfd inspect SOCKET --explain` says how); D interrupts
+were dropped, for there was no route; K the sink watches the eventfd itself, and counts nothing here; R its handler or the
+sink's inject() runs.
+
+P50 and P99: within how many microseconds of its signal it was injected, of the last that a flight recorder has remembered.
 
 examples:
   aioirqfd top vmm.sock
@@ -47,15 +51,16 @@ def parser() -> argparse.ArgumentParser:
         help="r rate, t total, c coalesced, n name, g gsi, h held",
     )
     made.add_argument("--filter", default="", metavar="TEXT", help="show only what has this in its names, gsi or state")
-    made.add_argument("--once", action="store_true", help="print one screen, and end")
+    made.add_argument("--once", action="store_true", help="look twice, print all rows, and end")
     return made
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], *, sleep: Callable[[float], object] = time.sleep) -> int:
     """Show it until ``q``.
 
     Args:
         arguments: As on the command line, without the command's name.
+        sleep: Waits between the two looks of ``--once``, for rates need two.
 
     Returns:
         The exit status: 0; 1 where the program cannot be asked, with a line on standard error that says why.
@@ -68,11 +73,15 @@ def run(arguments: Sequence[str]) -> int:
         with InspectClient(options.socket) as client:
             look(client, screen)
             if options.once:
-                print("\n".join(line.rstrip() for line in screen.lines()).rstrip())
+                sleep(options.interval)
+                look(client, screen)
+                print("\n".join(screen.page()), flush=True)
                 return 0
             if not (sys.stdin.isatty() and sys.stdout.isatty()):
                 parser().error("it needs a terminal; --once prints one screen without")
             curses.wrapper(_watch, client, screen, options.interval)
+    except BrokenPipeError:
+        raise  # whoever was reading has seen enough: main() knows what to do
     except (OSError, InspectError) as error:
         print(f"aioirqfd top: {error}", file=sys.stderr)
         return _WRONG
@@ -86,7 +95,7 @@ def look(client: InspectClient, screen: Screen, clock: Callable[[], float] = tim
         InspectError: The program cannot be asked.
     """
     managers = cast("dict[str, dict[str, Any]]", client.read("managers", 1))
-    for part in ("irqfds", "queue"):
+    for part in ("irqfds", "queue", "latency"):
         parts = cast("dict[str, Any]", client.read(f"managers/*/{part}"))
         # One that has come or gone meanwhile is seen at the next look.
         managers = {name: node | {part: parts[name]} for name, node in managers.items() if name in parts}

@@ -130,13 +130,20 @@ def _failures(irqfd: Binding) -> Iterator[str]:
 def _behind(irqfds: _Manager, irqfd: Binding) -> Iterator[str]:
     """What the guest has not done: the interrupt was delivered."""
     resampler = irqfds.lines.get(irqfd.gsi)
-    routes = irqfds.routes.of(irqfd.gsi)
-    stops = [stop for route in routes if (stop := _obstacle(irqfds, Interrupt(irqfd.gsi, route)))]
-    if stops and len(stops) == len(routes):  # a PC's gsi goes to two chips, and one of the two is masked for good
-        yield " and ".join(stops)
+    stop = obstacle(irqfds, irqfd)
+    if stop is not None:
+        yield stop
     if resampler is not None and resampler.asserted:
         seconds = time.monotonic() - resampler.raised_at
         yield f"delivered, and not acknowledged for {seconds:.0f} s: the line is up until the guest ends the interrupt"
+
+
+def obstacle(irqfds: _Manager, irqfd: Binding) -> str | None:
+    """What the interrupt controllers behind the sink say that holds its interrupts back; None: nothing, or there are none."""
+    routes = irqfds.routes.of(irqfd.gsi)
+    stops = [stop for route in routes if (stop := _obstacle(irqfds, Interrupt(irqfd.gsi, route)))]
+    # A PC's gsi goes to two chips, and one of the two is masked for good.
+    return " and ".join(stops) if stops and len(stops) == len(routes) else None
 
 
 def _obstacle(irqfds: _Manager, interrupt: Interrupt) -> str | None:

@@ -10,6 +10,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from aioirqfd import nodes
 from aioirqfd.irqfd import explain
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.since import MANAGER
@@ -43,7 +44,7 @@ def of_manager(irqfds: Irqfds) -> Node:
         "stage": irqfds.life.stage.name.lower(),
         "paused": irqfds.routes.paused,
         **({} if since is None else {"paused_for": since[0], "paused_by": since[1]}),
-        "held": irqfds.held,
+        "held": sum(map(_held, irqfds.bound.values())),
         "dropped": irqfds.delivery.dropped,
         "broken": sum(irqfd.error is not None for irqfd in irqfds.bound.values()),
         "offloaded": len(irqfds.offloading.irqfds),
@@ -54,6 +55,7 @@ def of_manager(irqfds: Irqfds) -> Node:
         "routes": Child(lambda: _routes(irqfds)),
         "sink": Child(lambda: of_sink(irqfds.delivery.tiers)),
         "explain": Detail(lambda: explain.of_all(irqfds)),
+        "latency": Detail(lambda: _latency(irqfds)),
     }
 
 
@@ -74,6 +76,11 @@ def _keys(irqfds: Irqfds) -> dict[str, Binding]:
     return found
 
 
+def _held(irqfd: Binding) -> bool:
+    """As :attr:`aioirqfd.IrqFd.held`: for room, for a route, or for the manager to resume."""
+    return irqfd.pending and (irqfd.trigger.held or irqfd.owner.routes.blocks(irqfd.gsi))
+
+
 def of_irqfd(irqfds: Irqfds, irqfd: Binding) -> Node:
     """An irqfd's node."""
     trigger, eventfd = irqfd.trigger, irqfd.eventfd
@@ -92,15 +99,43 @@ def of_irqfd(irqfds: Irqfds, irqfd: Binding) -> Node:
         "masked": irqfd.masked,
         **({} if since is None else {"masked_for": since[0], "masked_by": since[1]}),
         "paused": irqfds.routes.paused,
-        "held": irqfd.pending and (trigger.held or irqfds.routes.blocks(irqfd.gsi)),
+        "held": _held(irqfd),
         "running": None if running is None else explain.standing(running),
         "offloaded": irqfd.offloaded,
+        "obstacle": explain.obstacle(irqfds, irqfd),
         "level": irqfd.resamplefd is not None,
         "handlers": [getattr(one, "__qualname__", repr(one)) for one in irqfd.handlers],
         "error": None if irqfd.error is None else repr(irqfd.error.__cause__),
         "statistics": counts(irqfd.statistics()),
         "explain": Detail(lambda: explain.of_irqfd(irqfds, irqfd)),
     }
+
+
+def _latency(irqfds: Irqfds) -> Node:
+    """How long the last signals of each irqfd waited for their injection, by the flight recorder that the manager writes into.
+
+    Tempting, and wrong: in the irqfd's own node. The end of the ring would be gone through for each, and by everybody who looks at all.
+    """
+    flight = irqfds.delivery.flight
+    if flight is None:
+        return {"recorder": None, "on": False, "irqfds": {}}
+    waits = flight.recorder.waits(flight.source) if flight.ring.on else {}
+    found: dict[str, object] = {}
+    for key, irqfd in _keys(irqfds).items():
+        fd = -1 if irqfd.eventfd.closed else irqfd.eventfd.fileno()
+        if own := waits.get((irqfd.gsi, fd)):
+            found[key] = {
+                "count": len(own),
+                "p50_us": _share(own, 0.5),
+                "p99_us": _share(own, 0.99),
+                "longest_us": _share(own, 1),
+            }
+    return {"recorder": nodes.key_of(flight.recorder), "on": flight.ring.on, "irqfds": found}
+
+
+def _share(ordered: Sequence[int], share: float) -> float:
+    """Within how many microseconds this share of them was injected, as ``aioirqfd trace`` counts it."""
+    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] / 1000
 
 
 # -- gsis ------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from aioirqfd import nodes
 from aioirqfd.counter import FlightRing
 from aioirqfd.integers import integer
 from aioirqfd.tracer import listens
+from aioirqfd.tracing import latency
 from aioirqfd.tracing.flight_format import (
     CHANGE,
     CHANGE_ROOM,
@@ -128,6 +129,7 @@ class FlightRecorder:
         self._lock = threading.RLock()
         self._names: dict[tuple[int, int], int] = {}  # by what it is and its number: the place in the table
         self._sources: dict[str, int] = {}
+        self._on_since = 0  # the record's number
         _all.add(self)
         nodes.add("tracers", self, _node, name=name)
 
@@ -146,6 +148,7 @@ class FlightRecorder:
             raise TypeError(f"a FlightRecorder's on is True or False, not {value!r}")
         with self._lock:
             if value is not self.ring.on:
+                self._on_since = self.ring.total
                 self.ring.on = value
                 # Whoever reads is to know that there is a gap, and of what was under way no end.
                 self._remember(TURNED_ON if value else TURNED_OFF, {})
@@ -185,6 +188,7 @@ class FlightRecorder:
             copy[:names_end] = self._memory[:names_end]
             self._memory = copy
             self.ring.settle(memoryview(copy), self._header.ring)
+            self._on_since = 0
             self.ring.on = on
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -258,6 +262,13 @@ class FlightRecorder:
     def records(self) -> list[FlightRecord]:
         """Everything remembered, in order. Interrupts that went to the sink in one call carry the same time."""
         return self.log().records
+
+    def waits(self, source: int, /) -> dict[tuple[int, int], list[int]]:
+        """From each of the last signals to its injection, ns, the shortest first; by gsi and eventfd. Since it was turned on.
+
+        :meta private:
+        """
+        return latency.waits(memoryview(self._memory), self._header, source, since=self._on_since)
 
     def replay(self, tracer: Tracer) -> int:
         """Tell another tracer everything, with the field ``time_ns``; return how much that was."""

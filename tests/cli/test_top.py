@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -19,25 +20,45 @@ from fcntl import ioctl
 import pyte
 import pytest
 
-from aioirqfd import EventFd, IrqManager, WorkQueue
+from aioirqfd import EventFd, IrqManager, WorkQueue, nodes
 from aioirqfd.cli import top
 from aioirqfd.cli.screen import Screen
 from aioirqfd.inspect import InspectClient, serve
 from aioirqfd.sinks import RecordingSink
+from aioirqfd.tracing import FlightRecorder
 
 
-def irqfd(gsi, injections, *, coalesced=0, state="IDLE", error=None, running=None, latency=None, **marks):
+def irqfd(gsi, injections, *, coalesced=0, dropped=0, state="IDLE", error=None, running=None, obstacle=None, **marks):
     marks = {"pending": False, "masked": False, "paused": False, "held": False, "offloaded": False} | marks
-    counts = {"signals": injections + coalesced, "injections": injections, "coalesced": coalesced}
-    node = {"gsi": gsi, "state": state, "error": error, "running": running, "statistics": counts, **marks}
-    return node if latency is None else node | {"latency": {"p50": latency[0], "p99": latency[1]}}
+    counts = {
+        "signals": injections + coalesced + dropped,
+        "injections": injections,
+        "coalesced": coalesced,
+        "dropped": dropped,
+    }
+    node = {"gsi": gsi, "state": state, "error": error, "running": running, "obstacle": obstacle}
+    return {**node, "statistics": counts, **marks}
 
 
-def tree(paused=False, **irqfds):
+NOT_RECORDED = {"recorder": None, "on": False, "irqfds": {}}
+
+
+def tree(paused=False, latency=NOT_RECORDED, **irqfds):
     queue = {"queued": 3, "running": 1}
     return {
         "process": {"pid": 4711, "implementation": "c"},
-        "managers": {"vm": {"paused": paused, "queue": queue, "irqfds": irqfds}},
+        "managers": {"vm": {"paused": paused, "queue": queue, "irqfds": irqfds, "latency": latency}},
+    }
+
+
+def recorded(**waits):
+    """What a recorder that is on has of them: of each half, and 99 of 100, microseconds."""
+    return {
+        "recorder": "flight",
+        "on": True,
+        "irqfds": {
+            name: {"count": 9, "p50_us": p50, "p99_us": p99, "longest_us": p99} for name, (p50, p99) in waits.items()
+        },
     }
 
 
@@ -58,11 +79,12 @@ SCREEN = """\
 aioirqfd top - vmm.sock (pid 4711, c)
 3 irqfds, 1511 interrupts/s, 2 held back; 3 queued, 1 running; paused: vm
 by rate
-MANAGER      IRQFD         GSI STATE     MARKS   RATE/S    INJECTED   COALESCED
-vm           nic            24 INJECTING R         1500        3000           0
-vm           uart            4 PENDING   P           10         120           0
-vm           disk           11 PENDING   M            1        5002          77
+MANAGER      IRQFD         GSI STATE     MARKS  RATE/S  INJECTED P50 us  P99 us
+vm           nic            24 INJECTING R        1500      3000      -       -
+vm           uart            4 PENDING   P          10       120      -       -
+vm           disk           11 PENDING   M           1      5002      -       -
 """
+HINT = "no latencies: IrqManager(..., tracer=FlightRecorder()) has them recorded"
 HELP = "q quit  r rate  t total  c coalesced  n name  g gsi  h held  / filter  x clear"
 
 
@@ -75,20 +97,68 @@ def screen():
 
 def test_a_snapshot_of_the_screen():
     lines = screen().lines()
-    assert [line.rstrip() for line in lines] == [*SCREEN.splitlines(), *[""] * 16, HELP]
+    assert [line.rstrip() for line in lines] == [*SCREEN.splitlines(), *[""] * 15, HINT, HELP]
     assert len(lines) == 24
     assert max(map(len, lines)) <= 80
 
 
 def test_with_a_recorder_it_has_latencies():
     shown = Screen("vmm.sock")
-    shown.take(tree(uart=irqfd(4, 100, latency=(0.000012, 0.0034)), nic=irqfd(5, 1)), 0.0)
-    assert [line.rstrip() for line in shown.lines()][3:6] == [
+    shown.take(tree(uart=irqfd(4, 100), nic=irqfd(5, 1), latency=recorded(uart=(12.4, 3400))), 0.0)
+    lines = [line.rstrip() for line in shown.lines()]
+    assert lines[3:6] == [
         "MANAGER      IRQFD         GSI STATE     MARKS  RATE/S  INJECTED P50 us  P99 us",
-        "vm           uart            4 IDLE                  0       100     12    3400",
-        "vm           nic             5 IDLE                  0         1",
+        "vm           uart            4 IDLE                  -       100     12    3400",
+        "vm           nic             5 IDLE                  -         1      -       -",
     ]
+    assert lines[-2:] == ["", HELP]
     assert max(map(len, shown.lines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("latency", "hint"),
+    [
+        (NOT_RECORDED, HINT),
+        (recorded() | {"on": False}, "no latencies: aioirqfd inspect vmm.sock tracers/flight/on --set yes"),
+        (recorded(), ""),
+    ],
+)
+def test_where_there_are_no_latencies_a_line_says_how_to_have_them(latency, hint):
+    shown = Screen("vmm.sock")
+    shown.take(tree(uart=irqfd(4, 100), latency=latency), 0.0)
+    assert shown.lines()[-2:] == [hint, HELP]
+    assert shown.page()[5:] == ([hint] if hint else [])
+
+
+def test_what_was_dropped_and_what_a_chip_has_masked_is_marked():
+    shown = Screen("vmm.sock", sort="h")
+    why = "the guest has masked pin 5 of the IOAPIC"
+    shown.take(tree(well=irqfd(3, 9), nowhere=irqfd(4, 0, dropped=7), chip=irqfd(5, 1, obstacle=why)), 0.0)
+    lines = shown.lines()
+    assert lines[1] == "3 irqfds, - interrupts/s, 1 held back, 1 with drops; 3 queued, 1 running"
+    assert [line.split()[1:5] for line in lines[4:7]] == [
+        ["chip", "5", "IDLE", "C"],
+        ["nowhere", "4", "IDLE", "D"],
+        ["well", "3", "IDLE", "-"],
+    ]
+
+
+def test_what_is_sorted_by_is_shown_and_a_wide_screen_shows_all():
+    shown = Screen("vmm.sock", sort="c")
+    shown.take(tree(uart=irqfd(4, 100, coalesced=77)), 0.0)
+    assert shown.lines()[4].split() == ["vm", "uart", "4", "IDLE", "-", "77", "-", "-"]
+    assert shown.lines(90)[4].split() == ["vm", "uart", "4", "IDLE", "-", "100", "77", "-", "-"]
+    assert len(shown.lines(90)[3]) == 89
+
+
+def test_a_page_for_a_pipe_has_all_rows_and_nothing_else():
+    many = {f"irqfd{gsi}": irqfd(gsi, gsi) for gsi in range(100)}
+    shown = Screen("vmm.sock", sort="g")
+    shown.take(tree(**many, latency=recorded()), 0.0)
+    page = shown.page()
+    assert len(page) == 4 + 100
+    assert [line for line in page if line != line.rstrip() or not line] == []
+    assert [line.split()[1] for line in page[4:]] == list(many)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +205,7 @@ def test_what_is_more_than_the_screen_has_room_for_is_counted():
         lines = shown.lines(width, height)
         assert len(lines) == height
         assert max(map(len, lines)) <= width
-    assert shown.lines(80, 24)[2] == "by gsi, 1981 more"
+    assert shown.lines(80, 24)[2] == "by gsi, 1982 more"
     assert shown.lines(80, 24)[4].startswith("vm           irqfd numbe+    0 IDLE")
 
 
@@ -144,6 +214,7 @@ def test_what_comes_and_goes_has_no_rate_yet_and_a_counter_that_began_anew_no_ne
     shown.take(tree(uart=irqfd(4, 100)), 0.0)
     shown.take(tree(uart=irqfd(4, 10), nic=irqfd(5, 900)), 1.0)
     assert shown.lines()[1].startswith("2 irqfds, 0 interrupts/s")
+    assert [line.split()[4] for line in shown.lines()[4:6]] == ["-", "0"]
 
 
 def test_a_manager_that_does_not_answer_is_named():
@@ -153,6 +224,21 @@ def test_a_manager_that_does_not_answer_is_named():
     shown.take(looked, 0.0)
     assert shown.lines()[2] == "no answer: stuck"
     assert shown.lines()[1].startswith("3 irqfds")
+
+
+@pytest.mark.parametrize("part", ["irqfds", "queue", "latency"])
+def test_a_manager_that_falls_silent_between_two_questions_is_named(part):
+    shown = Screen("vmm.sock")
+    looked = before()
+    looked["managers"]["vm"][part] = {"error": "managers/vm: its event loop has not answered in time"}
+    shown.take(looked, 0.0)
+    assert shown.lines()[1:3] == ["0 irqfds, - interrupts/s, 0 held back; 0 queued, 0 running", "no answer: vm"]
+
+
+def test_an_irqfd_that_cannot_be_looked_at_spoils_no_screen():
+    shown = Screen("vmm.sock")
+    shown.take(tree(bad={"error": "OSError(9)"}, uart=irqfd(4, 100)), 0.0)
+    assert shown.lines()[1].startswith("1 irqfds")
 
 
 # ------------------------------------------------------------------------------------------------- a program, and a pty
@@ -178,17 +264,76 @@ async def test_it_looks_at_a_running_program(program):
             program.signal()
         await asyncio.to_thread(top.look, client, shown, times.__next__)
     assert shown.lines()[1] == "1 irqfds, 10 interrupts/s, 0 held back; 0 queued, 0 running"
-    assert shown.lines()[4].split() == ["vm", "uart", "5", "IDLE", "10", "20", "0"]
+    assert shown.lines()[4].split() == ["vm", "uart", "5", "IDLE", "10", "20", "-", "-"]
 
 
-async def test_one_screen_for_a_pipe(program, capsys):
-    assert await asyncio.to_thread(top.run, ["vm.sock", "--once", "--filter", "uart"]) == 0
+async def test_one_page_for_a_pipe_has_rates_from_two_looks(program, capsys):
+    slept = []
+
+    def run():
+        def sleep(seconds):
+            slept.append(seconds)
+            program.signal()
+
+        return top.run(["vm.sock", "--once", "--filter", "uart", "--interval", "7"], sleep=sleep)
+
+    assert await asyncio.to_thread(run) == 0
+    assert slept == [7.0]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1:4] == [
-        "1 irqfds, 0 interrupts/s, 0 held back; 0 queued, 0 running",
+    assert re.fullmatch(r"1 irqfds, \d+ interrupts/s, 0 held back; 0 queued, 0 running", lines[1])
+    assert lines[2:4] == [
         "by rate, with 'uart'",
-        "MANAGER      IRQFD         GSI STATE     MARKS   RATE/S    INJECTED   COALESCED",
+        "MANAGER      IRQFD         GSI STATE     MARKS  RATE/S  INJECTED COALESCED P50 us  P99 us",
     ]
+    assert re.fullmatch(r"vm           uart            5 IDLE  +\d+ +1         0      -       -", lines[4])
+    assert lines[5:] == [HINT]
+
+
+@pytest.mark.parametrize("command", [["top", "vm.sock", "--once", "--interval", "0.05"], ["inspect", "vm.sock"]])
+async def test_whoever_reads_may_have_seen_enough(program, command):
+    read, write = os.pipe()
+    os.close(read)
+
+    def run():
+        return subprocess.run(
+            [sys.executable, "-P", "-W", "error", "-m", "aioirqfd", *command],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    try:
+        done = await asyncio.to_thread(run)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_the_latencies_of_a_running_program(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recorder = FlightRecorder()
+    async with IrqManager(RecordingSink(), name="vm", tracer=recorder) as irqs, await serve("vm.sock", patience=60):
+        with EventFd() as kick:
+            irqs.assign(kick, gsi=5, name="uart")
+            for _ in range(10):
+                kick.signal()
+                await irqs.flush()
+            client = await asyncio.to_thread(InspectClient, "vm.sock")
+            with client:
+
+                async def row():
+                    shown = Screen("vm.sock")
+                    await asyncio.to_thread(top.look, client, shown)
+                    lines = shown.lines()
+                    return lines[4].split(), lines[-2]
+
+                found, hint = await row()
+                assert (found[:5], found[5], hint) == (["vm", "uart", "5", "IDLE", "-"], "10", "")
+                assert float(found[6]) <= float(found[7])
+                recorder.on = False
+                hint = f"no latencies: aioirqfd inspect vm.sock tracers/{nodes.key_of(recorder)}/on --set yes"
+                assert await row() == (["vm", "uart", "5", "IDLE", "-", "10", "-", "-"], hint)
 
 
 def test_what_cannot_be_looked_at_is_said_in_a_line(tmp_path, capsys):

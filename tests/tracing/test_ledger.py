@@ -33,8 +33,8 @@ class Book:
 
     def __init__(self, recorder: FlightRecorder) -> None:
         self.recorder = recorder
-        self.manager = Flight(recorder.ring, recorder.source("Nvme-vectors"))
-        self.queue = Flight(recorder.ring, recorder.source("Nvme queue 0"))
+        self.manager = Flight(recorder, recorder.source("Nvme-vectors"))
+        self.queue = Flight(recorder, recorder.source("Nvme queue 0"))
 
     def signal(self, vector, *steps, fd=7):
         for step in steps:
