@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast, final
 
@@ -23,7 +24,7 @@ from aioirqfd.irqfd.since import Since
 from aioirqfd.tracer import NULL_TRACER, failure, listens
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Generator, Iterator
 
     from aioirqfd.counter import TopHalf
     from aioirqfd.eventfd import EventFd, Poller
@@ -94,6 +95,14 @@ def checked(labels: object) -> dict[str, object]:
     return found
 
 
+class Vectors(Protocol):
+    """A device's vectors, of which some have no irqfd yet."""
+
+    def waiting(self) -> Iterator[tuple[str, str]]:
+        """Of each of these that is signalled, its name, and what it waits for."""
+        ...
+
+
 class _Named(Protocol):
     """Whom an event is about."""
 
@@ -121,6 +130,7 @@ class Delivery:
         first_error: The first that an irqfd was given up for.
         dropped: Interrupts that had no route.
         since: What the program holds back, and since when.
+        vectors: Whose vectors are injected here, by its ``id()``.
     """
 
     __slots__ = (
@@ -141,6 +151,7 @@ class Delivery:
         "since",
         "tiers",
         "traced",
+        "vectors",
     )
 
     def __init__(
@@ -170,6 +181,7 @@ class Delivery:
         self.first_error: Exception | None = None
         self.dropped = 0
         self.since: Final = Since()
+        self.vectors: Final[weakref.WeakValueDictionary[int, Vectors]] = weakref.WeakValueDictionary()
         self._life: Final = life
 
     @property

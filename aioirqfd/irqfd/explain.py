@@ -66,16 +66,32 @@ def of_all(irqfds: _Manager) -> str:
     stage = irqfds.life.stage
     if stage is not Stage.OPEN:
         return f"the manager is {stage.name.lower()}; it delivers inside `async with` alone."
-    stopped = [irqfd for irqfd in irqfds.bound.values() if next(_stops(irqfds, irqfd), None) is not None]
-    if stopped:
-        return "\n".join(of_irqfd(irqfds, irqfd) for irqfd in stopped)
+    stopped = [irqfd for irqfd in irqfds.bound.values() if _tells(irqfd) and next(_stops(irqfds, irqfd), None)]
+    found = [of_irqfd(irqfds, irqfd) for irqfd in stopped]
+    for vectors in irqfds.delivery.vectors.values():
+        found += [of_vector(irqfds, name, stop) for name, stop in vectors.waiting()]
+    if found:
+        return "\n".join(found)
     return f"nothing stops its {len(irqfds.bound)} irqfds."
+
+
+def _tells(irqfd: Binding) -> bool:
+    """Whether it is worth telling that it is stopped: that of a vector which the guest does not use is not."""
+    return irqfd.trigger.why_masked is None or not irqfd.masked or irqfd.pending
+
+
+def of_vector(irqfds: _Manager, name: str, stop: str) -> str:
+    """The same of a device's vector that is signalled, and has no irqfd."""
+    paused = f"its manager is paused{irqfds.delivery.since.said(MANAGER)}, and " if irqfds.routes.paused else ""
+    return f"{name}: {paused}{stop}. An injection is owed; its signals are in its eventfd, uncounted."
 
 
 def of_irqfd(irqfds: _Manager, irqfd: Binding) -> str:
     """What stops an irqfd's interrupts, if anything does, and its counts."""
+    name = irqfd.trigger.name
+    who = f"gsi {irqfd.gsi}" if name is None else f"{name} (gsi {irqfd.gsi})"
     if irqfd.closing:
-        return f"gsi {irqfd.gsi}: the irqfd is deassigned; its eventfd is nobody's."
+        return f"{who}: the irqfd is deassigned; its eventfd is nobody's."
     counts = irqfd.statistics()
     runs = irqfd.trigger.running is not None or irqfd.state in {State.INJECTING, State.INJECTING_PENDING}
     pending = "an injection is under way" if runs else "nothing is owed"
@@ -88,7 +104,7 @@ def of_irqfd(irqfds: _Manager, irqfd: Binding) -> str:
     stop = next(_stops(irqfds, irqfd), None)
     if stop is None:
         stop = "nothing stops it" if counts.signals else "no signal has come since it was assigned"
-    return f"gsi {irqfd.gsi}: {stop}. {pending.capitalize()}; counted: {counted}."
+    return f"{who}: {stop}. {pending.capitalize()}; counted: {counted}."
 
 
 def _stops(irqfds: _Manager, irqfd: Binding) -> Iterator[str]:
@@ -97,7 +113,8 @@ def _stops(irqfds: _Manager, irqfd: Binding) -> Iterator[str]:
     if routes.paused:
         yield f"its manager is paused{since.said(MANAGER)}; resume() goes on"
     if irqfd.masked:
-        yield f"it is masked{since.said(irqfd.eventfd_id)}; unmask() goes on"
+        why = None if irqfd.trigger.why_masked is None else irqfd.trigger.why_masked()
+        yield why or f"it is masked{since.said(irqfd.eventfd_id)}; unmask() goes on"
     if not routes.of(irqfd.gsi):
         dropped = irqfd.statistics().dropped
         kept = "its signals are kept" if routes.holds(irqfd.gsi) else f"{dropped} interrupts were dropped"

@@ -108,7 +108,7 @@ class IrqFd:
     def explain(self) -> str:
         """Where its interrupts stand, for a person who debugs: what stops them, since when and by whom, and what is owed.
 
-        ``gsi 5: it is masked for 3 s, by vmm/app.py:12; unmask() goes on. An injection is owed; counted: nothing.``
+        ``uart (gsi 5): it is masked for 3 s, by vmm/app.py:12; unmask() goes on. An injection is owed; counted: nothing.``
         A signal is counted when the top half has seen it. The words are not stable. It costs nothing until it is called, and changes nothing.
 
         Threads:

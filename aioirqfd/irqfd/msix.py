@@ -32,7 +32,7 @@ from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from aioirqfd.eventfd import EventFd
@@ -141,7 +141,9 @@ class MsixTable:
         self._pba_offset = start
         self._enabled = self._function_mask = self._closed = False
         self._vectors = tuple(MsixVector(number) for number in range(count))
-        self._bindings = VectorBindings(irqfds, self._devid, self._wanted, {} if name is None else {"device": name})
+        self._bindings = VectorBindings(
+            irqfds, self._devid, self._wanted, self._stop, {} if name is None else {"device": name}
+        )
         references: list[EventFd] = []
         try:
             self._put_eventfds(eventfds or {}, references)
@@ -149,6 +151,7 @@ class MsixTable:
             close_all(references)
             raise
         nodes.add("msix", self, _node, name=name, loop=_loop)
+        irqfds.delivery.vectors[id(self)] = self
 
     def _put_eventfds(self, eventfds: Mapping[int, EventFd | int], references: list[EventFd]) -> None:
         taken: dict[int, int] = {}
@@ -183,6 +186,7 @@ class MsixTable:
         """
         self._closed = True
         nodes.discard(self)
+        self._irqfds.delivery.vectors.pop(id(self), None)
         await self._bindings.aclose(self._vectors)
 
     async def __aenter__(self) -> Self:
@@ -511,9 +515,23 @@ class MsixTable:
         enabled = self._enabled and not self._function_mask and not self._closed
         return enabled and not vector.control & MASK_BIT and not vector.changing and vector.eventfd is not None
 
+    def _stop(self, vector: MsixVector) -> str | None:
+        return msix_node.stop(vector, enabled=self._enabled, function_mask=self._function_mask)
+
+    def waiting(self) -> Iterator[tuple[str, str]]:
+        """Of each vector that is signalled and has no irqfd, its name, and what it waits for.
+
+        :meta private:
+        """
+        for vector in self._vectors:
+            if not vector.bound and vector.pending:
+                yield self._bindings.name(vector), self._stop(vector) or "it is just being made active"
+
 
 def _node(table: MsixTable) -> Mapping[str, object]:
-    return msix_node.of_table(table._irqfds, table._vectors, enabled=table._enabled, function_mask=table._function_mask)
+    bindings = table._bindings
+    state = {"enabled": table._enabled, "function_mask": table._function_mask}
+    return msix_node.of_table(table._irqfds, table._vectors, state, stop=table._stop, name=bindings.name)
 
 
 def _loop(table: MsixTable) -> asyncio.AbstractEventLoop | None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.errors import ClosedError
@@ -42,6 +44,7 @@ class VectorBindings:
         irqfds: The manager's.
         devid: The requester id that messages carry, or None.
         wanted: Whether a vector's interrupts are to be injected, as the registers say.
+        stop: What stops a vector's, in words, for whoever asks; None: nothing here.
         whose: Fields that say whose the events are.
 
     Threads:
@@ -56,17 +59,24 @@ class VectorBindings:
         "_limit",
         "_limited",
         "_moving",
+        "_stop",
         "_waiting",
         "_wanted",
         "_whose",
     )
 
     def __init__(
-        self, irqfds: Irqfds, devid: int | None, wanted: Callable[[MsixVector], bool], whose: dict[str, object]
+        self,
+        irqfds: Irqfds,
+        devid: int | None,
+        wanted: Callable[[MsixVector], bool],
+        stop: Callable[[MsixVector], str | None],
+        whose: dict[str, object],
     ) -> None:
         self._irqfds: Final = irqfds
         self._devid: Final = devid
         self._wanted: Final = wanted
+        self._stop: Final = stop
         self._whose: Final = whose
         self._limit: Final = RateLimit()
         self._limited = False
@@ -75,6 +85,10 @@ class VectorBindings:
         self._again: dict[MsixVector, None] = {}
         self._waiting = False
         self._moving: dict[asyncio.Task[None], Binding] = {}  # hand-overs that wait for an injection
+
+    def name(self, vector: MsixVector) -> str:
+        """What people call it."""
+        return f"{self._whose.get('device', 'MSI-X')} vector {vector.number}"
 
     def tell(self, event: str, /, *, kind: Hashable = None, **fields: object) -> None:
         """Trace what a guest can repeat: the first of each kind at once, then in time, and counted."""
@@ -160,7 +174,9 @@ class VectorBindings:
         if vector.irqfd is None or not vector.bound:
             assert vector.eventfd is not None
             labels = {**self._whose, "vector": vector.number}
-            vector.irqfd = irqfds.bind(vector.eventfd, gsi=vector.gsi, masked=True, labels=labels)
+            name = self.name(vector)
+            vector.irqfd = irqfds.bind(vector.eventfd, gsi=vector.gsi, masked=True, name=name, labels=labels)
+            vector.irqfd.trigger.why_masked = partial(self._stop, vector)
         vector.active = True
         vector.captured = None
         vector.irqfd.unmask()
@@ -197,6 +213,8 @@ class VectorBindings:
 
     def _forget(self, vector: MsixVector) -> None:
         """It is not active, and does not wait for becoming it."""
+        if vector.active:
+            vector.idle_since = time.monotonic()
         vector.active = False
         self._again.pop(vector, None)
         if vector.starved:

@@ -63,6 +63,7 @@ class MsixVector:
         starved: It would be active, but there is no gsi.
         failures: How often in a row it could not be made active, since it was last asked for.
         changing: How many changes of the message are under way.
+        idle_since: When it was last active, by ``time.monotonic()``; None: it never was.
         captured: What a snapshot has of the signals in the eventfd, and which of the manager's pauses it was taken in.
     """
 
@@ -76,6 +77,7 @@ class MsixVector:
         "failures",
         "gsi",
         "held",
+        "idle_since",
         "irqfd",
         "number",
         "starved",
@@ -91,6 +93,7 @@ class MsixVector:
         self.irqfd: Binding | None = None
         self.gsi: int | None = None
         self.captured: tuple[int, int] | None = None
+        self.idle_since: float | None = None
 
     @property
     def eventfd(self) -> EventFd | None:

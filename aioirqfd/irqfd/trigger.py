@@ -53,15 +53,19 @@ class Trigger:
         eventfd_id: The kernel's number of it.
         claimant: Who has claimed it.
         name: What the program calls the irqfd, if it calls it anything.
+
+    Attributes:
+        why_masked: Says why it is masked, where that is not the program's own doing but a vector's; None: it is the program's.
     """
 
-    __slots__ = ("_claimant", "_final", "_run", "eventfd", "eventfd_id", "left", "name", "references")
+    __slots__ = ("_claimant", "_final", "_run", "eventfd", "eventfd_id", "left", "name", "references", "why_masked")
 
     def __init__(self, eventfd: EventFd, eventfd_id: int, claimant: object, name: str | None = None) -> None:
         self.eventfd = eventfd
         self.eventfd_id = eventfd_id
         self._claimant = claimant
         self.name = name
+        self.why_masked: Callable[[], str | None] | None = None
         self.left = False
         self.references: tuple[EventFd, ...] = ()
         """What was made for ints, and is closed with the irqfd."""

@@ -26,7 +26,7 @@ from aioirqfd.irqfd.interrupt import Action, IrqchipPin, Msi
 from aioirqfd.irqfd.manager import IrqManager
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from aioirqfd.irqfd.interrupt import Interrupt, Route
@@ -104,6 +104,7 @@ class Interrupts:
         routes[self._gsi] = IrqchipPin("pic", 0)  # of no controller: it makes the gsi a level
         routes[self._gsi + 1] = Msi(address=0, data=self._gsi + 1)
         self._manager = IrqManager(_Sink(self._deliver), routing=routes, tracer=tracer, name=name)
+        self._manager._irqfds.delivery.vectors[id(self)] = self  # noqa: SLF001  as below
         # The manager's own source: a signal, and the injection that follows.
         self._flight = self._manager._irqfds.delivery.flight  # noqa: SLF001  an underscore for this package
 
@@ -125,6 +126,19 @@ class Interrupts:
             "pending": pending,
             "sent": self.sent(vector),
         }
+
+    def waiting(self) -> Iterator[tuple[str, str]]:
+        """Of each vector that is signalled and was never bound, its name, and what it waits for."""
+        for vector, one in ((PIN, self._pin), *enumerate(self._vectors)):
+            if one.irqfd is None and self.pending(vector):
+                yield "pin" if vector == PIN else f"vector {vector}", self._stop(one)
+
+    def _stop(self, one: _Vector) -> str:
+        if one.target is None:
+            return "nobody has given it an eventfd to interrupt by: the guest has not enabled it, or the VMM has forgotten it"
+        if one.masked:
+            return "the guest has masked it, by its VMM"
+        return "the guest has disabled the pin, by the command register"
 
     async def __aenter__(self) -> Self:
         await self._manager.__aenter__()
@@ -276,6 +290,7 @@ class Interrupts:
             one.irqfd = self._manager.assign(
                 trigger, gsi=vector, masked=True, name=f"vector {vector}", labels={"vector": vector}
             )
+        one.irqfd._binding.trigger.why_masked = partial(self._stop, one)  # noqa: SLF001  an underscore for this package
 
     def _update(self, one: _Vector) -> None:
         if one.irqfd is None:

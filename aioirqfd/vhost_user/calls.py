@@ -7,6 +7,8 @@ front-end may have stopped looking at it, and what was written there is seen by 
 that is not on any fast path, and whatever was lost on the way is made good.
 """
 
+# pyright: reportPrivateUsage=false
+# (an underscore on an IrqFd says "for this package")
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self, final
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
     from aioirqfd.irqfd.irqfd import IrqFd
     from aioirqfd.tracer import Tracer
+
+
+def _no_eventfd() -> str:
+    return "the front-end has given its queue no call eventfd (SET_VRING_CALL); its interrupt is kept"
 
 
 @final
@@ -60,9 +66,11 @@ class Calls:
             for index in self._manager.routing:
                 trigger = EventFd()
                 self._triggers.append(trigger)
-                self._irqfds.append(
-                    self._manager.assign(trigger, gsi=index, masked=True, name=f"call {index}", labels={"queue": index})
+                irqfd = self._manager.assign(
+                    trigger, gsi=index, masked=True, name=f"call {index}", labels={"queue": index}
                 )
+                irqfd._binding.trigger.why_masked = _no_eventfd  # noqa: SLF001  an underscore for this package
+                self._irqfds.append(irqfd)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise

@@ -52,7 +52,9 @@ async def test_it_prints_json_for_programs(program, capsys):
 
 async def test_it_says_in_a_sentence_what_an_interrupt_waits_for(program, capsys):
     program.irqfds[0].mask()
-    sentence = re.escape("gsi 5: it is masked for 0 s, by cli/test_inspect.py:") + r"\d+; unmask\(\) goes on\. .*\n"
+    sentence = (
+        re.escape("uart (gsi 5): it is masked for 0 s, by cli/test_inspect.py:") + r"\d+; unmask\(\) goes on\. .*\n"
+    )
     for path in (["managers/vm/gsi/5"], ["managers/vm/gsi/5/"], ["managers/vm"]):
         assert re.fullmatch(sentence, (await said(capsys, *path, "--explain"))[1])
     assert re.fullmatch(f"vm: {sentence}", (await said(capsys, "--explain"))[1])
@@ -62,7 +64,7 @@ async def test_it_says_in_a_sentence_what_an_interrupt_waits_for(program, capsys
         program.assign(other, gsi=6)
         first, second, third = (await said(capsys, "--explain"))[1].splitlines()
         assert first == "vm:"
-        assert second.startswith("  gsi 5: its manager is paused")
+        assert second.startswith("  uart (gsi 5): its manager is paused")
         assert third.startswith("  gsi 6: its manager is paused")
 
 

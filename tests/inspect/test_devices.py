@@ -16,9 +16,12 @@ from aioirqfd.faults import Delay, Faults, Match
 from aioirqfd.inspect import read
 from aioirqfd.irqchip import Chipset, IoApic, Pic
 from aioirqfd.pci import Bar, PciDevice
+from aioirqfd.pci.interrupts import PIN, Interrupts
 from aioirqfd.sinks import RecordingSink
 from aioirqfd.testing import vfio_user_client, vhost_user_frontend
+from aioirqfd.tracer import NullTracer
 from aioirqfd.vhost_user import Backend
+from aioirqfd.vhost_user.calls import Calls
 from aioirqfd.virtio_pci import VirtioPci
 from tests.irqfd.helpers import turns
 from tests.vhost_user.devices import Gated, Upper
@@ -221,6 +224,14 @@ async def test_a_vhost_user_session_and_its_rings_indices(tmp_path):
     assert "disk" not in read("vhost_user")
 
 
+async def test_a_call_without_an_eventfd_says_so():
+    async with Calls(2, tracer=NullTracer(), name="calls") as calls:
+        assert read("managers/calls/explain") == "nothing stops its 2 irqfds."
+        calls.ring(1)
+        why = "the front-end has given its queue no call eventfd (SET_VRING_CALL); its interrupt is kept"
+        assert read("managers/calls/explain").startswith(f"call 1 (gsi 1): {why}. An injection is owed; ")
+
+
 async def test_a_vfio_user_session_its_vectors_and_its_pin():
     class Dice(PciDevice):
         bars = (Bar(4096),)
@@ -241,6 +252,33 @@ async def test_a_vfio_user_session_its_vectors_and_its_pin():
         assert interrupts["vectors"] == {"0": quiet, "1": quiet | {"pending": True}}
         assert interrupts["pin"] == {"wanted": False, "up": False, "disabled": False} | quiet
         assert f"vfio_user-{key}-vectors" in read("managers")
+        why = (
+            "nobody has given it an eventfd to interrupt by: the guest has not enabled it, or the VMM has forgotten it"
+        )
+        owed = "An injection is owed; its signals are in its eventfd, uncounted."
+        assert read(f"managers/vfio_user-{key}-vectors/explain") == f"vector 1: {why}. {owed}"
+
+
+async def test_a_vector_of_a_pci_device_says_what_it_waits_for():
+    async with Interrupts(2, tracer=NullTracer(), name="dice") as interrupts:
+        interrupts.bind(1, EventFd())
+        interrupts.signal(1)
+        await interrupts.flush()
+        assert read("managers/dice/explain") == "nothing stops its 1 irqfds."
+        interrupts.mask(1)
+        assert read("managers/dice/explain") == "nothing stops its 1 irqfds."  # nothing is owed
+        interrupts.signal(1)
+        said = read("managers/dice/explain")
+        assert said.startswith("vector 1 (gsi 1): the guest has masked it, by its VMM. An injection is owed; ")
+        interrupts.bind(1, None)
+        assert read("managers/dice/explain").startswith("vector 1 (gsi 1): nobody has given it an eventfd")
+        interrupts.disable_pin(disabled=True)
+        interrupts.bind(PIN, EventFd())
+        interrupts.pin = True
+        pin = read("managers/dice/explain").splitlines()[-1]
+        assert pin.startswith(
+            "pin (gsi 2): the guest has disabled the pin, by the command register. An injection is owed"
+        )
 
 
 async def test_a_virtio_device_by_vfio_user_shows_its_queues():

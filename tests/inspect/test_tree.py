@@ -312,7 +312,7 @@ async def test_what_belongs_to_another_loop_is_asked_there(new_loop):
     with elsewhere("other", new_loop):
         async with IrqManager(RecordingSink(), name="here"):
             assert read("managers/*/irqfds/*/gsi", timeout=60) == {"here": {}, "other": {"kick": 5}}
-            assert read("managers/other/gsi/5/explain", timeout=60).startswith("gsi 5: no signal has come")
+            assert read("managers/other/gsi/5/explain", timeout=60).startswith("kick (gsi 5): no signal has come")
 
 
 def test_it_is_asked_from_a_thread_without_a_loop():

@@ -1,13 +1,17 @@
 """The first sentence of explain() names the segment at which a signal stops; each of these programs hangs in another one."""
 
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+# (what is read is JSON, of whose inside no type checker knows)
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 
 import pytest
 
-from aioirqfd import EventFd, InjectionError, Interrupt, IrqManager, Retry, WorkQueue
+from aioirqfd import EventFd, InjectionError, Interrupt, IrqManager, MsixTable, Retry, WorkQueue, nodes
+from aioirqfd.inspect import read
 from aioirqfd.irqchip import Chipset, IoApic, Pic
 from aioirqfd.sinks import RecordingSink
 from tests.irqfd.helpers import OffloadingSink, turns
@@ -288,3 +292,109 @@ async def test_a_sink_that_cannot_say():
 
 def irqs_interrupt(irqs, gsi):
     return Interrupt(gsi, irqs.routing.routes(gsi)[0])
+
+
+# ------------------------------------------------------------------------------------------------- a device's vectors
+
+
+async def test_an_irqfd_is_called_by_its_name():
+    async with IrqManager(RecordingSink()) as irqs:
+        with EventFd() as kick:
+            irqs.assign(kick, gsi=5, name="uart")
+            kick.signal()
+            await irqs.flush()
+            assert (
+                irqs.explain(5) == "uart (gsi 5): nothing stops it. Nothing is owed; counted: 1 signals, 1 injections."
+            )
+
+
+OWED = "An injection is owed; its signals are in its eventfd, uncounted."
+
+
+def everything(irqs):
+    return irqs.inspect("explain").splitlines()
+
+
+async def test_each_register_of_an_msix_table_that_stops_a_vector_is_named(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    async with IrqManager(RecordingSink()) as irqs, MsixTable(irqs, vectors=5, name="nic") as table:
+        assert everything(irqs) == ["nothing stops its 0 irqfds."]
+        table.signal(3)
+        why = "the guest has MSI-X disabled, and it was never in use; its driver enables it"
+        assert everything(irqs) == [f"nic vector 3: {why}. {OWED}"]
+        table.write_control(MsixTable.ENABLE | MsixTable.FUNCTION_MASK)
+        why = "the guest has set the function mask, and it was never in use, which masks every vector"
+        assert everything(irqs) == [f"nic vector 3: {why}. {OWED}"]
+        table.write_control(MsixTable.ENABLE)
+        assert everything(irqs) == [f"nic vector 3: the guest has masked it, and it was never in use. {OWED}"]
+        table.write(3 * 16, 0xFEE0_0001, 4)
+        table.unmask(3)
+        why = "the guest has written the address 0xfee00001, which is no multiple of 4, so there is no message to send"
+        assert everything(irqs) == [f"nic vector 3: {why}. {OWED}"]
+        table.write(3 * 16, 0xFEE0_0000, 4)
+        await irqs.flush()
+        gsi = table.gsi(3)
+        assert everything(irqs) == ["nothing stops its 1 irqfds."]
+        table.mask(3)
+        assert everything(irqs) == ["nothing stops its 1 irqfds."]  # nothing is owed
+        now[0] += 7
+        table.signal(3)
+        masked = f"nic vector 3 (gsi {gsi}): the guest has masked it for 7 s. An injection is owed; counted: "
+        assert everything(irqs) == [f"{masked}2 signals, 1 injections."]
+        assert irqs.explain(gsi) == everything(irqs)[0]
+        assert list(irqs.inspect("irqfds", 0)) == ["nic vector 3"]
+        table.write_control(0)
+        why = "the guest has MSI-X disabled for 7 s; its driver enables it"
+        assert everything(irqs) == [f"nic vector 3: {why}. {OWED}"]
+        await irqs.pause()
+        paused = everything(irqs)[0]
+        assert re.fullmatch(
+            rf"nic vector 3: its manager is paused for 0 s, by {HERE}, and {re.escape(why)}\. {OWED}", paused
+        )
+    assert everything(irqs) == ["the manager is closed; it delivers inside `async with` alone."]
+
+
+async def test_a_vector_says_where_it_stands_by_its_own_path():
+    async with IrqManager(RecordingSink()) as irqs, MsixTable(irqs, vectors=3, name="nic") as table:
+        key = nodes.key_of(table)
+        table.write_control(MsixTable.ENABLE)
+        table.unmask(1)
+        why = "it has no eventfd, for nobody has asked for one: eventfd() and signal() make it"
+        assert read(f"msix/{key}/vectors/1/explain") == f"nic vector 1: {why}. Nothing is owed."
+        assert read(f"msix/{key}/explain") == "nothing stops its 3 vectors."
+        table.signal(0)
+        assert read(f"msix/{key}/explain") == f"nic vector 0: the guest has masked it, and it was never in use. {OWED}"
+        table.signal(1)
+        said = (
+            f"nic vector 1 (gsi {table.gsi(1)}): nothing stops it. Nothing is owed; counted: 1 signals, 1 injections."
+        )
+        await irqs.flush()
+        assert read(f"msix/{key}/vectors/1/explain") == said
+        table.eventfd(1).close()
+        assert "its eventfd is closed" in read(f"msix/{key}/vectors/1/explain")
+
+
+async def test_a_vector_for_which_there_is_no_gsi():
+    async with IrqManager(RecordingSink()) as irqs, MsixTable(irqs, vectors=2, name="nic") as table:
+        last = irqs.gsis.allocate()
+        while irqs.gsis.allocate() is not None:
+            pass
+        irqs.gsis.release(last)
+        table.write_control(MsixTable.ENABLE)
+        for vector in range(2):
+            table.unmask(vector)
+            table.signal(vector)
+        why = "there is no gsi left for it; it waits until another vector gives one back"
+        assert everything(irqs) == [f"nic vector 1: {why}. {OWED}"]
+
+
+async def test_a_table_that_is_dropped_is_looked_at_no_more():
+    async with IrqManager(RecordingSink()) as irqs:
+        table = MsixTable(irqs, vectors=2, name="nic")
+        table.signal(1)
+        assert len(everything(irqs)) == 1
+        table.eventfd(1).close()
+        del table
+        gc.collect()
+        assert everything(irqs) == ["nothing stops its 0 irqfds."]

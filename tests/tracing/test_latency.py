@@ -1,6 +1,7 @@
 """How long interrupts waited of late, as a running program says it: the same as ``aioirqfd trace`` counts of the same records."""
 
 # pyright: reportIndexIssue=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportOptionalMemberAccess=false
 # pyright: reportCallIssue=false, reportOptionalSubscript=false, reportGeneralTypeIssues=false
 # (what is read is JSON, of whose inside no type checker knows)
 from __future__ import annotations
