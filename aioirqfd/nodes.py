@@ -75,6 +75,22 @@ class Setting:
         self.put: Final = put
 
 
+_WORDS: Final = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
+
+
+def switched(name: str, value: object) -> bool:
+    """A setting that is on or off, from what somebody has written: a boolean, or a word for one.
+
+    Raises:
+        ValueError: It is neither; the message says what there is.
+    """
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in _WORDS:
+        return _WORDS[value.lower()]
+    raise ValueError(f"{name} is one of {', '.join(_WORDS)}, not {value!r}")
+
+
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 

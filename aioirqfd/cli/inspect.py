@@ -23,6 +23,7 @@ examples:
   aioirqfd inspect vmm.sock managers/0/gsi/5      one gsi: its irqfds, routes and line
   aioirqfd inspect vmm.sock 'managers/*/queue' --json
   aioirqfd inspect vmm.sock tracers/0/level --set warning
+  aioirqfd inspect vmm.sock tracers/1/on --set no
 """
 
 
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--watch", nargs="?", type=_seconds, const=1.0, metavar="SECONDS", help="print it again and again, until Ctrl-C"
     )
-    made.add_argument("--set", metavar="VALUE", help="write a setting: JSON, or else a string")
+    made.add_argument("--set", metavar="VALUE", help="write the setting at PATH, without *: yes, no, a word, JSON")
     return made
 
 

@@ -11,6 +11,7 @@ from aioirqfd.faults.command import Command, parse, parse_script
 from aioirqfd.faults.match import FaultError
 from aioirqfd.faults.settings import Settings
 from aioirqfd.faults.virtio import VirtioTarget
+from aioirqfd.irqfd.guard import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -153,6 +154,10 @@ class Control:
                     answer = await self.command(text)
                 except ValueError as error:
                     answer = f"error: {error}"
+                except Exception as error:
+                    # Of the device's own code, say. Whoever asked is told, and the loop's exception handler has the traceback.
+                    report(f"aioirqfd: {text.strip()!r} on the control socket raised", error)
+                    answer = f"error: {' '.join(repr(error).split())}"
                 writer.write(f"{answer}\n".encode())
                 await writer.drain()
 

@@ -9,6 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, TypeVar, cast, final
 
 from aioirqfd import nodes
+from aioirqfd.eventfd.loops import loop_here
 from aioirqfd.faults.active import ActiveFault
 from aioirqfd.faults.checks import check, check_answer
 from aioirqfd.faults.fault import WORDS, Fail, Fault, Spurious
@@ -104,7 +105,12 @@ class Faults:
         self._later: set[Timer] = set()
         self._under_way = 0
         self._settling = False
-        nodes.add("faults", self, Faults.status)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        nodes.add("faults", self, Faults.status, loop=Faults._loop_of)
+
+    def _loop_of(self) -> asyncio.AbstractEventLoop | None:
+        """On which its requests come; None: none has come, or none will come any more."""
+        return None if self._loop is None or self._loop.is_closed() else self._loop
 
     def __repr__(self) -> str:
         return f"<Faults {self._active}>"
@@ -258,6 +264,9 @@ class Faults:
 
     def arrive(self, request: Request) -> Plan | None:
         """Decide what is done to a request that has come; None: nothing."""
+        here = loop_here()
+        if here is not None:
+            self._loop = here
         identity = request.identity
         self._seen[identity] += 1
         request.key = key = identity, self._seen[identity]

@@ -41,6 +41,7 @@ class InspectClient:
             sock.close()
             raise OSError(error.errno, error.strerror or str(error), self.path) from None
         self._lines = sock.makefile("rb")
+        self._over: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -52,6 +53,7 @@ class InspectClient:
 
     def close(self) -> None:
         """Hang up; idempotent."""
+        self._over = self._over or "this client is closed"
         self._lines.close()
         self._sock.close()
 
@@ -59,7 +61,8 @@ class InspectClient:
         """As :func:`aioirqfd.inspect.read`, there.
 
         Raises:
-            InspectError: What the program answers, if it cannot; or it has gone, or does not answer in time.
+            InspectError: What the program answers, if it cannot; or it has gone, or does not answer in time. After that
+                the client is of no use any more.
         """
         return self._ask({"path": path, "depth": depth})
 
@@ -72,15 +75,23 @@ class InspectClient:
         self._ask({"path": path, "set": value})
 
     def _ask(self, request: dict[str, object]) -> object:
+        if self._over is not None:
+            raise InspectError(f"{self.path}: {self._over}; connect anew")
         try:
             self._sock.sendall(json.dumps(request).encode() + b"\n")
             line = self._lines.readline()
         except TimeoutError:
-            raise InspectError(f"{self.path}: the program has not answered in time: its event loop is busy") from None
+            # What comes after all is the answer to this question, and not to the next one.
+            self._over = "the program has not answered in time: its event loop is busy"
+            raise InspectError(f"{self.path}: {self._over}") from None
         except ConnectionError:
             line = b""
+        except OSError as error:
+            self._over = f"the connection is of no use any more: {error.strerror or error}"
+            raise InspectError(f"{self.path}: {self._over}") from None
         if not line.endswith(b"\n"):
-            raise InspectError(f"{self.path}: the program has hung up")
+            self._over = "the program has hung up"
+            raise InspectError(f"{self.path}: {self._over}")
         answer = cast("dict[str, object]", json.loads(line))
         if "error" in answer:
             raise InspectError(str(answer["error"]))

@@ -19,7 +19,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final, Self, cast, final
 
-from aioirqfd.inspect.tree import TIMEOUT, InspectError, read, write
+from aioirqfd.inspect.tree import TIMEOUT, InspectError, aread, awrite
 from aioirqfd.nodes import plain
 from aioirqfd.serving.sockets import Listener, socket_path
 
@@ -186,11 +186,11 @@ class InspectServer:
             raise TypeError(f"path is a string, not {path!r}")
         if depth is not None and (not isinstance(depth, int) or isinstance(depth, bool) or depth < 0):
             raise ValueError(f"depth is a number from 0 on, or null, not {depth!r}")
-        # In a thread of its own: a loop that does not answer is not to keep this one from its interrupts.
+        # Tempting, and wrong: to wait in a thread of the loop's executor. A program that has filled that is one that is looked into.
         if "set" in request:
-            await asyncio.to_thread(write, path, request["set"], timeout=self._patience)
+            await awrite(path, request["set"], patience=self._patience)
             return request["set"]
-        return await asyncio.to_thread(read, path, depth, timeout=self._patience)
+        return await aread(path, depth, patience=self._patience)
 
 
 def _uid(writer: asyncio.StreamWriter) -> int:

@@ -6,16 +6,20 @@ asked at once, and waited for together, so a loop that does not answer costs the
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
+import contextlib
 import os
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd import nodes
 from aioirqfd.counter import IMPLEMENTATION
 from aioirqfd.errors import IrqfdError
 from aioirqfd.eventfd.loops import loop_here
+from aioirqfd.serving.sockets import done
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,6 +73,10 @@ class _Asked:
         finally:
             del answer  # else the error's traceback would keep it, and what was asked, until the collector comes
 
+    def when_done(self, call: Callable[[object], None]) -> None:
+        """Call this when it has answered, in whichever thread; here and now, if it has."""
+        self._answer.add_done_callback(call)
+
     def answer(self, deadline: float) -> object:
         """What it has said. To be called once.
 
@@ -105,59 +113,117 @@ def read(path: str = "", depth: int | None = None, *, timeout: float = TIMEOUT) 
     Threads:
         Any. The loop of the calling thread is asked here and now, so it must not wait for this one's meanwhile.
     """
-    names = nodes.split(path)
-    if names[:1] == (PROCESS,):
-        return _process(names[1:])
-    kind = names[0] if names else None
-    key = names[1] if len(names) > 1 else None
-    rest = names[2:]
-    if kind is not None and kind not in {*KINDS, nodes.EACH}:
-        raise InspectError(f"there is no {kind!r}, only {PROCESS}, {', '.join(KINDS)}")
-    there = [one for one in nodes.entries() if kind in {None, nodes.EACH, one.kind}]
-    entries = [one for one in there if key in {None, nodes.EACH, one.key}]
-    if key is not None and not entries and nodes.EACH not in {kind, key}:
-        raise InspectError(f"{kind}: there is no {key!r}, only {', '.join(one.key for one in there) or 'nothing'}")
-    below = None if depth is None else depth - (2 - len(names[:2]))
-    deadline = time.monotonic() + timeout
-    answers = _answers(entries, rest, below, deadline, alone=key is not None and nodes.EACH not in names)
-    return _joined(answers, kind, key, depth)
+    return _Reading(path, depth).value(time.monotonic() + timeout)
 
 
-def _answers(
-    entries: Sequence[nodes.Entry], rest: Sequence[str], depth: int | None, deadline: float, *, alone: bool
-) -> dict[tuple[str, str], object]:
-    """What each has to say; those that have nothing of the kind are left out."""
-    if depth is not None and depth < 0:
-        return {(one.kind, one.key): nodes.MORE for one in entries}
-    answers: dict[tuple[str, str], object] = {}
-    for asked in [_Asked(entry, lambda entry: nodes.look(entry.node(), rest, depth)) for entry in entries]:
-        try:
-            answers[asked.entry.kind, asked.entry.key] = asked.answer(deadline)
-        except Exception as error:
-            if alone:
-                raise
-            if not isinstance(error, _NoPartError):
-                answers[asked.entry.kind, asked.entry.key] = {"error": str(error)}
-    return answers
+async def aread(path: str = "", depth: int | None = None, *, patience: float = TIMEOUT) -> object:
+    """The same as :func:`read`, for who is on an event loop: this one goes on meanwhile. It takes no thread.
+
+    Args:
+        path: As there.
+        depth: As there.
+        patience: As the ``timeout`` there.
+
+    Cancellation:
+        Nobody waits for the answers any more.
+    """
+    reading = _Reading(path, depth)
+    await _answered(reading.asked, patience)
+    return reading.value(time.monotonic())
 
 
-def _joined(answers: dict[tuple[str, str], object], kind: str | None, key: str | None, depth: int | None) -> object:
-    """The answers, in the form that was asked for."""
-    if kind is not None and key is not None and nodes.EACH not in {kind, key}:
-        return next(iter(answers.values()))
-    tree: dict[str, object] = {} if kind is not None else {PROCESS: _process(())}
-    for one in KINDS:
-        parts = {name: answer for (of, name), answer in answers.items() if of == one}
-        if kind in {None, one} or parts:
-            tree[one] = nodes.MORE if kind is None and depth == 0 else parts
-    return tree if kind in {None, nodes.EACH} else tree[str(kind)]
+async def _answered(asked: Sequence[_Asked], patience: float) -> None:
+    """Wait until all have said something, or the time is over."""
+    loop = asyncio.get_running_loop()
+    waiting = [loop.create_future() for _ in asked]
+    for one, future in zip(asked, waiting, strict=True):
+        one.when_done(partial(_tell, loop, future))
+    if waiting:
+        await asyncio.wait(waiting, timeout=patience)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, waiting: asyncio.Future[None], _: object) -> None:
+    with contextlib.suppress(RuntimeError):  # it is closed, and nobody waits
+        loop.call_soon_threadsafe(done, waiting)
+
+
+@final
+class _Reading:
+    """A look at the tree: all that are concerned have been asked, and answer when they can.
+
+    Attributes:
+        asked: Who.
+    """
+
+    def __init__(self, path: str, depth: int | None) -> None:
+        names = self._names = nodes.split(path)
+        kind, key = names[0] if names else None, names[1] if len(names) > 1 else None
+        self._depth: Final = depth
+        self._kind: Final = kind
+        self._key: Final = key
+        self._beyond: list[nodes.Entry] = []  # deeper than was asked for
+        self.asked: list[_Asked] = []
+        if kind == PROCESS:
+            return
+        if kind is not None and kind not in {*KINDS, nodes.EACH}:
+            raise InspectError(f"there is no {kind!r}, only {PROCESS}, {', '.join(KINDS)}")
+        there = [one for one in nodes.entries() if kind in {None, nodes.EACH, one.kind}]
+        entries = [one for one in there if key in {None, nodes.EACH, one.key}]
+        if key is not None and not entries and nodes.EACH not in {kind, key}:
+            raise InspectError(f"{kind}: there is no {key!r}, only {', '.join(one.key for one in there) or 'nothing'}")
+        below = None if depth is None else depth - (2 - len(names[:2]))
+        if below is not None and below < 0:
+            self._beyond = entries
+        else:
+            rest = names[2:]
+            self.asked = [_Asked(entry, lambda entry: nodes.look(entry.node(), rest, below)) for entry in entries]
+
+    def value(self, deadline: float) -> object:
+        """What they have said. To be called once.
+
+        Args:
+            deadline: When those who have not answered are given up, by ``time.monotonic()``.
+
+        Raises:
+            InspectError: It was one alone, and has not.
+        """
+        kind = self._kind
+        if kind == PROCESS:
+            return _process(self._names[1:])
+        answers = self._answers(deadline)
+        if self._alone:
+            return next(iter(answers.values()))
+        tree: dict[str, object] = {} if kind is not None else {PROCESS: _process(())}
+        for one in KINDS:
+            parts = {name: answer for (of, name), answer in answers.items() if of == one}
+            if kind in {None, one} or parts:
+                tree[one] = nodes.MORE if kind is None and self._depth == 0 else parts
+        return tree if kind in {None, nodes.EACH} else tree[str(kind)]
+
+    @property
+    def _alone(self) -> bool:
+        """Whether one object alone was asked."""
+        return self._key is not None and nodes.EACH not in {self._kind, self._key}
+
+    def _answers(self, deadline: float) -> dict[tuple[str, str], object]:
+        """What each has to say; those that have nothing of the kind are left out."""
+        answers: dict[tuple[str, str], object] = {(one.kind, one.key): nodes.MORE for one in self._beyond}
+        for asked in self.asked:
+            try:
+                answers[asked.entry.kind, asked.entry.key] = asked.answer(deadline)
+            except Exception as error:
+                if self._alone:
+                    raise
+                if not isinstance(error, _NoPartError):
+                    answers[asked.entry.kind, asked.entry.key] = {"error": str(error)}
+        return answers
 
 
 def write(path: str, value: object, *, timeout: float = TIMEOUT) -> None:
     """Set what may be set: ``write("tracers/0/level", "warning")``.
 
     Args:
-        path: Which setting.
+        path: Which setting: one, so without ``*``.
         value: What it is to be.
         timeout: Seconds within which the event loop that it belongs to has to answer.
 
@@ -168,12 +234,25 @@ def write(path: str, value: object, *, timeout: float = TIMEOUT) -> None:
     Threads:
         Any.
     """
+    _written(path, value).answer(time.monotonic() + timeout)
+
+
+async def awrite(path: str, value: object, *, patience: float = TIMEOUT) -> None:
+    """The same as :func:`write`, as :func:`aread` is of :func:`read`."""
+    asked = _written(path, value)
+    await _answered([asked], patience)
+    asked.answer(time.monotonic())
+
+
+def _written(path: str, value: object) -> _Asked:
     names = nodes.split(path)
     rest = names[2:]
+    if nodes.EACH in names:
+        raise InspectError(f"{path!r} stands for several, and one setting is written at a time: say which, without *")
     entry = next((one for one in nodes.entries() if (one.kind, one.key) == names[:2]), None)
     if entry is None:
         raise InspectError(f"there is nothing to be set at {path!r}")
-    _Asked(entry, lambda entry: nodes.put(entry.node(), rest, value)).answer(time.monotonic() + timeout)
+    return _Asked(entry, lambda entry: nodes.put(entry.node(), rest, value))
 
 
 def _process(rest: Sequence[str]) -> object:

@@ -282,9 +282,7 @@ def _node(recorder: FlightRecorder) -> Mapping[str, object]:
     """What there is to see of it, and to write."""
 
     def put(on: object) -> None:
-        if not isinstance(on, bool):
-            raise ValueError(f"on is true or false, not {on!r}")  # noqa: TRY004  as a Setting wants it
-        recorder.on = on
+        recorder.on = nodes.switched("on", on)
 
     return {
         "type": type(recorder).__qualname__,

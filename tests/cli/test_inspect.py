@@ -14,7 +14,7 @@ from aioirqfd import EventFd, IrqManager, nodes
 from aioirqfd.cli import inspect, main
 from aioirqfd.inspect import serve
 from aioirqfd.sinks import RecordingSink
-from aioirqfd.tracing import StructlogTracer
+from aioirqfd.tracing import FlightRecorder, StructlogTracer
 
 
 @pytest.fixture
@@ -90,6 +90,25 @@ async def test_it_writes_a_setting(program, capsys):
     assert tracer.level == "error"
     why = "aioirqfd inspect: a level is one of debug, info, warning, error, off, not 5\n"
     assert await said(capsys, level, "--set", "5") == (1, "", why)
+
+
+async def test_a_recorder_is_turned_off_and_on_by_any_word_for_it(program, capsys):
+    recorder = FlightRecorder()
+    on = f"tracers/{nodes.key_of(recorder)}/on"
+    for word, value in (("no", False), ("yes", True), ("off", False), ("On", True), ("false", False), ("true", True)):
+        assert await said(capsys, on, "--set", word) == (0, "", "")
+        assert recorder.on is value
+    for word, shown in (("maybe", "'maybe'"), ("1", "1"), ("null", "None")):
+        why = f"aioirqfd inspect: on is one of yes, on, true, no, off, false, not {shown}\n"
+        assert await said(capsys, on, "--set", word) == (1, "", why)
+
+
+@pytest.mark.parametrize("path", ["tracers/*/on", "*/0/on", "tracers/0/*"])
+async def test_one_setting_is_written_at_a_time(program, capsys, path):
+    recorder = FlightRecorder()
+    why = f"aioirqfd inspect: '{path}' stands for several, and one setting is written at a time: say which, without *\n"
+    assert await said(capsys, path, "--set", "no") == (1, "", why)
+    assert recorder.on is True
 
 
 @pytest.mark.parametrize(

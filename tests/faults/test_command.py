@@ -79,6 +79,29 @@ def test_every_word_has_its_usage():
         assert usage.split()[0] == word
 
 
+@pytest.mark.trouble
+async def test_a_command_that_raises_is_answered(monkeypatch, tmp_path):
+    heard = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
+    faults = Faults()
+    error = OSError(5, "two\nlines")
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(faults, "clear", fail)
+    server = await asyncio.start_unix_server(Control(faults).serve, str(tmp_path / "control.sock"))
+    async with server:
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "control.sock"))
+        writer.write(b"reset\nseed 5\n")
+        assert await reader.readline() == b"error: OSError(5, 'two\\nlines')\n"
+        assert await reader.readline() == b"ok\n"
+        writer.close()
+        await writer.wait_closed()
+    assert [context["exception"] for context in heard] == [error]
+    assert heard[0]["message"] == "aioirqfd: 'reset' on the control socket raised"
+
+
 async def test_faults_come_and_go_by_name(serve):
     async with serve() as disk:
         control = Control(disk.faults)

@@ -297,3 +297,21 @@ def test_faults_show_what_is_set():
     (node,) = (one for one in read("faults").values() if one["faults"])
     assert [one["name"] for one in node["faults"]] == ["lost"]
     faults.close()
+
+
+async def test_faults_are_asked_on_the_loop_that_their_requests_come_on(tmp_path):
+    faults = Faults()
+    device = faults.wrap(Upper())
+    faults.add(Match(), Delay(0), name="late")
+    (entry,) = (one for one in nodes.entries() if one.is_of(faults))
+    assert entry.loop() is None  # no request has come
+    path = tmp_path / "socket"
+    async with Backend(device, path), vhost_user_frontend(path) as front:
+        assert await front.queues[0].ask([b"abc"], [3]) == b"ABC"
+        assert entry.loop() is asyncio.get_running_loop()
+        assert (await asyncio.to_thread(read, f"faults/{entry.key}/requests")) == {"request queue=0": 1}
+    loop = asyncio.new_event_loop()
+    loop.close()
+    faults._loop = loop
+    assert entry.loop() is None  # none will come any more
+    faults.close()

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
 import json
 import os
 import socket
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -170,6 +172,36 @@ async def test_a_loop_that_does_not_answer_does_not_keep_the_others(path):
                 assert (await talk.ask(path="process/pid"))["value"] == os.getpid()
 
 
+async def test_a_program_that_has_filled_its_executor_can_be_looked_into(path):
+    executor = concurrent.futures.ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(executor)
+    over = threading.Event()
+    tracer = StructlogTracer()
+    try:
+        full = [asyncio.get_running_loop().run_in_executor(None, over.wait) for _ in range(3)]
+        with elsewhere("other"):
+            async with IrqManager(RecordingSink(), name="here"), await serve_at(path), await Talk.to(path) as talk:
+                assert (await talk.ask(path="managers/*/stage"))["value"] == {"here": "open", "other": "open"}
+                level = f"tracers/{nodes.key_of(tracer)}/level"
+                assert (await talk.ask(path=level, set="error"))["value"] == "error"
+        assert tracer.level == "error"
+        over.set()
+        await asyncio.gather(*full)
+    finally:
+        over.set()
+        executor.shutdown()
+
+
+async def test_a_server_may_be_closed_while_somebody_waits_for_another_loop(path):
+    with elsewhere("other") as loop, blocked(loop):
+        async with await serve_at(path) as serving, await Talk.to(path) as talk:
+            talk.send(b'{"path": "managers/other/stage"}\n')
+            while not serving._clients:
+                await asyncio.sleep(0)
+            await serving.aclose()
+            await talk.gone()
+
+
 # ----------------------------------------------------------------------------------------------- clients that misbehave
 
 
@@ -308,13 +340,29 @@ def test_the_client_says_what_is_wrong_with_the_other_end(path):
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
-        with InspectClient(path, timeout=0.01) as client, pytest.raises(InspectError, match="has not answered in time"):
+        with InspectClient(path, timeout=0.01) as client:
+            with pytest.raises(InspectError, match=r"has not answered in time: its event loop is busy$"):
+                client.read()
+            # The answer may come yet, and is that to another question.
+            for again in (client.read, functools.partial(client.write, "tracers/0/level", "off")):
+                with pytest.raises(InspectError, match=r"has not answered in time: .*; connect anew$"):
+                    again()
+        with pytest.raises(InspectError, match="has not answered in time"):
             client.read()
         with InspectClient(path) as client:
             listening.accept()[0].close()  # the first one's
             other = listening.accept()[0]
             other.close()
             with pytest.raises(InspectError, match="has hung up"):
+                client.read()
+            with pytest.raises(InspectError, match="has hung up; connect anew"):
+                client.read()
+        with pytest.raises(InspectError, match="has hung up"):
+            client.read()
+        with InspectClient(path) as client:
+            listening.accept()[0].close()
+            client.close()
+            with pytest.raises(InspectError, match="this client is closed; connect anew"):
                 client.read()
     with pytest.raises(ConnectionRefusedError, match=r"tree\.sock"):
         InspectClient(path)

@@ -333,6 +333,12 @@ async def test_a_loop_that_does_not_answer_costs_the_time_limit_and_no_other_ans
             assert read("managers/other/stage", timeout=60) == "open"
 
 
+async def test_one_alone_that_has_no_such_part_says_so_whatever_else_is_asked_of_it():
+    async with IrqManager(RecordingSink(), name="vm"):
+        with pytest.raises(InspectError, match="there is no 'nothing'"):
+            read("managers/vm/nothing/*")
+
+
 def test_a_loop_that_is_closed_or_does_not_run():
     loop = asyncio.new_event_loop()
     irqs = IrqManager(RecordingSink(), name="vm")

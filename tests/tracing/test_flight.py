@@ -373,7 +373,7 @@ async def test_a_recorder_that_is_off_remembers_nothing_and_passes_on():
 
 def test_a_recorder_is_on_or_off():
     recorder = FlightRecorder(name="switch")
-    with pytest.raises(ValueError, match="on is true or false, not 1"):
+    with pytest.raises(ValueError, match="on is one of yes, on, true, no, off, false, not 1"):
         write(f"tracers/{nodes.key_of(recorder)}/on", value=1)
     with pytest.raises(TypeError, match="on is True or False, not 1"):
         recorder.on = 1  # type: ignore[assignment]
