@@ -22,10 +22,12 @@ from aioirqfd.integers import plain
 from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
 _S = TypeVar("_S", bound=ctypes.Structure)
+_T = TypeVar("_T")
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
@@ -124,6 +126,16 @@ def int_ioctl(fd: int, request: int, arg: int) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
+
+
+def if_there(call: Callable[[], _T], code: int) -> _T | None:
+    """The answer of a call; None where the kernel says by this errno that the machine has no such part."""
+    try:
+        return call()
+    except OSError as error:
+        if error.errno != code:
+            raise
+        return None
 
 
 def _made_at() -> str:

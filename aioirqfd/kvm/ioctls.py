@@ -9,6 +9,17 @@ from __future__ import annotations
 from ctypes import Structure, sizeof
 from typing import Final
 
+from aioirqfd.kvm.states import (
+    KvmClockData,
+    KvmDebugregs,
+    KvmFpu,
+    KvmMsrList,
+    KvmMsrs,
+    KvmPitState2,
+    KvmVcpuEvents,
+    KvmXcrs,
+    KvmXsave,
+)
 from aioirqfd.kvm.structures import (
     KvmCpuid2,
     KvmEnableCap,
@@ -54,6 +65,7 @@ KVM_API_VERSION: Final = 12
 # /dev/kvm
 KVM_GET_API_VERSION: Final = _io(0x00)
 KVM_CREATE_VM: Final = _io(0x01)
+KVM_GET_MSR_INDEX_LIST: Final = _iowr(0x02, KvmMsrList)
 KVM_CHECK_EXTENSION: Final = _io(0x03)
 KVM_GET_VCPU_MMAP_SIZE: Final = _io(0x04)
 KVM_GET_SUPPORTED_CPUID: Final = _iowr(0x05, KvmCpuid2)
@@ -72,6 +84,10 @@ KVM_SET_GSI_ROUTING: Final = _iow(0x6A, KvmIrqRouting)
 KVM_IRQFD: Final = _iow(0x76, KvmIrqfd)
 KVM_CREATE_PIT2: Final = _iow(0x77, KvmPitConfig)
 KVM_IOEVENTFD: Final = _iow(0x79, KvmIoeventfd)
+KVM_SET_CLOCK: Final = _iow(0x7B, KvmClockData)
+KVM_GET_CLOCK: Final = _ior(0x7C, KvmClockData)
+KVM_GET_PIT2: Final = _ior(0x9F, KvmPitState2)
+KVM_SET_PIT2: Final = _iow(0xA0, KvmPitState2)
 KVM_ENABLE_CAP: Final = _iow(0xA3, KvmEnableCap)
 KVM_SIGNAL_MSI: Final = _iow(0xA5, KvmMsi)
 
@@ -82,12 +98,28 @@ KVM_SET_REGS: Final = _iow(0x82, KvmRegs)
 KVM_GET_SREGS: Final = _ior(0x83, KvmSregs)
 KVM_SET_SREGS: Final = _iow(0x84, KvmSregs)
 KVM_INTERRUPT: Final = _iow(0x86, KvmInterrupt)
+KVM_GET_MSRS: Final = _iowr(0x88, KvmMsrs)
+KVM_SET_MSRS: Final = _iow(0x89, KvmMsrs)
+KVM_GET_FPU: Final = _ior(0x8C, KvmFpu)
+KVM_SET_FPU: Final = _iow(0x8D, KvmFpu)
 KVM_GET_LAPIC: Final = _ior(0x8E, KvmLapicState)
 KVM_SET_LAPIC: Final = _iow(0x8F, KvmLapicState)
 KVM_SET_CPUID2: Final = _iow(0x90, KvmCpuid2)
 KVM_GET_CPUID2: Final = _iowr(0x91, KvmCpuid2)
 KVM_GET_MP_STATE: Final = _ior(0x98, KvmMpState)
 KVM_SET_MP_STATE: Final = _iow(0x99, KvmMpState)
+KVM_GET_VCPU_EVENTS: Final = _ior(0x9F, KvmVcpuEvents)
+KVM_SET_VCPU_EVENTS: Final = _iow(0xA0, KvmVcpuEvents)
+KVM_GET_DEBUGREGS: Final = _ior(0xA1, KvmDebugregs)
+KVM_SET_DEBUGREGS: Final = _iow(0xA2, KvmDebugregs)
+KVM_SET_TSC_KHZ: Final = _io(0xA2)
+KVM_GET_TSC_KHZ: Final = _io(0xA3)
+KVM_GET_XSAVE: Final = _ior(0xA4, KvmXsave)
+KVM_SET_XSAVE: Final = _iow(0xA5, KvmXsave)
+KVM_GET_XCRS: Final = _ior(0xA6, KvmXcrs)
+KVM_SET_XCRS: Final = _iow(0xA7, KvmXcrs)
+KVM_KVMCLOCK_CTRL: Final = _io(0xAD)
+KVM_GET_XSAVE2: Final = _ior(0xCF, KvmXsave)
 
 KVM_CAP_IRQCHIP: Final = 0
 KVM_CAP_USER_MEMORY: Final = 3
@@ -110,6 +142,8 @@ KVM_CAP_IOEVENTFD_NO_LENGTH: Final = 100
 KVM_CAP_SPLIT_IRQCHIP: Final = 121
 KVM_CAP_IOEVENTFD_ANY_LENGTH: Final = 122
 KVM_CAP_IMMEDIATE_EXIT: Final = 136
+KVM_CAP_XSAVE2: Final = 208
+"""Asked of a VM, its value is the size of the XSAVE area in bytes; 0 where ``KVM_GET_XSAVE2`` is not known."""
 
 KVM_IRQFD_FLAG_DEASSIGN: Final = 1 << 0
 KVM_IRQFD_FLAG_RESAMPLE: Final = 1 << 1

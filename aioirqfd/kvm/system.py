@@ -25,6 +25,7 @@ from aioirqfd.kvm.ioctls import (
     KVM_GET_SUPPORTED_CPUID,
     KVM_GET_VCPU_MMAP_SIZE,
 )
+from aioirqfd.kvm.msrs import index_list
 from aioirqfd.kvm.vm import Vm
 
 if TYPE_CHECKING:
@@ -79,16 +80,20 @@ class Kvm(Descriptor):
         """
         return get_cpuid(self, KVM_GET_SUPPORTED_CPUID)
 
+    def get_msr_index_list(self) -> list[int]:
+        """``KVM_GET_MSR_INDEX_LIST``: the model-specific registers that belong to a vCPU's state."""
+        return index_list(self)
+
     def create_vm(self, machine_type: int = 0) -> Vm:
         """An empty virtual machine, which the caller closes. It does not need this object any more.
 
         Args:
             machine_type: ``KVM_VM_TYPE``; 0 on x86.
         """
-        size = self.vcpu_mmap_size()
+        size, msrs = self.vcpu_mmap_size(), self.get_msr_index_list()
         while True:
             try:
-                return Vm(self.ioctl(KVM_CREATE_VM, machine_type), vcpu_mmap_size=size)
+                return Vm(self.ioctl(KVM_CREATE_VM, machine_type), vcpu_mmap_size=size, msrs=msrs)
             except InterruptedError:  # by a signal while it waits for other CPUs; nothing was made
                 continue
 

@@ -9,9 +9,10 @@ import mmap
 import os
 import signal
 import threading
+from ctypes import sizeof
 from typing import TYPE_CHECKING, Final, final
 
-from aioirqfd.kvm import cpuid
+from aioirqfd.kvm import cpuid, msrs, vcpu_snapshot
 from aioirqfd.kvm.descriptor import Descriptor, filled, int_ioctl
 from aioirqfd.kvm.exits import MMIO_DATA, ExitHandler, Exits, IoExit, MmioExit
 from aioirqfd.kvm.ioctls import (
@@ -19,23 +20,38 @@ from aioirqfd.kvm.ioctls import (
     KVM_EXIT_IO,
     KVM_EXIT_MMIO,
     KVM_GET_CPUID2,
+    KVM_GET_DEBUGREGS,
+    KVM_GET_FPU,
     KVM_GET_LAPIC,
     KVM_GET_MP_STATE,
     KVM_GET_REGS,
     KVM_GET_SREGS,
+    KVM_GET_TSC_KHZ,
+    KVM_GET_VCPU_EVENTS,
+    KVM_GET_XCRS,
+    KVM_GET_XSAVE,
+    KVM_GET_XSAVE2,
     KVM_INTERRUPT,
     KVM_RUN,
     KVM_SET_CPUID2,
+    KVM_SET_DEBUGREGS,
+    KVM_SET_FPU,
     KVM_SET_LAPIC,
     KVM_SET_MP_STATE,
     KVM_SET_REGS,
     KVM_SET_SREGS,
+    KVM_SET_TSC_KHZ,
+    KVM_SET_VCPU_EVENTS,
+    KVM_SET_XCRS,
+    KVM_SET_XSAVE,
 )
+from aioirqfd.kvm.states import KvmDebugregs, KvmFpu, KvmVcpuEvents, KvmXcrs, KvmXsave
 from aioirqfd.kvm.structures import KvmInterrupt, KvmLapicState, KvmMpState, KvmRegs, KvmRun, KvmSregs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from aioirqfd.kvm.state import VcpuState
     from aioirqfd.kvm.structures import KvmCpuidEntry2
 
 KICK_SIGNAL: Final = signal.SIGRTMIN + 6
@@ -73,6 +89,8 @@ class Vcpu(Descriptor):
     Args:
         fd: The vCPU's descriptor, which is this object's from now on.
         mmap_size: Bytes of the page or pages shared with the kernel.
+        xsave_size: Bytes of its XSAVE area: what the VM says of ``KVM_CAP_XSAVE2``, at least 4096.
+        msrs: The indices of the model-specific registers that :meth:`save` takes; None: it cannot be saved.
 
     Threads: one thread at a time in :meth:`run` or :meth:`serve`; it needs not be always the same. :meth:`kick` from any thread. The
     rest from the thread that runs it, or while it does not run.
@@ -84,10 +102,15 @@ class Vcpu(Descriptor):
         RuntimeError: Something else in the process handles that signal.
     """
 
-    __slots__ = ("_lock", "_mmap", "_run", "_runner", "_view")
+    __slots__ = ("_kicked", "_lock", "_mmap", "_msrs", "_run", "_runner", "_view", "_xsave_size")
 
-    def __init__(self, fd: int, *, mmap_size: int) -> None:
+    def __init__(
+        self, fd: int, *, mmap_size: int, xsave_size: int = sizeof(KvmXsave), msrs: Sequence[int] | None = None
+    ) -> None:
         super().__init__(fd)
+        self._xsave_size = xsave_size
+        self._msrs = msrs
+        self._kicked = False
         self._runner: int | None = None
         # Held for a moment at both ends of run(): a thread is only signalled while it cannot have left run(), let alone
         # ended, and a flag set by kick() is either seen by the kernel or cleared by the run() that reports it.
@@ -214,6 +237,7 @@ class Vcpu(Descriptor):
         with self._lock:
             self._runner = None
             if interrupted:
+                self._kicked = False
                 self._run.immediate_exit = 0
 
     def kick(self) -> None:
@@ -227,6 +251,7 @@ class Vcpu(Descriptor):
         """
         with self._lock:
             self.fileno()
+            self._kicked = True
             # In this order: the signal may come before the thread enters the kernel, which then looks at the flag.
             self._run.immediate_exit = 1
             if self._runner is not None:
@@ -249,6 +274,61 @@ class Vcpu(Descriptor):
         Given with a split irqchip, for the messages that :class:`~aioirqfd.sinks.KvmSink` was told of: a user-space IOAPIC's.
         """
         return self.kvm_run.eoi.vector
+
+    def complete(self) -> None:
+        """Complete what the last exit asked for, and run nothing more: then the registers are true. Kicks stay pending.
+
+        Not needed after ``KVM_EXIT_INTR``. The data of a read must be in the page by now.
+
+        Raises:
+            RuntimeError: The instruction asks for more, as a string instruction may; :meth:`io_exit` or :meth:`mmio_exit` has it.
+                Go on with :meth:`run` or :meth:`serve`.
+            OSError: As of :meth:`run`.
+        """
+        fd = self._enter()
+        try:
+            self._run.immediate_exit = 1
+            if _run(fd, KVM_RUN, 0) >= 0:
+                raise RuntimeError(
+                    f"{self!r} is in the middle of an instruction that asks for more:"
+                    " answer it, and let serve() go on until a kick ends it"
+                )
+            code = ctypes.get_errno()
+            if code != errno.EINTR:
+                raise OSError(code, os.strerror(code))
+        finally:
+            with self._lock:
+                self._runner = None
+                self._run.immediate_exit = self._kicked
+
+    def save(self) -> VcpuState:
+        """Return everything that KVM keeps of this vCPU, to be given to a new one by :meth:`restore`.
+
+        While it does not run, and with all that may interrupt it at rest: first the devices, then the vCPUs of the VM, each out
+        of :meth:`serve` by a kick, then this. What the last exit asked for is completed first. The vCPU may go on after it.
+
+        What a guest does with virtualization of its own (VMX, SVM) is not saved.
+
+        Raises:
+            RuntimeError: It runs, or is in the middle of an instruction (see :meth:`complete`).
+            OSError: As the kernel says.
+            ValueError: It was made without ``msrs``.
+        """
+        if self._msrs is None:
+            raise ValueError(f"{self!r} was made without msrs: make its VM by Kvm.create_vm()")
+        self.complete()
+        return vcpu_snapshot.take(self, self._msrs)
+
+    def restore(self, state: VcpuState) -> None:
+        """Give this vCPU, which has not run yet, the state of another one.
+
+        After the guest's memory; and before :meth:`aioirqfd.kvm.Vm.restore`, which may hand on interrupts to it. Its time stamp
+        counter goes on from where it was.
+
+        Raises:
+            OSError: The kernel refuses a part of it; EINVAL names a register that it does not take. The vCPU is of no use then.
+        """
+        vcpu_snapshot.put(self, state)
 
     def get_regs(self) -> KvmRegs:
         """The general registers."""
@@ -304,6 +384,83 @@ class Vcpu(Descriptor):
     def set_mp_state(self, state: int) -> None:
         """Set ``KVM_MP_STATE_*``."""
         self.ioctl(KVM_SET_MP_STATE, filled(KvmMpState, mp_state=state))
+
+    def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
+        """``KVM_GET_MSRS``: the values of those of these model-specific registers that there are, by index (32 bits)."""
+        return msrs.get(self, indices)
+
+    def set_msrs(self, values: Mapping[int, int]) -> None:
+        """``KVM_SET_MSRS``: set model-specific registers, in this order.
+
+        Raises:
+            OSError: EINVAL: one does not take its value, and does not have it already. Those before it are set.
+        """
+        msrs.put(self, values)
+
+    def get_xsave(self) -> bytes:
+        """``KVM_GET_XSAVE``, or ``KVM_GET_XSAVE2`` where that has more: FPU, SSE, AVX and what else there is."""
+        area = bytearray(self._xsave_size)
+        self.ioctl(KVM_GET_XSAVE if len(area) == sizeof(KvmXsave) else KVM_GET_XSAVE2, area)
+        return bytes(area)
+
+    def set_xsave(self, area: bytes) -> None:
+        """``KVM_SET_XSAVE``: set what :meth:`get_xsave` returned.
+
+        Raises:
+            ValueError: It is shorter than this vCPU's.
+            OSError: EINVAL: it has what this CPU does not.
+        """
+        if len(area) < self._xsave_size:
+            raise ValueError(f"the XSAVE area has {len(area)} bytes, and this vCPU's {self._xsave_size}")
+        self.ioctl(KVM_SET_XSAVE, bytearray(area))
+
+    def get_fpu(self) -> KvmFpu:
+        """``KVM_GET_FPU``."""
+        fpu = KvmFpu()
+        self.ioctl(KVM_GET_FPU, fpu)
+        return fpu
+
+    def set_fpu(self, fpu: KvmFpu) -> None:
+        """``KVM_SET_FPU``."""
+        self.ioctl(KVM_SET_FPU, fpu)
+
+    def get_xcrs(self) -> KvmXcrs:
+        """``KVM_GET_XCRS``. EINVAL where the CPU has no XSAVE."""
+        xcrs = KvmXcrs()
+        self.ioctl(KVM_GET_XCRS, xcrs)
+        return xcrs
+
+    def set_xcrs(self, xcrs: KvmXcrs) -> None:
+        """``KVM_SET_XCRS``. EINVAL for what its CPUID does not have."""
+        self.ioctl(KVM_SET_XCRS, xcrs)
+
+    def get_debugregs(self) -> KvmDebugregs:
+        """``KVM_GET_DEBUGREGS``."""
+        debugregs = KvmDebugregs()
+        self.ioctl(KVM_GET_DEBUGREGS, debugregs)
+        return debugregs
+
+    def set_debugregs(self, debugregs: KvmDebugregs) -> None:
+        """``KVM_SET_DEBUGREGS``."""
+        self.ioctl(KVM_SET_DEBUGREGS, debugregs)
+
+    def get_vcpu_events(self) -> KvmVcpuEvents:
+        """``KVM_GET_VCPU_EVENTS``: what is on its way into the guest."""
+        events = KvmVcpuEvents()
+        self.ioctl(KVM_GET_VCPU_EVENTS, events)
+        return events
+
+    def set_vcpu_events(self, events: KvmVcpuEvents) -> None:
+        """``KVM_SET_VCPU_EVENTS``. Its ``flags`` say which of the optional parts count."""
+        self.ioctl(KVM_SET_VCPU_EVENTS, events)
+
+    def get_tsc_khz(self) -> int:
+        """``KVM_GET_TSC_KHZ``: the frequency of its time stamp counter. EIO where the host's is not stable."""
+        return self.ioctl(KVM_GET_TSC_KHZ)
+
+    def set_tsc_khz(self, khz: int) -> None:
+        """``KVM_SET_TSC_KHZ``. EINVAL where this CPU cannot make it (a slower one than its own, mostly)."""
+        self.ioctl(KVM_SET_TSC_KHZ, khz)
 
     def interrupt(self, vector: int) -> None:
         """``KVM_INTERRUPT``: queue a vector (0..255), for a VM without an in-kernel PIC.

@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
+from ctypes import sizeof
 from fcntl import ioctl
+from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Final, final
 
-from aioirqfd.kvm.descriptor import Descriptor, HasFileno, Layout, fd_word, field, filled, int_ioctl
+from aioirqfd.kvm.descriptor import Descriptor, HasFileno, Layout, fd_word, field, filled, if_there, int_ioctl
 from aioirqfd.kvm.ioctls import (
     KVM_CAP_SPLIT_IRQCHIP,
+    KVM_CAP_XSAVE2,
     KVM_CHECK_EXTENSION,
     KVM_CREATE_IRQCHIP,
     KVM_CREATE_PIT2,
     KVM_CREATE_VCPU,
     KVM_ENABLE_CAP,
+    KVM_GET_CLOCK,
     KVM_GET_IRQCHIP,
+    KVM_GET_PIT2,
     KVM_IOEVENTFD,
     KVM_IRQ_LINE,
     KVM_IRQ_LINE_STATUS,
+    KVM_IRQCHIP_IOAPIC,
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE,
     KVM_IRQFD,
+    KVM_SET_CLOCK,
     KVM_SET_GSI_ROUTING,
     KVM_SET_IRQCHIP,
+    KVM_SET_PIT2,
     KVM_SET_TSS_ADDR,
     KVM_SET_USER_MEMORY_REGION,
     KVM_SIGNAL_MSI,
 )
 from aioirqfd.kvm.routing import RoutingEntry, pack_table
+from aioirqfd.kvm.state import VmState
+from aioirqfd.kvm.states import KvmClockData, KvmPitState2, KvmXsave
 from aioirqfd.kvm.structures import (
     KVM_IOAPIC_NUM_PINS,
     KvmEnableCap,
@@ -39,7 +52,7 @@ from aioirqfd.kvm.structures import (
 from aioirqfd.kvm.vcpu import Vcpu, install_kick_handler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _IRQ_LEVEL: Final = Layout("=II", "gsi level")
 _STATUS: Final = Struct("=i")
@@ -57,6 +70,7 @@ class Vm(Descriptor):
         fd: The VM's descriptor, which is this object's from now on.
         vcpu_mmap_size: What :meth:`aioirqfd.kvm.Kvm.vcpu_mmap_size` says, in bytes; wanted by :meth:`create_vcpu`
             alone.
+        msrs: What :meth:`aioirqfd.kvm.Kvm.get_msr_index_list` says, for its vCPUs to be saved.
 
     Arguments are only checked to fit the kernel's fields. Whatever the kernel says about them reaches the caller as an
     :class:`OSError` with the kernel's errno, unchanged. Other methods than :meth:`close` may be called from any thread.
@@ -66,9 +80,10 @@ class Vm(Descriptor):
     # costs as much as the call; a bytearray made for each call costs half of it. So each argument is built once and
     # kept. It is never changed: these two ioctls only read, and fcntl.ioctl writes back what it was given. That is why
     # threads can share one without a lock.
-    __slots__ = ("_lines", "_memory", "_messages", "_vcpu_mmap_size")
+    __slots__ = ("_lines", "_memory", "_messages", "_msrs", "_vcpu_mmap_size")
 
-    def __init__(self, fd: int, *, vcpu_mmap_size: int = 0) -> None:
+    def __init__(self, fd: int, *, vcpu_mmap_size: int = 0, msrs: Sequence[int] | None = None) -> None:
+        self._msrs = msrs
         self._vcpu_mmap_size = vcpu_mmap_size
         self._lines: dict[tuple[int, int], bytearray] = {}
         self._messages: dict[tuple[int, int, int, int], bytearray] = {}
@@ -313,6 +328,61 @@ class Vm(Descriptor):
         """Put a state back into the chip it names."""
         self.ioctl(KVM_SET_IRQCHIP, state)
 
+    def get_pit2(self) -> KvmPitState2:
+        """``KVM_GET_PIT2``: the counters of the in-kernel PIT. ENXIO where there is none."""
+        pit = KvmPitState2()
+        self.ioctl(KVM_GET_PIT2, pit)
+        return pit
+
+    def set_pit2(self, pit: KvmPitState2) -> None:
+        """``KVM_SET_PIT2``. The counters begin anew with their values."""
+        self.ioctl(KVM_SET_PIT2, pit)
+
+    def get_clock(self) -> KvmClockData:
+        """``KVM_GET_CLOCK``: the guest's kvm-clock, nanoseconds."""
+        clock = KvmClockData()
+        self.ioctl(KVM_GET_CLOCK, clock)
+        return clock
+
+    def set_clock(self, nanoseconds: int) -> None:
+        """``KVM_SET_CLOCK``: let the guest's kvm-clock go on from there."""
+        self.ioctl(KVM_SET_CLOCK, filled(KvmClockData, clock=nanoseconds))
+
+    def save(self) -> VmState:
+        """Return what KVM keeps of this VM beside its vCPUs: PICs, IOAPIC, PIT and clock.
+
+        With the devices and vCPUs at rest, as :meth:`aioirqfd.kvm.Vcpu.save`. The memory is the caller's to save; routing, irqfds
+        and what is pending in them are an ``IrqManager``'s (``snapshot``), ioeventfds a bus's.
+
+        Raises:
+            OSError: As the kernel says.
+        """
+        return VmState(
+            pic_master=self._irqchip(KVM_IRQCHIP_PIC_MASTER),
+            pic_slave=self._irqchip(KVM_IRQCHIP_PIC_SLAVE),
+            ioapic=self._irqchip(KVM_IRQCHIP_IOAPIC),
+            pit=bytes(if_there(self.get_pit2, errno.ENXIO) or b""),
+            clock=self.get_clock().clock,
+        )
+
+    def restore(self, state: VmState) -> None:
+        """Give this VM the state of another one. After its vCPUs' (:meth:`aioirqfd.kvm.Vcpu.restore`), before they run.
+
+        It must have been made with the same irqchip and PIT. Its clock goes on from where it was.
+
+        Raises:
+            OSError: The kernel refuses a part of it; ENXIO: there is no irqchip or PIT here.
+        """
+        self.set_clock(state.clock)
+        for chip in (state.ioapic, state.pic_slave, state.pic_master):
+            if chip:
+                self.set_irqchip(KvmIrqchip.from_buffer_copy(chip))
+        if state.pit:  # begins to tick here, into chips that are not replaced any more
+            self.set_pit2(KvmPitState2.from_buffer_copy(state.pit))
+
+    def _irqchip(self, chip_id: int) -> bytes:
+        return bytes(if_there(partial(self.get_irqchip, chip_id), errno.ENXIO) or b"")
+
     def create_vcpu(self, vcpu_id: int = 0) -> Vcpu:
         """A virtual CPU, which the caller closes.
 
@@ -327,7 +397,9 @@ class Vm(Descriptor):
         if self._vcpu_mmap_size == 0:
             raise ValueError(f"{self!r} was made without vcpu_mmap_size: make it by Kvm.create_vm()")
         install_kick_handler()  # first, for a vCPU that was made once cannot be made again
-        return Vcpu(self.ioctl(KVM_CREATE_VCPU, vcpu_id), mmap_size=self._vcpu_mmap_size)
+        xsave_size = max(self.check_extension(KVM_CAP_XSAVE2), sizeof(KvmXsave))
+        fd = self.ioctl(KVM_CREATE_VCPU, vcpu_id)
+        return Vcpu(fd, mmap_size=self._vcpu_mmap_size, xsave_size=xsave_size, msrs=self._msrs)
 
     def _prepare_line(self, gsi: int, level: int) -> bytearray:
         argument = _IRQ_LEVEL.pack(gsi, int(level) if isinstance(level, bool) else level)

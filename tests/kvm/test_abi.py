@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aioirqfd.kvm import exits, ioctls, structures
+from aioirqfd.kvm import exits, ioctls, states, structures
 
 HEADER = Path("/usr/include/linux/kvm.h")
 SIZES = {
@@ -36,15 +36,28 @@ SIZES = {
     "KvmDtable": 16,
     "KvmSregs": 312,
     "KvmRun": 2352,
+    "KvmMsrEntry": 16,
+    "KvmMsrs": 8,
+    "KvmMsrList": 4,
+    "KvmFpu": 416,
+    "KvmXsave": 4096,
+    "KvmXcr": 16,
+    "KvmXcrs": 392,
+    "KvmVcpuEvents": 64,
+    "KvmDebugregs": 128,
+    "KvmClockData": 48,
+    "KvmPitChannelState": 24,
+    "KvmPitState2": 112,
 }
 STRUCTURES = {
     name: value
-    for name, value in vars(structures).items()
+    for module in (structures, states)
+    for name, value in vars(module).items()
     if isinstance(value, type) and issubclass(value, ctypes.Structure) and name.startswith("Kvm")
 }
 NUMBERS = {
     name: value
-    for module in (ioctls, structures)
+    for module in (ioctls, structures, states)
     for name, value in vars(module).items()
     if name.startswith("KVM_") and isinstance(value, int)
 }
@@ -90,6 +103,13 @@ def test_every_structure_has_its_known_size():
         ("KVM_SET_CPUID2", 0x4008AE90),
         ("KVM_GET_CPUID2", 0xC008AE91),
         ("KVM_GET_LAPIC", 0x8400AE8E),
+        ("KVM_GET_MSRS", 0xC008AE88),
+        ("KVM_SET_MSRS", 0x4008AE89),
+        ("KVM_GET_XSAVE", 0x9000AEA4),
+        ("KVM_SET_XCRS", 0x4188AEA7),
+        ("KVM_GET_VCPU_EVENTS", 0x8040AE9F),
+        ("KVM_SET_PIT2", 0x4070AEA0),
+        ("KVM_GET_CLOCK", 0x8030AE7C),
     ],
 )
 def test_ioctl_numbers(name, number):

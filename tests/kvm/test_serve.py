@@ -289,7 +289,7 @@ def test_no_kick_is_lost(code):
             pass
 
     with Guest(code) as guest, Served(guest.vcpu, Deaf()) as served:
-        for _ in range(2000):
+        for _ in range(1000):
             guest.vcpu.kick()
             assert served.reasons.get() == KVM_EXIT_INTR
 
@@ -316,7 +316,7 @@ def test_registers_are_true_after_each_kick():
         thread = threading.Thread(target=kick)
         thread.start()
         try:
-            for _ in range(500):
+            for _ in range(200):
                 assert guest.vcpu.serve(handler) == KVM_EXIT_INTR
                 regs = guest.vcpu.get_regs()
                 # Between inc and out it is one ahead.

@@ -170,7 +170,7 @@ class TestPause:
         with Guest(COUNTS) as guest:
             async with VcpuThread(guest.vcpu, Handler()) as thread:
                 await moves(lambda: guest.memory[COUNTER])
-                for _ in range(200):
+                for _ in range(100):
                     await thread.pause()
                     await thread.pause()
                     count = guest.memory[COUNTER]
@@ -268,7 +268,7 @@ class TestSignals:
     async def test_a_kick_or_a_signal_of_nobodys_does_not_end_it(self):
         with Guest(COUNTS) as guest:
             async with VcpuThread(guest.vcpu, Handler()) as thread:
-                for _ in range(200):
+                for _ in range(100):
                     guest.vcpu.kick()
                     assert thread._thread.ident is not None
                     signal.pthread_kill(thread._thread.ident, KICK_SIGNAL)
