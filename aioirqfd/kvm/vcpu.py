@@ -204,7 +204,7 @@ class Vcpu(Descriptor):
         interrupted = False
         try:
             page, run = self._run, _run
-            exits = Exits(page, self._view, handler)
+            exits = Exits(self._view, handler)
             port, mmio = exits.port, exits.mmio
             while True:
                 if run(fd, KVM_RUN, 0) >= 0:

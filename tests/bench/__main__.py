@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.bench import external, floor, overhead, report, scale, signals, table, threads, vfio
+from tests.bench import exits, external, floor, overhead, report, scale, signals, table, threads, vfio
 from tests.bench.measure import Case, Samples, run_rounds
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def all_cases() -> list[Case]:
         *scale.cases(),
         *overhead.cases(),
         *vfio.cases(),
+        *exits.cases(),
     ]
 
 

@@ -88,6 +88,21 @@ ROWS: list[Row] = [
     *_both(
         "vfio-user interrupt / eventfd_write", "vfio interrupt/{loop}", "vfio interrupt/eventfd_write", (None, None)
     ),
+    Row("KVM exit by serve() / by run() and io_exit()", "exit/serve", "exit/run and io_exit", 0.75),
+    Row(
+        "Python of an exit by serve() / by run() and io_exit()",
+        "exit beyond KVM_RUN/serve",
+        "exit beyond KVM_RUN/run and io_exit",
+        0.5,
+    ),
+    Row("KVM exit by serve() / KVM_RUN alone", "exit/serve", "exit/KVM_RUN alone"),
+    Row("OUT to an ioeventfd / KVM exit by serve()", "exit/ioeventfd", "exit/serve", 0.5),
+    *_both(
+        "call into the loop's thread / concurrent Future",
+        "hop/{loop} LoopCalls",
+        "hop/{loop} concurrent Future",
+        (None, None),
+    ),
 ]
 
 
