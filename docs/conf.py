@@ -44,7 +44,7 @@ nitpick_ignore_regex = [
     ("py:class", r"(_?asyncio|argparse|collections|contextlib|ctypes|mmap|os|socket)\..*|FilteringBoundLogger|Metric"),
     (
         "py:class",
-        r"Context|OnIrq|Space|WakeupHandler|([a-z_.]+\.)?_Ts?|(aioirqfd\.irqfd\.resampler\.)?Member|aioirqfd\.eventfd\.poller\.User|CodeType|FrameType|aioirqfd\.counter\._python\..*|aioirqfd\.kvm\.(structures|descriptor)\..*",
+        r"Context|OnIrq|Space|WakeupHandler|([a-z_.]+\.)?_Ts?|(aioirqfd\.irqfd\.resampler\.)?Member|aioirqfd\.eventfd\.poller\.User|CodeType|FrameType|aioirqfd\.counter\._python\..*|aioirqfd\.kvm\.(structures|states|descriptor)\..*",
     ),
     ("py:class", r"aioirqfd\.(vhost_user|virtio)\.(features|messages)\..*|(aioirqfd\.vhost_user\.program\.)?Place"),
     (
@@ -53,7 +53,7 @@ nitpick_ignore_regex = [
     ),
     (
         "py:class",
-        r"AnyPayload|Interception|Service|Transport|pathlib\.Path|T|aioirqfd\.virtio\.features\.VirtioFeature",
+        r"AnyPayload|DmaTable|aioirqfd\.kvm\.ram\.DmaTable|KvmCpuidEntry2|_P(\.k?w?args)?|Interception|Service|Transport|pathlib\.Path|T|aioirqfd\.virtio\.features\.VirtioFeature",
     ),
     ("py:meth", r"argparse\..*"),
 ]

@@ -7,11 +7,11 @@ from struct import Struct
 from typing import Final, Protocol, final
 
 from aioirqfd.kvm.ioctls import KVM_EXIT_IO_OUT
-from aioirqfd.kvm.structures import KvmRun
 
 MMIO_DATA: Final = 40
 """Where the union's mmio part keeps its bytes, from the start of the page."""
-_UNION: Final = KvmRun.exit.offset
+_UNION: Final = 32
+"""Where the union begins."""
 _IO: Final = Struct("=BBHIQ").unpack_from
 _MMIO: Final = Struct("=Q8xIB").unpack_from
 

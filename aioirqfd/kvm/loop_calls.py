@@ -102,8 +102,7 @@ class LoopCalls:
         Raises:
             ClosedError: EBADF: closed, before it was called or while it waited; then the function is not run.
             WrongLoopError: Called on the loop's own thread, which would wait for itself.
-
-            And whatever the function raises.
+            Exception: Whatever the function raises.
         """
         call: _Call[_T] = _Call()
 
@@ -135,9 +134,8 @@ class LoopCalls:
         Raises:
             ClosedError: EBADF: closed, before it was called or while it waited. The coroutine is cancelled.
             WrongLoopError: Called on the loop's own thread.
-            asyncio.CancelledError: Somebody has cancelled the task.
-
-            And whatever the coroutine raises.
+            CancelledError: Somebody has cancelled the task.
+            Exception: Whatever the coroutine raises.
         """
         call: _Call[_T] = _Call()
 

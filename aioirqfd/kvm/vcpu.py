@@ -195,10 +195,9 @@ class Vcpu(Descriptor):
             ClosedError: EBADF, after close.
             TypeError: The handler returned no integer for a read.
             ValueError: It returned one that does not fit the access.
-
-            And whatever the handler raises. The vCPU is stopped then, and can be served again: what the guest has been
-            reading is completed at the next entry, with the value that is in the page by then (for a write there is
-            nothing to do). Of a string instruction, the elements that the handler was not asked for are not asked for again.
+            Exception: Whatever the handler raises. The vCPU is stopped then, and can be served again: what the guest has been
+                reading is completed at the next entry, with the value that is in the page by then (for a write there is
+                nothing to do). Of a string instruction, the elements that the handler was not asked for are not asked for again.
         """
         fd = self._enter()
         interrupted = False

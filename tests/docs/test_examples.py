@@ -32,7 +32,7 @@ def run(main):
 asyncio.run = run
 runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
 """
-KVM_ONLY = {"howto_kvm"}
+KVM_ONLY = {"howto_kvm", "howto_vmm"}
 
 
 def run(*arguments, cwd=ROOT, **variables):

@@ -127,6 +127,8 @@ def test_everything_agrees_with_the_header_of_this_machine(tmp_path):
             key = f"{c_name(name)}.{field}"
             expected[key] = getattr(structure, field).offset
             expressions[key] = f"offsetof(struct {c_name(name)}, {C_FIELDS.get((c_name(name), field), field)})"
+    expected["union"] = exits._UNION
+    expressions["union"] = "offsetof(struct kvm_run, io)"
     expected["mmio data"] = exits.MMIO_DATA
     expressions["mmio data"] = "offsetof(struct kvm_run, mmio.data)"
     expected |= NUMBERS
