@@ -53,9 +53,10 @@ nitpick_ignore_regex = [
     ),
     (
         "py:class",
-        r"AnyPayload|DmaTable|aioirqfd\.kvm\.ram\.DmaTable|KvmCpuidEntry2|_P(\.k?w?args)?|Interception|Service|Transport|pathlib\.Path|T|aioirqfd\.virtio\.features\.VirtioFeature",
+        r"AnyPayload|DmaTable|aioirqfd\.kvm\.ram\.DmaTable|KvmCpuidEntry2|_P(\.(kw)?args)?|Interception|Service|Transport|pathlib\.Path|T|aioirqfd\.virtio\.features\.VirtioFeature",
     ),
     ("py:meth", r"argparse\..*"),
+    ("py:exc", r"CancelledError"),
 ]
 
 autodoc_member_order = "bysource"
