@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 
@@ -35,7 +36,7 @@ class Console:
         return 0xFF
 
     def mmio_read(self, address: int, size: int) -> int:
-        return 2 ** (8 * size) - 1
+        return (1 << 8 * size) - 1
 
     def mmio_write(self, address: int, size: int, value: int) -> None:
         pass
@@ -77,7 +78,7 @@ async def main() -> None:
             vcpu.set_sregs(sregs)
             vcpu.set_regs(regs)
             numbers = await run(vcpu, until=1000)
-            print("from", numbers[0], "in steps of", {b - a for a, b in zip(numbers, numbers[1:], strict=False)})
+            print("from", numbers[0], "in steps of", {b - a for a, b in itertools.pairwise(numbers)})
             text = json.dumps({"vcpu": vcpu.save().to_dict(), "vm": vm.save().to_dict()})
             image = bytes(ram.view)
 

@@ -141,7 +141,7 @@ class Exits:
         """
         direction, size, port, count, offset = _IO(self._view, _UNION)
         elements = self._elements[size]
-        first = offset // size
+        first: int = offset // size
         if direction == KVM_EXIT_IO_OUT:
             if count == 1:
                 self._port_out(port, size, elements[first])
@@ -162,7 +162,8 @@ class Exits:
         elements = self._elements.get(size)
         if is_write:
             if elements is not None:
-                value = elements[MMIO_DATA // size]
+                place: int = MMIO_DATA // size
+                value = elements[place]
             else:
                 value = int.from_bytes(self._view[MMIO_DATA : MMIO_DATA + size], "little")
             self._write(address, size, value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.flight import FlightKind
 from aioirqfd.tracing.flight_format import HEAD, RECORD, RECORD_SIZE
@@ -23,22 +23,43 @@ LOOKED_AT: Final = 4096
 _RECORD: Final = Struct(f"={RECORD}")
 _HEAD: Final = Struct("=Q")
 _BEGINNINGS: Final = frozenset({int(FlightKind.SEEN), int(FlightKind.WAKEUP), int(FlightKind.HELD)})
+_GONE: Final = frozenset({int(FlightKind.UNBOUND), int(FlightKind.OFFLOADED)})
+_FAILURES: Final = frozenset({int(FlightKind.HANDLER_RAISED), int(FlightKind.FAILED), int(FlightKind.BROKEN)})
 _HANDLER_BEGUN: Final = int(FlightKind.HANDLER_BEGUN)
+_HANDLER_ENDED: Final = int(FlightKind.HANDLER_ENDED)
+_INJECTING: Final = int(FlightKind.INJECTING)
 _INJECTED: Final = int(FlightKind.INJECTED)
 _DROPPED: Final = int(FlightKind.DROPPED)
 _BOUND: Final = int(FlightKind.BOUND)
-_UNBOUND: Final = int(FlightKind.UNBOUND)
-_STEPS: Final = _BEGINNINGS | {
-    _HANDLER_BEGUN,
-    int(FlightKind.HANDLER_ENDED),
-    int(FlightKind.HANDLER_RAISED),
-    int(FlightKind.DEFERRED),
-    int(FlightKind.FAILED),
-    _INJECTED,
-    _DROPPED,
-    _BOUND,
-    _UNBOUND,
-}
+_STEPS: Final = (
+    _BEGINNINGS
+    | _GONE
+    | _FAILURES
+    | {_HANDLER_BEGUN, _HANDLER_ENDED, _INJECTING, _INJECTED, _DROPPED, _BOUND}
+    | {int(FlightKind.DEFERRED), int(FlightKind.UNROUTED)}
+)
+
+
+@final
+class _UnderWay:
+    """An interrupt that is not injected: when it was seen (None: before what is looked at), and what a journey has of that name."""
+
+    __slots__ = ("begun", "injecting", "taken", "told")
+
+    def __init__(self, begun: int | None) -> None:
+        self.begun = begun
+        self.taken = self.told = self.injecting = False
+
+    def add(self, kind: int) -> None:
+        """One more step."""
+        if kind in {_HANDLER_BEGUN, _INJECTING}:
+            self.told = self.told or self.injecting
+            self.taken, self.injecting = True, kind == _INJECTING
+        elif kind == _HANDLER_ENDED:
+            self.taken = self.told = True
+            self.injecting = False
+        elif kind in _FAILURES:
+            self.taken, self.injecting = self.told, False
 
 
 def waits(memory: memoryview, header: FlightHeader, source: int, *, since: int = 0) -> dict[tuple[int, int], list[int]]:
@@ -50,8 +71,7 @@ def waits(memory: memoryview, header: FlightHeader, source: int, *, since: int =
         source: Who wrote the records that are looked at.
         since: Records before this number are left out.
     """
-    # Per irqfd the interrupts that are under way: when each was seen (None: before what is looked at), and whether its handler was called.
-    under_way: dict[tuple[int, int], deque[tuple[int | None, bool]]] = {}
+    under_way: dict[tuple[int, int], deque[_UnderWay]] = {}
     found: dict[tuple[int, int], list[int]] = {}
     for time_ns, _, gsi, fd, whose, kind, _, _ in _last(memory, header, since):
         if whose != source or kind not in _STEPS:
@@ -60,18 +80,21 @@ def waits(memory: memoryview, header: FlightHeader, source: int, *, since: int =
         waiting = under_way.setdefault(key, deque())
         if kind == _BOUND:
             found.pop(key, None)  # another irqfd of that number
-        elif kind == _UNBOUND:
+        elif kind in _GONE:
             waiting.clear()
         elif kind in _BEGINNINGS:
-            if not waiting or waiting[-1][1]:
-                waiting.append((time_ns, False))
+            if not waiting or waiting[-1].taken:
+                waiting.append(_UnderWay(time_ns))
+        elif kind in {_INJECTED, _DROPPED}:
+            begun = waiting.popleft().begun if waiting else None
+            if kind == _INJECTED and begun is not None:
+                found.setdefault(key, []).append(time_ns - begun)
         else:
-            begun, handling = waiting.popleft() if waiting else (None, False)
-            if kind == _INJECTED:
-                if begun is not None:
-                    found.setdefault(key, []).append(time_ns - begun)
-            elif kind != _DROPPED:
-                waiting.appendleft((begun, handling or kind == _HANDLER_BEGUN))
+            if not waiting:
+                waiting.append(_UnderWay(None))
+            waiting[0].add(kind)
+            if kind in _FAILURES and not waiting[0].taken and len(waiting) > 1:
+                waiting.pop()  # the next attempt takes both
     for one in found.values():
         one.sort()
     return found
