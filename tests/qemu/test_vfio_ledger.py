@@ -158,4 +158,4 @@ async def test_the_guides_books(tmp_path, capsys):
 
 def alike(text):
     # A hundred reads may share interrupts, and how often the driver asks at its end is its own business.
-    return re.sub(r"[+]?\d+(\.\d+)?", "N", text).replace(" ", "")
+    return re.sub(r"[+]?\d+(\.\d+)?( [mnu]?s\b)?", "N", text).replace(" ", "")
