@@ -87,8 +87,9 @@ unread_read_some(DrainObject *self, Py_ssize_t limit)
         uint64_t owed = 0;
         if (ctx_is_of(ctx, self)) { /* or it is gone; perhaps it is in another drain's */
             ctx->in_unread = false;
-            /* Unless it was read in the meantime, or is about to be dispatched. */
-            if (!self->dead && ctx->seen == SEEN_UNREAD && !mailbox_is_owed(&ctx->node) &&
+            /* Unless it was read in the meantime, or an event is about to be dispatched, which marks it anew. What is signalled in
+               this process does not: a dispatch of that alone would leave the count unread for ever. */
+            if (!self->dead && ctx->seen == SEEN_UNREAD && !(ctx->event && mailbox_is_owed(&ctx->node)) &&
                 unread_read(self, ctx, &owed) == 0 && owed > 0) {
                 eventfd_ctx_put_back(ctx, owed);
                 if (mailbox_owe(&ctx->node)) {

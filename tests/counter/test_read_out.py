@@ -270,6 +270,20 @@ def test_who_is_about_to_be_dispatched_is_read_afterwards(rig):
     assert rig.count(ctx) == 0
 
 
+def test_who_is_about_to_be_dispatched_for_a_signal_of_another_thread_is_read_all_the_same(rig):
+    ctx = rig.eventfd()
+    sink = rig.bind_fast(ctx)
+    write(ctx, 7)
+    rig.run()
+    thread = threading.Thread(target=ctx.signal)  # owed, and by no event
+    thread.start()
+    thread.join()
+    rig.drain.read_unread(10)
+    rig.run()
+    assert (rig.drain.unread, rig.count(ctx), ctx._signals) == (0, 0, 8)
+    assert sink.interrupts == ["it", "it"]
+
+
 def test_who_has_to_wait_for_its_injection_is_told_how_often_it_was_signalled(rig):
     ctx = rig.eventfd()
     irqfd = rig.bind(ctx)
