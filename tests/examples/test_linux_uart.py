@@ -8,7 +8,8 @@ import threading
 import pytest
 
 from examples.ns16550 import DATA, ENABLE, FIFO, IDENTIFY, LOOP, MODEM, OUT2, RTS, SCRATCH, STATUS
-from examples.vmm.linux.uart import COM1, Uart
+from examples.vmm.linux.address_map import COM1_PORTS
+from examples.vmm.linux.uart import Uart
 from examples.vmm.streams import TextSource
 
 
@@ -38,10 +39,10 @@ class Bench:
         self.uart, self.output = uart, output
 
     def read(self, offset, size=1):
-        return self.uart.port_in(COM1 + offset, size)
+        return self.uart.port_in(COM1_PORTS[offset], size)
 
     def write(self, offset, value, size=1):
-        self.uart.port_out(COM1 + offset, size, value)
+        self.uart.port_out(COM1_PORTS[offset], size, value)
 
     def edges(self):
         try:
@@ -226,7 +227,7 @@ class TestOutput:
                 raise BrokenPipeError
 
         uart = Uart(Broken(), gather=0)
-        uart.port_out(COM1, 1, 65)
+        uart.port_out(COM1_PORTS[0], 1, 65)
         with pytest.raises(ExceptionGroup) as raised:
             await uart.run()
         uart.close()

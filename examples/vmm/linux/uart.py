@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Final, Protocol, final
 
 from aioirqfd import EventFd
 from examples.ns16550 import FIFO, Ns16550
+from examples.vmm.linux.address_map import COM1_PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COM1: Final = 0x3F8
-GSI: Final = 4
-"""The interrupt line of COM1 on every PC, an edge."""
 _GATHER: Final = 0.002
 """Seconds to collect before writing: the guest sends byte by byte."""
 
@@ -56,7 +54,7 @@ class Uart:
         gather: Seconds to collect output before it is written, 0 or more.
 
     Attributes:
-        trigger: The eventfd of the interrupt, to be bound to :data:`GSI`.
+        trigger: The eventfd of the interrupt, an edge, to be bound to ``COM1_GSI``.
         ports: Where it is.
 
     Threads: :meth:`port_in` and :meth:`port_out` on any, the rest on the loop's. The vCPUs stop before :meth:`close`.
@@ -75,7 +73,7 @@ class Uart:
         self._room = EventFd()
         self._written = asyncio.Event()
         self.trigger = EventFd()
-        self.ports: Sequence[range] = (range(COM1, COM1 + 8),)
+        self.ports: Sequence[range] = (COM1_PORTS,)
 
     @property
     def dropped(self) -> int:
@@ -85,7 +83,7 @@ class Uart:
     def port_in(self, port: int, size: int) -> int:
         """Registers, the one at ``port`` in the lowest byte."""
         with self._lock:
-            value = sum(self._chip.read((port - COM1 + at) & 7) << 8 * at for at in range(size))
+            value = sum(self._chip.read(port + at & 7) << 8 * at for at in range(size))
             self._settle()
         return value
 
@@ -94,7 +92,7 @@ class Uart:
         with self._lock:
             idle = not self._chip.sent
             for at in range(size):
-                self._chip.write((port - COM1 + at) & 7, value >> 8 * at & 0xFF)
+                self._chip.write(port + at & 7, value >> 8 * at & 0xFF)
             if idle and self._chip.sent:
                 self._filled.signal()
             self._settle()
