@@ -101,6 +101,11 @@ ALLOWED_SKIPS = (
         if shutil.which("as") is None
         else ()
     ),
+    *(
+        (AllowedSkip("tests/examples/test_linux_acpi.py", "needs iasl"),)
+        if NO_QEMU and shutil.which("iasl") is None
+        else ()
+    ),
     # Extras that are not to be had for every interpreter.
     *(
         AllowedSkip("tests/(tracing|examples)/", f"could not import '{name}")

@@ -13,7 +13,7 @@ import pytest
 VARIABLE = "AIOIRQFD_QEMU"
 CHOSEN = os.environ.get(VARIABLE)
 PROGRAM = CHOSEN or "qemu-system-x86_64"
-PACKAGES = "qemu-system-x86 qemu-utils linux-image-cloud-amd64 busybox-static e2fsprogs pciutils socat"
+PACKAGES = "qemu-system-x86 qemu-utils linux-image-cloud-amd64 busybox-static e2fsprogs pciutils socat acpica-tools"
 """What Debian calls what these tests need."""
 
 

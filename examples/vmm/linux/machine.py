@@ -7,7 +7,7 @@ import contextlib
 import enum
 from typing import TYPE_CHECKING, Final, Self, final
 
-from aioirqfd import IrqManager
+from aioirqfd import IrqchipPin, IrqManager
 from aioirqfd.kvm import GuestRam, Kvm, LoopCalls, VcpuThread
 from aioirqfd.kvm.ioctls import (
     KVM_EXIT_FAIL_ENTRY,
@@ -16,6 +16,7 @@ from aioirqfd.kvm.ioctls import (
     KVM_EXIT_SHUTDOWN,
     KVM_PIT_SPEAKER_DUMMY,
 )
+from aioirqfd.kvm.structures import KVM_IOAPIC_NUM_PINS
 from aioirqfd.sinks import KvmSink
 from aioirqfd.tracer import NULL_TRACER
 from examples.vmm.linux import address_map as at
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from aioirqfd.tracer import Tracer
     from examples.vmm.linux.bzimage import BzImage
 
+# To the IOAPIC alone. Linux masks the PICs, and the kernel watches only eventfds that have one destination.
+_ROUTING: Final = {gsi: IrqchipPin("ioapic", gsi) for gsi in range(KVM_IOAPIC_NUM_PINS)}
 _REASONS: Final = {
     KVM_EXIT_FAIL_ENTRY: "the CPU refuses its state (KVM_EXIT_FAIL_ENTRY)",
     KVM_EXIT_INTERNAL_ERROR: "KVM cannot go on with it (KVM_EXIT_INTERNAL_ERROR)",
@@ -71,7 +74,7 @@ class Machine:
     Attributes:
         vm: The VM, for ioeventfds.
         ram: The guest's memory.
-        irqs: Its interrupts; gsi n is pin n of the IOAPIC, and of the PICs.
+        irqs: Its interrupts; gsi n is pin n of the IOAPIC.
         calls: The vCPU threads' way to what belongs to the loop.
         ports: Who answers the guest's accesses; to be filled before :meth:`run`. ``ports.bus`` is the PCI bus's place.
     """
@@ -107,7 +110,7 @@ class Machine:
                 vcpu.set_cpuid2(cpuid.leaves(kvm, apic_id=number))
                 self._vcpus.append(vcpu)
             sink = stack.enter_context(KvmSink(self.vm, offload=self._offload))
-            self.irqs = await stack.enter_async_context(IrqManager(sink, tracer=self._tracer))
+            self.irqs = await stack.enter_async_context(IrqManager(sink, routing=_ROUTING, tracer=self._tracer))
             self.calls = stack.enter_context(LoopCalls())
             stack.push_async_callback(self._stop)
             self._stack = stack.pop_all()

@@ -1,0 +1,103 @@
+"""The example VMM boots Debian's Linux, wherever QEMU runs: in a guest whose CPU has emulated SVM.
+
+One boot of QEMU does everything, under this very Python (:mod:`tests.qemu.linux_agent`); each of its results is a test here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from aioirqfd.testing.initramfs import initramfs as archive_of
+from tests.qemu.harness import Linux, Qemu, initramfs, kernel
+from tests.qemu.initramfs import python_files, python_path
+from tests.qemu.linux_agent import CHECKS, MODULES, SCRIPT
+
+pytestmark = [pytest.mark.qemu, pytest.mark.slow]
+
+# What the agent imports only when it needs it.
+LATER = ("anyio._backends._asyncio", "concurrent.futures.thread")
+KERNEL, INITRAMFS = "/boot/vmlinuz", "/boot/initramfs"
+
+
+def guest() -> Linux:
+    variables = {"PYTHONPATH": ":".join(python_path())}
+    variables |= {name: value for name, value in os.environ.items() if name == "AIOIRQFD_PURE_PYTHON"}
+    assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    python = Path(sys.executable).resolve()
+    agent = f"{python} -W error -m tests.qemu.linux_agent {KERNEL} {INITRAMFS}"
+    inner = {KERNEL: kernel(), INITRAMFS: archive_of(SCRIPT, kernel=kernel(), modules=MODULES)}
+    return initramfs(
+        f"ulimit -n 4096; {assignments} {agent} 2>&1; echo AGENT ENDED $?",
+        modules=["irqbypass", "kvm", "kvm-amd"],
+        files=python_files("tests.qemu.linux_agent", *LATER) | inner,
+    )
+
+
+async def boot() -> tuple[list[str], dict[str, object]]:
+    async with Qemu(linux=guest(), cpu="qemu64,+svm,+npt", ram=1 << 30, timeout=400) as qemu:
+        await qemu.wait_for("AGENT ENDED")
+        lines = qemu.console.lines
+    results = [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
+    return lines, dict(results)
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    # In a loop of its own: it is done once for all tests.
+    with asyncio.Runner() as runner:
+        return runner.run(boot())
+
+
+@pytest.fixture
+def results(outcome):
+    return outcome[1]
+
+
+@pytest.mark.timeout(450)
+def test_the_agent_ran_to_its_end(outcome):
+    lines, _ = outcome
+    assert [line for line in lines if line.startswith("AGENT")] == ["AGENT DONE", "AGENT ENDED 0"], "\n".join(lines)
+    assert any(re.match(r"python 3\S+ \S+ kvm usable$", line) for line in lines)
+
+
+@pytest.mark.timeout(450)
+class TestBoot:
+    @pytest.mark.parametrize("check", CHECKS)
+    def test_userland_is_reached(self, results, check):
+        assert results[f"{check}.userland"] == "1"
+
+    @pytest.mark.parametrize(("check", "cpus"), [("off", "1"), ("reset", "2")])
+    def test_linux_starts_all_cpus(self, results, check, cpus):
+        assert results[f"{check}.cpus"] == cpus
+
+    def test_acpica_has_nothing_to_complain_of(self, results):
+        assert results["off.complaints"] == "0"
+
+    def test_the_clock_is_kvms_and_the_pit_idle(self, results):
+        assert (results["off.clock"], results["off.timer"]) == ("kvm-clock", "0")
+
+
+@pytest.mark.timeout(450)
+class TestEnding:
+    @pytest.mark.parametrize(("check", "ending"), [("off", "POWER_OFF"), ("reset", "RESET"), ("panic", "PANIC")])
+    def test_it_is_what_the_guest_wanted(self, results, check, ending):
+        assert results[f"{check}.ending"] == ending
+
+
+@pytest.mark.timeout(450)
+class TestConsole:
+    @pytest.mark.parametrize(("check", "offloaded"), [("off", True), ("reset", False)])
+    def test_its_output_comes_by_interrupts_of_pin_4(self, results, check, offloaded):
+        assert results[f"{check}.offloaded"] == offloaded
+        pin, *counts = results[f"{check}.uart"].split()[:-3]
+        assert pin == "4:"
+        assert sum(map(int, counts)) > 0
+        assert results[f"{check}.uart"].split()[-3:] == ["IO-APIC", "4-edge", "ttyS0"]
