@@ -129,7 +129,7 @@ class Exits:
     def __init__(self, view: memoryview, handler: ExitHandler) -> None:
         self._view = view
         # An index into one of these is a number of that many bytes. Little-endian, as x86 is.
-        self._elements = {1: view, 2: view.cast("H"), 4: view.cast("I"), 8: view.cast("Q")}
+        self._elements = {1: view.cast("B"), 2: view.cast("H"), 4: view.cast("I"), 8: view.cast("Q")}
         self._port_in, self._port_out = handler.port_in, handler.port_out
         self._read, self._write = handler.mmio_read, handler.mmio_write
 
@@ -155,6 +155,11 @@ class Exits:
                 elements[index] = value
             except (ValueError, TypeError) as error:
                 raise _unfit(error, f"port_in({port:#x}, {size})", size, value) from None
+
+    def release(self) -> None:
+        """Let go of the page, whoever still holds this object: the traceback of what the handler has raised does."""
+        for elements in self._elements.values():
+            elements.release()
 
     def mmio(self) -> None:
         """Handle ``KVM_EXIT_MMIO``. Raises as :meth:`port` does."""

@@ -201,8 +201,9 @@ class Vcpu(Descriptor):
         """
         fd = self._enter()
         interrupted = False
+        page, run = self._run, _run
+        exits: Exits | None = None
         try:
-            page, run = self._run, _run
             exits = Exits(self._view, handler)
             port, mmio = exits.port, exits.mmio
             while True:
@@ -222,6 +223,10 @@ class Vcpu(Descriptor):
                 if code != errno.EAGAIN:
                     raise OSError(code, os.strerror(code))
         finally:
+            # This frame may live on in a traceback. The page must not: its mapping holds the vCPU open.
+            if exits is not None:
+                exits.release()
+            del page
             self._leave(interrupted=interrupted)
 
     def _enter(self) -> int:

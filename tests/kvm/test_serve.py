@@ -57,6 +57,10 @@ class Bare(Guest):
         pass
 
 
+def open_fds():
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
 def served(code, *answers):
     """What the guest asked for until it halted."""
     handler = Handler(*answers)
@@ -151,6 +155,13 @@ class TestMisfits:
 
 
 class TestEnds:
+    def test_what_a_handler_raised_does_not_hold_a_closed_vcpu(self):
+        fds = open_fds()
+        with Bare(b"\xe4\x10" + HLT) as guest, pytest.raises(ZeroDivisionError) as caught:
+            guest.vcpu.serve(Handler(ZeroDivisionError()))
+        assert open_fds() == fds
+        assert caught.tb is not None
+
     def test_what_a_handler_raises_leaves_the_vcpu_to_be_served_again(self):
         with Bare(b"\xe4\x60\xe6\x61" + HLT) as guest:  # in al, 0x60; out 0x61, al; hlt
             with pytest.raises(ZeroDivisionError):
