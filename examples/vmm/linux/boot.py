@@ -83,11 +83,12 @@ def _memory_map(ram: GuestRam) -> list[tuple[int, int, int]]:
 
 def _place_of(initramfs: bytes, ram: GuestRam, kernel: BzImage) -> int:
     """Where the initramfs goes: at the end of the RAM, on a page's start, and out of the way of the kernel that unpacks itself."""
-    end = min(ram.regions[0].size, kernel.initrd_limit)
-    place = (end - len(initramfs)) // mmap.PAGESIZE * mmap.PAGESIZE
+    end = min(ram.regions[0].size, kernel.initrd_limit) // mmap.PAGESIZE * mmap.PAGESIZE
+    size = -(-len(initramfs) // mmap.PAGESIZE) * mmap.PAGESIZE
+    place = end - size
     kernel_end = kernel.address + kernel.room
     if place < kernel_end:
-        least = -(-(kernel_end + len(initramfs) + mmap.PAGESIZE) // _MIB)
+        least = -(-(kernel_end + size) // _MIB)
         raise BootError(
             f"{end // _MIB} MiB of memory are too little for {kernel.name} and an initramfs of {len(initramfs)} bytes:"
             f" they take {least} MiB while they are unpacked, and Linux wants some more"

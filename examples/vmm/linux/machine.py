@@ -139,9 +139,12 @@ class Machine:
         Raises:
             MachineError: KVM cannot go on with it.
             Exception: What a device raised when the guest accessed it.
+            RuntimeError: It has run already.
 
         Cancellation: The vCPUs are stopped first.
         """
+        if self._threads:
+            raise RuntimeError("a machine runs once: make another one")
         self._threads.extend(
             VcpuThread(vcpu, self.ports, name=f"vcpu {number}") for number, vcpu in enumerate(self._vcpus)
         )
