@@ -92,6 +92,7 @@ class Machine:
         self._stack = contextlib.AsyncExitStack()
         self._vcpus: Final[list[Vcpu]] = []
         self._threads: Final[list[VcpuThread]] = []
+        self._watching: Final[list[asyncio.Task[None]]] = []
         self.ports: Final = PortTable()
 
     async def __aenter__(self) -> Self:
@@ -148,14 +149,13 @@ class Machine:
         self._threads.extend(
             VcpuThread(vcpu, self.ports, name=f"vcpu {number}") for number, vcpu in enumerate(self._vcpus)
         )
-        watching = [self._loop.create_task(self._watch(*pair)) for pair in zip(self._threads, self._vcpus, strict=True)]
+        self._watching.extend(map(self._loop.create_task, map(self._watch, self._threads, self._vcpus)))
         try:
             for thread in self._threads:
                 thread.start()
             return await self._ended
         finally:
             await self._stop()
-            await asyncio.gather(*watching)
 
     def end(self, ending: Ending) -> None:
         """Let :meth:`run` return this. The first one counts. From any thread; from a device's, its vCPU does not go on."""
@@ -189,3 +189,4 @@ class Machine:
             thread.request_stop()
         for thread in self._threads:
             await thread.stop()
+        await asyncio.gather(*self._watching)
