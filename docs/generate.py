@@ -44,6 +44,7 @@ SERVERS = frozenset(
         *("ivshmem_peer", "ivshmem_server"),
         *("edu_pci", "nvme", "uart_pci"),
         *("vhost_user_blk", "vhost_user_ping", "vhost_user_rng", "vhost_user_upper"),
+        *("net_tap", "net_user", "virtio_console", "virtio_net"),
     }
 )
 BLOCK: Final = re.compile(r"<!-- ((examples/\S+)(?: (\S+))?): begin -->\n(.*?)<!-- \1: end -->", re.DOTALL)
