@@ -230,6 +230,9 @@ class Backend:
         for vring in self._vrings:
             vring.requests.close()
         await asyncio.wait({task})
+        # A session that was about to end has not waited for what was cancelled, such as a handler with a thread to wait for.
+        for vring in self._vrings:
+            await vring.requests.end()
         if not task.cancelled():
             task.result()
 
