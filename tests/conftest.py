@@ -58,6 +58,13 @@ def why_no_kvm() -> str | None:
 
 
 NO_KVM = why_no_kvm()
+NO_TAP = (
+    "it is root's to make"
+    if os.geteuid()
+    else None
+    if Path("/dev/net/tun").exists()
+    else "there is no /dev/net/tun; modprobe tun"
+)
 NO_QEMU = (
     None if program.path() else f"{program.PROGRAM} is not installed; on Debian: apt-get install {program.PACKAGES}"
 )
@@ -94,6 +101,7 @@ class AllowedSkip(NamedTuple):
 ALLOWED_SKIPS = (
     *((AllowedSkip(".*", "needs KVM: "),) if NO_KVM else ()),
     *((AllowedSkip(".*", "needs QEMU: "),) if NO_QEMU else ()),
+    *((AllowedSkip("tests/", "needs a tap interface: "),) if NO_TAP else ()),
     # CI fetches one that has it, and runs them with that.
     *((AllowedSkip(".*", r"needs QEMU: 10\.1 or later"),) if not NO_QEMU and program.version() < (10, 1) else ()),
     *(
