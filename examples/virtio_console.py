@@ -42,7 +42,6 @@ class ByteSink(Protocol):
         """Write everything."""
 
 
-# docs: begin device
 class Console(Device):
     """Virtio console device (section 5.3) with one port. No byte is lost, either way.
 
@@ -84,6 +83,7 @@ class Console(Device):
         self.received += len(data)
         return request.write(data)
 
+    # docs: begin transmit
     async def _transmit(self, request: Chain) -> int:
         if self._late is not None:
             await asyncio.wait({self._late})
@@ -103,7 +103,7 @@ class Console(Device):
         await self._sink.write(data)
         self.transmitted += len(data)
 
-    # docs: end device
+    # docs: end transmit
 
     def _end_late(self) -> None:
         """What was still being written of a request that was cancelled has ended; raise what that raised."""

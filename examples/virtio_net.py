@@ -44,6 +44,7 @@ class Feature(enum.IntFlag):
     STATUS = 1 << 16
 
 
+# docs: begin network
 class Network(Protocol):
     """What a wire ends in. Threads: the loop's."""
 
@@ -65,7 +66,9 @@ class Network(Protocol):
         """Let go of what it has opened."""
 
 
-# docs: begin device
+# docs: end network
+
+
 class Net(Device):
     """Virtio network device (section 5.1), with one queue each way and without offloads.
 
@@ -133,11 +136,12 @@ class Net(Device):
                 return request.write(HEADER + frame)
             await asyncio.sleep(0)  # there may be more of them than ever end
 
-    # docs: end device
-
+    # docs: begin failed
     def failed(self, request: Chain, error: BaseException) -> int:
         """Stop the receive queue if nothing can be received: an empty answer is no frame, and the driver would offer the buffer again."""
         return NEEDS_RESET if request.queue == RECEIVE else super().failed(request, error)
+
+    # docs: end failed
 
     def inspect(self) -> Mapping[str, object]:
         """The link, what was dropped, and the network."""

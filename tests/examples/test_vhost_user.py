@@ -280,6 +280,8 @@ READY = {
     "vhost_user_rng": "Rng: listening at 'socket'\n",
     "vhost_user_upper": "Upper: listening at 'socket'\n",
     "vhost_user_blk": "Blk: listening at 'socket'\n",
+    "virtio_net": "Net: listening at 'socket'\n",
+    "virtio_console": "Console: listening at 'socket'\n",
     "chaos_blk": "chaos: ready\n",
 }
 
@@ -303,7 +305,7 @@ async def test_each_example_is_one_command(name, module, path, disk):
         assert Path(path).exists()
         async with FrontEnd(path) as front:
             queues = await front.number(Request.GET_QUEUE_NUM)
-            assert queues == (2 if name == "vhost_user_upper" else 1)
+            assert queues == (2 if name in {"vhost_user_upper", "virtio_net", "virtio_console"} else 1)
             if name == "vhost_user_rng":
                 queue = await front.start()
                 one, two = await queue.ask([], [32]), await queue.ask([], [32])
@@ -363,7 +365,10 @@ def test_a_number_of_queues_that_cannot_be_is_a_wrong_command_line(name, count, 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("vhost_user_rng", "rng"), ("vhost_user_blk", "block"), ("vhost_user_upper", "console"), ("chaos_blk", "block")],
+    [
+        *(("vhost_user_rng", "rng"), ("vhost_user_blk", "block"), ("vhost_user_upper", "console")),
+        *(("chaos_blk", "block"), ("virtio_net", "net"), ("virtio_console", "console")),
+    ],
 )
 def test_the_programs_tell_their_capabilities(name, kind):
     done = subprocess.run(

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.timeout(280)]
 ONE_LOOP = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 TUTORIAL, PCI = "tutorial-vhost-user.md", "tutorial-pci.md"
-RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME, UART, VIRTIO = (
+RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME, UART, VIRTIO, NET = (
     f"how-to/{name}.md"
     for name in (
         "vhost-user-rng",
@@ -31,6 +31,7 @@ RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME, UART, VIRTIO = (
         "vfio-user-nvme",
         "vfio-user-uart",
         "virtio-by-vfio-user",
+        "virtio-net-console",
     )
 )
 (GUEST_OPTIONS,) = scripts("how-to/index.md")
@@ -149,7 +150,7 @@ def vfio_user():
 
 
 @ONE_LOOP
-@pytest.mark.parametrize("page", [PCI, NVME, UART, VIRTIO])
+@pytest.mark.parametrize("page", [PCI, NVME, UART, VIRTIO, NET])
 @pytest.mark.usefixtures("vfio_user")
 async def test_a_pci_device(follower, page):
     for step in steps(page):
@@ -163,4 +164,4 @@ def test_no_guide_with_a_qemu_in_it_is_left_out():
         for page in pages
         if any(" -device " in block for _, block in BLOCK.findall((DOCS / page).read_text("utf-8")))
     }
-    assert with_qemu == {TUTORIAL, PCI, RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME, UART, VIRTIO}
+    assert with_qemu == {TUTORIAL, PCI, RNG, BLK, CHAOS, OTHER, IVSHMEM, NVME, UART, VIRTIO, NET}
