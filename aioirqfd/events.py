@@ -374,6 +374,12 @@ EVENTS: Final[Mapping[str, Event]] = _table(
         _fields(Field("what", (str,), "which method, or the message that it was called for"), *_FAILURE),
     ),
     Event(
+        "device_trouble",
+        "warning",
+        "A device says that something went wrong which is no error of its own, such as a frame that it had to drop.",
+        _fields(Field("what", (str,), "in the device's words")),
+    ),
+    Event(
         "session_failed",
         "warning",
         "A front-end's or a client's session has died by a fault of this package.",

@@ -9,6 +9,7 @@ from typing import Final, final
 _TROUBLE: Final = frozenset(
     {
         "client_disconnected",
+        "device_trouble",
         "frontend_disconnected",
         "inflight_too_small",
         "message_refused",

@@ -64,7 +64,7 @@ class Server:
         tracer: Hears what happens: ``client_connected``, ``client_disconnected`` (with a reason if the client broke the protocol),
             ``function_reset``, what the irqfds have to say and, once for each place, ``undeclared_read``, ``undeclared_write``,
             ``read_only_write``. And what goes wrong, rate-limited (:mod:`aioirqfd.ratelimit`): ``message_refused``,
-            ``device_failed``, ``reply_unexpected``, ``twin_socket_failed``, ``session_failed``, ``accept_failed``.
+            ``device_failed``, ``device_trouble`` (of a virtio device), ``reply_unexpected``, ``twin_socket_failed``, ``session_failed``, ``accept_failed``.
         require_seal: Take only memory that the client can no longer shrink.
         name: Its name in :mod:`aioirqfd.inspect`; without one it is a number.
 

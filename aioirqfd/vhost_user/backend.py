@@ -70,7 +70,7 @@ class Backend:
         tracer: Hears what happens: ``frontend_connected``, ``frontend_disconnected``, ``memory_table``,
             ``vring_started``, ``vring_stopped`` (with a reason if the driver broke its ring), and what the irqfds have to
             say. And what goes wrong, rate-limited (:mod:`aioirqfd.ratelimit`): ``message_refused``, ``request_failed``,
-            ``interrupt_failed``, ``device_failed``, ``session_failed``, ``accept_failed``, ``connect_failed``,
+            ``interrupt_failed``, ``device_failed``, ``device_trouble``, ``session_failed``, ``accept_failed``, ``connect_failed``,
             ``inflight_too_small`` (a ring that the front-end's inflight buffer has no room for runs without it).
         require_seal: Take only memory that the front-end can no longer shrink.
         name: Its name in :mod:`aioirqfd.inspect`; without one it is a number.
@@ -121,6 +121,7 @@ class Backend:
         self._task: asyncio.Task[None] | None = None
         self._stack = contextlib.AsyncExitStack()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._reports: Reports | None = None
         self._key = nodes.add("vhost_user", self, Backend._node, name=name, loop=Backend._loop_of)
 
     def _loop_of(self) -> asyncio.AbstractEventLoop | None:
@@ -145,7 +146,7 @@ class Backend:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        reports = Reports(self._tracer, self._loop)
+        reports = self._reports = Reports(self._tracer, self._loop)
         async with contextlib.AsyncExitStack() as stack:
             front_ends = self._front_ends(stack, reports)
             count = self.device.num_queues
@@ -262,6 +263,11 @@ class Backend:
         """Let requests and interrupts go by the device's interception, or no longer; its ``intercept()`` calls this."""
         for vring in self._vrings:
             vring.requests.look_again()
+
+    def report(self, what: str) -> None:
+        """Tell the tracer what the device says, in time; its own ``report()`` calls this."""
+        assert self._reports is not None
+        self._reports.trouble("device_trouble", kind=what, what=what)
 
     def ring(self, queue: int) -> None:
         """Interrupt the driver for a queue, whether there is something to tell or not."""

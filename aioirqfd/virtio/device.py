@@ -156,6 +156,20 @@ class Device:
         for tell in self.config_watchers:
             tell()
 
+    def report(self, what: str) -> None:
+        """Say that something went wrong which is nobody's mistake here, such as a frame for which there was no room.
+
+        The tracer hears of it (``device_trouble``), as often as :mod:`aioirqfd.ratelimit` lets it, and a program's terminal does. Where
+        the device is not served, nobody does.
+
+        Args:
+            what: A constant text: what a guest may choose is not to be in it.
+
+        Threads: the loop's.
+        """
+        if self.transport is not None:
+            self.transport.report(what)
+
     def intercept(self, interception: Interception | None) -> None:
         """From now on, have requests and interrupts go by this; None: by nobody, as at first. For :mod:`aioirqfd.faults`.
 

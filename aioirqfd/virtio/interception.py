@@ -45,6 +45,9 @@ class Transport(Protocol):
     def ring(self, queue: int) -> None:
         """Interrupt for a queue."""
 
+    def report(self, what: str) -> None:
+        """Tell the tracer what the device says, in time (:mod:`aioirqfd.ratelimit`)."""
+
     def answers(self, queue: int) -> int:
         """How many requests of a queue were answered."""
         ...

@@ -190,7 +190,9 @@ class VirtioPci(PciDevice):
             stack.callback(self.dma.watchers.remove, self._memory)
             self.virtio.config_watchers += (self._config_changed,)
             stack.callback(self._watch_no_more)
-            self.virtio.transport = transport = FunctionTransport(self._queues, ring=self._ring, reset=self.reset)
+            self.virtio.transport = transport = FunctionTransport(
+                self._queues, ring=self._ring, reset=self.reset, reports=function.reports
+            )
             stack.callback(self._let_go, transport)
             stack.push_async_callback(transport.aclose)
             self._forget()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, final
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from aioirqfd.serving.reports import Reports
     from aioirqfd.virtio.chain import Chain
     from aioirqfd.virtio_pci.queue import PciQueue
 
@@ -20,6 +21,7 @@ class FunctionTransport:
         queues: The function's queues.
         ring: Interrupts for a queue.
         reset: Resets the device, as its driver does.
+        reports: Hears of trouble.
 
     Threads: the loop's.
     """
@@ -30,11 +32,17 @@ class FunctionTransport:
         *,
         ring: Callable[[int], None],
         reset: Callable[[], Coroutine[object, object, None]],
+        reports: Reports,
     ) -> None:
         self._queues = queues
         self._reset = reset
         self._resets: set[asyncio.Task[None]] = set()
         self._ring = ring
+        self._reports = reports
+
+    def report(self, what: str) -> None:
+        """Tell the tracer what the device says, in time."""
+        self._reports.trouble("device_trouble", kind=what, what=what)
 
     def ring(self, queue: int) -> None:
         """Interrupt for a queue, whether there is something to tell or not."""
