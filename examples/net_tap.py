@@ -41,7 +41,6 @@ class Tap:
 
     Attributes:
         name: Its name.
-        down: How many frames of the guest's were dropped because the interface was down.
 
     Raises:
         OSError: It is not to be had; the error says what to do.
@@ -54,7 +53,6 @@ class Tap:
         encoded = name.encode()
         if len(encoded) > _NAME_MAX or b"\0" in encoded:
             raise ValueError(f"the name of a tap interface has up to {_NAME_MAX} bytes, and {name!r} is none")
-        self.down = 0
         self._fd = -1
         try:
             self._fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -65,8 +63,11 @@ class Tap:
             raise OSError(error.errno, f"no tap interface: {error.strerror}; {advice}".rstrip("; "), name) from None
         self.name = answer[: _NAME_MAX + 1].split(b"\0")[0].decode()
 
-    async def send(self, frame: bytes, /) -> None:
+    async def send(self, frame: bytes, /) -> str | None:
         """Give a frame to the host.
+
+        Returns:
+            Why it was dropped; None: it was not.
 
         Raises:
             OSError: The interface has gone.
@@ -81,10 +82,9 @@ class Tap:
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
-                self.down += 1
-                return
+                return "the interface is down"
             else:
-                return
+                return None
 
     async def receive(self) -> bytes:
         """The next frame from the host.
@@ -115,8 +115,8 @@ class Tap:
             (loop.remove_writer if writable else loop.remove_reader)(self._fd)
 
     def inspect(self) -> Mapping[str, object]:
-        """Its name, and what was dropped."""
-        return {"tap": self.name, "dropped": {"interface down": self.down}}
+        """Its name."""
+        return {"tap": self.name}
 
     def close(self) -> None:
         """Close it; idempotent. Nobody may be waiting for a frame."""

@@ -45,7 +45,7 @@ class UserNet:
 
     Attributes:
         counts: How many frames of the guest's were ``answered``, ``ignored`` because they were not for this host, or ``malformed``;
-            and of the answers, how many were ``dropped`` because the guest had left 256 waiting.
+            and how many answers were dropped, ``unreceived``, because the guest had left 256 waiting.
 
     Threads: the loop's.
     """
@@ -53,25 +53,31 @@ class UserNet:
     def __init__(self, interface: str = "10.0.0.1/24", lease: str = "10.0.0.2") -> None:
         self.interface = IPv4Interface(interface)
         self.lease = IPv4Address(lease)
-        self.counts = {"answered": 0, "ignored": 0, "malformed": 0, "dropped": 0}
+        self.counts = {"answered": 0, "ignored": 0, "malformed": 0, "unreceived": 0}
         self._address = self.interface.packed
         self._frames: asyncio.Queue[bytes] = asyncio.Queue(ROOM)
 
-    async def send(self, frame: bytes, /) -> None:
-        """Take a frame of the guest's; never waits."""
+    async def send(self, frame: bytes, /) -> str | None:
+        """Take a frame of the guest's; never waits.
+
+        Returns:
+            Why it was dropped, or its answer was; None: neither.
+        """
         try:
             answer = self.answer(frame)
         except (MalformedError, struct.error):
             self.counts["malformed"] += 1
-            return
+            return "malformed"
         if answer is None:
             self.counts["ignored"] += 1
-            return
+            return None
         try:
             self._frames.put_nowait(answer)
-            self.counts["answered"] += 1
         except asyncio.QueueFull:
-            self.counts["dropped"] += 1
+            self.counts["unreceived"] += 1
+            return "the guest takes no answers"
+        self.counts["answered"] += 1
+        return None
 
     async def receive(self) -> bytes:
         """The next answer. Cancellation: it is still to come."""

@@ -10,6 +10,7 @@ import asyncio
 import enum
 import struct
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -48,8 +49,11 @@ class Feature(enum.IntFlag):
 class Network(Protocol):
     """What a wire ends in. Threads: the loop's."""
 
-    async def send(self, frame: bytes, /) -> None:
-        """Take a frame of the guest's, of 14 bytes or more. What there is no room for may be dropped, and is counted.
+    async def send(self, frame: bytes, /) -> str | None:
+        """Take a frame of the guest's, of 14 bytes or more.
+
+        Returns:
+            None; or why it, or an answer to it, was dropped: one of a few constant texts.
 
         Cancellation: the frame was not taken.
         """
@@ -59,7 +63,7 @@ class Network(Protocol):
         ...
 
     def inspect(self) -> Mapping[str, object]:
-        """What it shows of itself, with what it has dropped."""
+        """What it shows of itself."""
         ...
 
     def close(self) -> None:
@@ -77,7 +81,7 @@ class Net(Device):
         mac: The driver's address, 6 bytes, not a group's.
 
     Attributes:
-        dropped: How many frames were dropped here, by reason.
+        dropped: How many frames were dropped, by reason. The tracer hears of them, too (:meth:`aioirqfd.virtio.Device.report`).
 
     Raises:
         ValueError: That is no such address.
@@ -93,7 +97,7 @@ class Net(Device):
             raise ValueError(f"a network card's address is 6 bytes, of which the first is even, not {mac!r}")
         self.network = network
         self.mac = mac
-        self.dropped = {"of a wrong size": 0, "no room in the buffer": 0, "link down": 0}
+        self.dropped: Counter[str] = Counter()
         self._link = True
 
     @property
@@ -118,23 +122,27 @@ class Net(Device):
             return await self._receive(request)
         frame = request.read(MAX_FRAME + 1, offset=len(HEADER))
         if not MIN_FRAME <= len(frame) <= MAX_FRAME:
-            self.dropped["of a wrong size"] += 1
+            self._drop("of a wrong size")
         elif not self._link:
-            self.dropped["link down"] += 1
-        else:
-            await self.network.send(frame)
+            self._drop("link down")
+        elif (why := await self.network.send(frame)) is not None:
+            self._drop(why)
         return 0
 
     async def _receive(self, request: Chain) -> int:
         while True:
             frame = await self.network.receive()
             if not self._link:
-                self.dropped["link down"] += 1
+                self._drop("link down")
             elif len(HEADER) + len(frame) > request.writable_size:
-                self.dropped["no room in the buffer"] += 1
+                self._drop("no room in the buffer")
             else:
                 return request.write(HEADER + frame)
             await asyncio.sleep(0)  # there may be more of them than ever end
+
+    def _drop(self, why: str) -> None:
+        self.dropped[why] += 1
+        self.report(f"a frame was dropped: {why}")
 
     # docs: begin failed
     def failed(self, request: Chain, error: BaseException) -> int:
@@ -145,7 +153,7 @@ class Net(Device):
 
     def inspect(self) -> Mapping[str, object]:
         """The link, what was dropped, and the network."""
-        return {"link": self._link, "dropped": self.dropped, "network": self.network.inspect()}
+        return {"link": self._link, "dropped": dict(self.dropped), "network": self.network.inspect()}
 
     def close(self) -> None:
         """Close the network."""

@@ -174,8 +174,8 @@ def test_an_answer_to_the_byte(net, frame, answer):
     ],
 )
 async def test_what_is_not_for_us_is_ignored(net, frame):
-    await net.send(frame)
-    assert net.inspect() == {"answered": 0, "ignored": 1, "malformed": 0, "dropped": 0, "waiting": 0}
+    assert await net.send(frame) is None
+    assert net.inspect() == {"answered": 0, "ignored": 1, "malformed": 0, "unreceived": 0, "waiting": 0}
 
 
 def spoilt(frame, offset):
@@ -215,8 +215,8 @@ MALFORMED = {
 
 @pytest.mark.parametrize("frame", MALFORMED.values(), ids=MALFORMED)
 async def test_what_is_wrong_is_counted_and_not_answered(net, frame):
-    await net.send(frame)
-    assert net.inspect() == {"answered": 0, "ignored": 0, "malformed": 1, "dropped": 0, "waiting": 0}
+    assert await net.send(frame) == "malformed"
+    assert net.inspect() == {"answered": 0, "ignored": 0, "malformed": 1, "unreceived": 0, "waiting": 0}
 
 
 @given(st.binary(max_size=1600))
@@ -253,9 +253,8 @@ async def test_answers_wait_in_order_and_what_is_too_many_is_dropped_and_counted
     waiting = asyncio.ensure_future(net.receive())
     await asyncio.sleep(0)
     pings = [ethernet(0x0800, ip(THEIRS, OURS, icmp(8, struct.pack(">HH", 1, number)))) for number in range(ROOM + 4)]
-    for ping in pings:
-        await net.send(ping)
-    assert net.inspect() == {"answered": ROOM, "ignored": 0, "malformed": 0, "dropped": 4, "waiting": ROOM}
+    assert [await net.send(ping) for ping in pings] == [None] * ROOM + ["the guest takes no answers"] * 4
+    assert net.inspect() == {"answered": ROOM, "ignored": 0, "malformed": 0, "unreceived": 4, "waiting": ROOM}
     received = [await waiting] + [await net.receive() for _ in range(ROOM - 1)]
     assert received == [from_us(icmp(0, struct.pack(">HH", 1, number))) for number in range(ROOM)]
     net.close()
