@@ -389,6 +389,15 @@ EVENTS: Final[Mapping[str, Event]] = _table(
     Event("connect_failed", "warning", "There was nobody to connect to; it is tried again.", _fields(*_REFUSAL)),
     Event("function_reset", "info", "A PCI function is reset.", {}),
     Event(
+        "doorbell_by_exit",
+        "warning",
+        "The kernel does not ring a doorbell of a PCI function by itself: each ring leaves the guest, and goes by this process.",
+        _fields(
+            Field("address", (int,), "Where it is in the guest's memory, or its ports"),
+            Field("reason", (str,), "What the kernel said"),
+        ),
+    ),
+    Event(
         "undeclared_read",
         "info",
         "The guest read where a device has no register; once for each place.",

@@ -29,7 +29,7 @@ from aioirqfd.integers import plain
 from aioirqfd.uncopied import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     Space = Literal["pio", "mmio"]
@@ -76,6 +76,7 @@ class IoEventFd:
     __slots__ = (
         "_bus",
         "_lock",
+        "_off",
         "_overflowed",
         "_reference",
         "_values",
@@ -103,6 +104,7 @@ class IoEventFd:
         self._lock = threading.Lock()
         self._values: deque[int] | None = deque(maxlen=values) if values else None
         self._overflowed = 0
+        self._off = False
         self._writes = Counter()
         self.eventfd: Final = eventfd
         self.address: Final = address
@@ -119,11 +121,12 @@ class IoEventFd:
         self._bus.discard(self)
 
     def release(self) -> None:
-        """Close what was made for an fd that was given as an int; idempotent. Any thread.
+        """It is off the bus: close what was made for an fd that was given as an int; idempotent. Any thread.
 
         :meta private:
         """
         with self._lock:
+            self._off = True
             fd, self._reference = self._reference, None
         if fd is not None:
             try:
@@ -163,6 +166,14 @@ class IoEventFd:
             self._values.clear()
         return taken
 
+    @property
+    def keeps_values(self) -> bool:
+        """Whether it keeps what is written; then whoever signals its eventfd without this process has lost something.
+
+        :meta private:
+        """
+        return self._values is not None
+
     def statistics(self) -> IoEventFdStatistics:
         """The counts as they are now. Any thread."""
         with self._lock:
@@ -171,12 +182,12 @@ class IoEventFd:
 
     @property
     def dead(self) -> bool:
-        """Whether its eventfd was closed, by its owner or behind its back.
+        """Whether it was taken off, or its eventfd was closed, by its owner or behind its back.
 
         :meta private:
         """
         try:
-            return self.eventfd.closed or self.eventfd.id < 0
+            return self._off or self.eventfd.closed or self.eventfd.id < 0
         except EventFdInvalidError:
             return True  # the number is another file's by now
         except OSError as error:
@@ -247,15 +258,17 @@ class IoBus:
 
     Args:
         name: Its name in :mod:`aioirqfd.inspect`; without one it is a number.
+        changed: Called whenever a doorbell has come off, in the thread that has taken it off: for who has it registered elsewhere, too.
 
     Threads:
         :meth:`write` from any thread, typically a vCPU's; registration from any thread too.
     """
 
-    __slots__ = ("__weakref__", "_detached", "_doorbells", "_gone", "_lock")
+    __slots__ = ("__weakref__", "_changed", "_detached", "_doorbells", "_gone", "_lock")
 
-    def __init__(self, *, name: str | None = None) -> None:
+    def __init__(self, *, name: str | None = None, changed: Callable[[], None] | None = None) -> None:
         name = nodes.check_name(name, "a bus")
+        self._changed = changed
         self._lock = threading.Lock()
         self._detached = 0
         self._gone = 0  # writes that doorbells took which are not on the bus any more
@@ -399,6 +412,8 @@ class IoBus:
                 return False
             self._gone += doorbell.statistics().writes
         doorbell.release()
+        if self._changed is not None:
+            self._changed()
         return True
 
     def _detach(self, doorbell: IoEventFd) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TIMEOUT: Final = 1.0
 """Seconds within which the loops have to answer."""
-KINDS: Final = ("managers", "msix", "buses", "vhost_user", "vfio_user", "faults", "tracers")
+KINDS: Final = ("managers", "msix", "buses", "pci", "vhost_user", "vfio_user", "faults", "tracers")
 """What the root has, beside the process itself."""
 PROCESS: Final = "process"
 

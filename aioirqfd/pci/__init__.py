@@ -1,15 +1,17 @@
-"""A PCI function in Python, without any transport: registers, configuration space, interrupts, DMA.
+"""A PCI function in Python, whatever serves it: registers, configuration space, interrupts, DMA.
 
-Subclass :class:`PciDevice`, and give it to :func:`aioirqfd.vfio_user.run`, which serves it to QEMU, or, in a test, to a
-:class:`PciFunction`.
+Subclass :class:`PciDevice`, and give it to :func:`aioirqfd.vfio_user.run`, which serves it to QEMU, to a :class:`PciBus` of your own
+VMM, or, in a test, to a :class:`PciFunction`.
 
 From the ground up: ``errors``, ``bar``, ``capability``, ``register`` (declarations), ``config`` (the configuration space), ``dma`` (the guest's
-memory), ``interrupts`` (a trigger for each vector), ``device`` (the base class), ``function`` (a device that is being served).
+memory), ``interrupts`` (a trigger for each vector), ``device`` (the base class), ``function`` (a device that is being served),
+``slot`` and ``bus`` (where it is plugged in, in a VMM).
 """
 
 from __future__ import annotations
 
 from aioirqfd.pci.bar import Bar
+from aioirqfd.pci.bus import HostBridge, PciBus
 from aioirqfd.pci.capability import (
     Capability,
     Msi,
@@ -26,6 +28,7 @@ from aioirqfd.pci.errors import DmaError, DmaMapError, PciError, RegionError
 from aioirqfd.pci.function import PciFunction
 from aioirqfd.pci.interrupts import Interrupts
 from aioirqfd.pci.register import Register
+from aioirqfd.pci.slot import PciSlot
 
 __all__ = [
     "Bar",
@@ -35,13 +38,16 @@ __all__ = [
     "DmaError",
     "DmaMapError",
     "DmaWatcher",
+    "HostBridge",
     "Interrupts",
     "Msi",
     "MsiX",
+    "PciBus",
     "PciDevice",
     "PciError",
     "PciExpress",
     "PciFunction",
+    "PciSlot",
     "PowerManagement",
     "RegionError",
     "Register",

@@ -19,6 +19,10 @@ COMMAND: Final = 0x04
 STATUS: Final = 0x06
 BAR_0: Final = 0x10
 ROM: Final = 0x30
+IO_SPACE: Final = 1 << 0
+"""Bit of the command register: the function answers in port space."""
+MEMORY_SPACE: Final = 1 << 1
+"""Bit of the command register: the function answers in memory space."""
 INTX_DISABLE: Final = 1 << 10
 """Bit of the command register: the function does not use its interrupt pin."""
 INTX_STATUS: Final = 1 << 3

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aioirqfd.eventfd import EventFd
     from aioirqfd.ioeventfd import IoEventFd
     from aioirqfd.pci.capability import Capability
+    from aioirqfd.pci.host import FunctionHost
     from aioirqfd.tracer import Tracer
 
 _Device = TypeVar("_Device", bound=PciDevice)
@@ -85,6 +86,8 @@ class PciFunction(Generic[_Device]):
         max_maps: How many DMA mappings there may be.
         failed: Hears what the device's ``background()`` raised.
         name: What its managers' names begin with, in :mod:`aioirqfd.inspect`.
+        host: Who has it in a slot, keeps its MSI-X table and injects its vectors; None: the function keeps what a driver writes to the
+            table, and whoever serves it binds the vectors.
 
     Attributes:
         config: Its configuration space.
@@ -109,8 +112,10 @@ class PciFunction(Generic[_Device]):
         max_maps: int = MAX_MAPS,
         failed: Callable[[BaseException], None] | None = None,
         name: str | None = None,
+        host: FunctionHost | None = None,
     ) -> None:
         self.device: Final = device
+        self.host: Final = host
         self.tracer: Final = guarded(tracer, device=name_of(device))
         self.reports: Reports | None = None
         self.name: Final = name_of(device) if name is None else name
@@ -141,7 +146,7 @@ class PciFunction(Generic[_Device]):
                 raise ValueError(f"{self.msix} does not fit BAR {self.msix.bar}")
             self._clear_table()
         count = max([device.vectors, *(one.vectors for one in (self.msi, self.msix) if one is not None)])
-        self.interrupts: Final = Interrupts(count, tracer=self.tracer, name=f"{self.name}-vectors")
+        self.interrupts: Final = Interrupts(count, tracer=self.tracer, name=f"{self.name}-vectors", host=host)
         self.dma: Final = Dma(max_maps=max_maps)
         self._flight = flight_of(tracer, name_of(device))
         self.shared: dict[int, SharedMemory] = {}
@@ -247,8 +252,7 @@ class PciFunction(Generic[_Device]):
         parts: list[bytes] = []
         for kind, start, length in _split(special, offset, size):
             if kind is _TABLE:
-                at = start - self._msix_table
-                parts.append(bytes(self._table[at : at + length]))
+                parts.append(self._read_table(start - self._msix_table, length))
             elif kind is _PBA:
                 at = start - self._msix_pba
                 parts.append(self.interrupts.pending_bits()[at : at + length])
@@ -291,8 +295,7 @@ class PciFunction(Generic[_Device]):
         for kind, start, length in _split(special, offset, len(data)):
             piece = data[start - offset : start - offset + length]
             if kind is _TABLE:
-                at = start - self._msix_table
-                self._table[at : at + length] = piece
+                self._write_table(start - self._msix_table, piece)
             elif kind is _SHARED:
                 self.shared[region].view[start : start + length] = piece
             elif kind is None:
@@ -300,7 +303,25 @@ class PciFunction(Generic[_Device]):
 
     def look_again(self) -> None:
         """The device has an interception now, or none any more; :meth:`PciDevice.intercept` calls it."""
-        self.dma.interception = self.interrupts.interception = self.device.interception
+        self.dma.interception = self.device.interception
+        self.interrupts.intercept(self.device.interception)
+        self._changed()
+
+    def _changed(self) -> None:
+        """The configuration space is another, or the doorbells, or what comes between."""
+        if self.host is not None:
+            self.host.look_again()
+
+    def ring(self, region: int, offset: int, value: int, size: int) -> bool:
+        """Ring a doorbell, if a write is for one and nothing comes between. Any thread.
+
+        Returns:
+            Whether it was one: then the write is done. Else it is :meth:`write`'s.
+        """
+        bus = self._buses.get(region)
+        if bus is None or size not in _SIZES or self.device.interception is not None:
+            return False
+        return bus.write(offset, value, size)
 
     def _parts(self, region: int) -> list[tuple[str, int, int]]:
         parts = [(_SHARED, at, at + size) for at, size in self.bars[region].shared]
@@ -319,6 +340,15 @@ class PciFunction(Generic[_Device]):
     def _msix_pba(self) -> int:
         assert self.msix is not None
         return self.msix.pba_offset
+
+    def _read_table(self, at: int, size: int) -> bytes:
+        return bytes(self._table[at : at + size]) if self.host is None else self.host.read_table(at, size)
+
+    def _write_table(self, at: int, data: bytes) -> None:
+        if self.host is None:
+            self._table[at : at + len(data)] = data
+        else:
+            self.host.write_table(at, data)
 
     def _clear_table(self) -> None:
         # Every vector masked. VMMs keep the table themselves; this one is for those that read it back.
@@ -339,11 +369,14 @@ class PciFunction(Generic[_Device]):
         if bar not in self.bars:
             raise RegionError(f"{self!r} has no BAR {bar}")
         self._check(bar, offset, length)
-        bus = self._buses.setdefault(bar, IoBus())
+        bus = self._buses.get(bar)
+        if bus is None:
+            bus = self._buses[bar] = IoBus(changed=self._changed)
         doorbell = bus.ioeventfd(eventfd, address=offset, length=length, datamatch=datamatch, values=values)
         there = self.doorbells.setdefault(bar, [])
         there[:] = [one for one in there if not one.dead]
         there.append(doorbell)
+        self._changed()
         return doorbell
 
     # -- the configuration space, and reset --------------------------------------------------------------------------
@@ -389,6 +422,7 @@ class PciFunction(Generic[_Device]):
 
     async def _write_config(self, offset: int, data: bytes) -> None:
         await self.device.write_config(offset, data)
+        self._changed()
         at = self._flr + 1 - offset  # the register's upper byte: its top bit asks for a reset
         if self._flr >= 0 and 0 <= at < len(data) and data[at] & 0x80:
             await self.reset()
@@ -409,6 +443,7 @@ class PciFunction(Generic[_Device]):
         device.registers.reset(device)
         self.config.reset()
         self._command_written()
+        self._changed()
         if self.msix is not None:
             self._clear_table()
         await self.interrupts.discard()

@@ -13,6 +13,7 @@ guest's end of interrupt (:meth:`Interrupts.end_of_interrupt`), at which it rise
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import threading
 from functools import partial
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from aioirqfd.irqfd.interrupt import Interrupt, Route
     from aioirqfd.irqfd.irqfd import IrqFd
+    from aioirqfd.pci.host import FunctionHost
     from aioirqfd.pci.interception import Interception
     from aioirqfd.tracer import Tracer
 
@@ -44,17 +46,23 @@ class _Vector:
     """What is there for one vector.
 
     Attributes:
+        number: Which one it is, or ``PIN``.
         trigger: What the device signals; made at the first need.
-        irqfd: Binds it; made when there is somebody to tell, or at the first signal on the loop.
+        hosted: The host's eventfd, which is the trigger while nothing comes between.
+        relay: The trigger while something does, or has done; made at the first need.
+        irqfd: Binds the trigger, unless that is the host's; made when there is somebody to tell, or at the first signal on the loop.
         target: Whom it tells.
         masked: Whether the one who gave the target has masked it.
         sent: How often a target was signalled.
     """
 
-    __slots__ = ("irqfd", "masked", "sent", "target", "trigger")
+    __slots__ = ("hosted", "irqfd", "masked", "number", "relay", "sent", "target", "trigger")
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.trigger: EventFd | None = None
+        self.hosted: EventFd | None = None
+        self.relay: EventFd | None = None
         self.irqfd: IrqFd | None = None
         self.target: EventFd | None = None
         self.masked = False
@@ -81,6 +89,7 @@ class Interrupts:
         vectors: How many, 0..2048.
         tracer: Hears what happens.
         name: Its manager's, for :mod:`aioirqfd.inspect` and in a flight recorder's file.
+        host: Who injects for the vectors in place of this, by eventfds of its own; the pin stays here.
 
     Used as ``async with``. What is pending at the end is gone, as with the device.
 
@@ -88,9 +97,12 @@ class Interrupts:
         :meth:`signal` and :attr:`pin` from any; the rest the loop's.
     """
 
-    def __init__(self, vectors: int, *, tracer: Tracer, name: str | None = None) -> None:
-        self._vectors = [_Vector() for _ in range(vectors)]
-        self._pin = _Vector()
+    def __init__(
+        self, vectors: int, *, tracer: Tracer, name: str | None = None, host: FunctionHost | None = None
+    ) -> None:
+        self._vectors = [_Vector(number) for number in range(vectors)]
+        self._pin = _Vector(PIN)
+        self._host = host
         self._gsi = vectors  # the pin's; the next one is the end of interrupt's
         self._wanted = False
         self._up = False
@@ -130,7 +142,7 @@ class Interrupts:
     def waiting(self) -> Iterator[tuple[str, str]]:
         """Of each vector that is signalled and was never bound, its name, and what it waits for."""
         for vector, one in ((PIN, self._pin), *enumerate(self._vectors)):
-            if one.irqfd is None and self.pending(vector):
+            if one.irqfd is None and one.hosted is None and self.pending(vector):
                 yield "pin" if vector == PIN else f"vector {vector}", self._stop(one)
 
     def _stop(self, one: _Vector) -> str:
@@ -143,6 +155,8 @@ class Interrupts:
     async def __aenter__(self) -> Self:
         await self._manager.__aenter__()
         self._closed = False
+        for one in self._vectors if self._host is not None else ():
+            self._trigger(one)  # now, for the host's are made on the loop alone
         return self
 
     async def __aexit__(
@@ -154,10 +168,10 @@ class Interrupts:
             await self._manager.__aexit__(exc_type, exc, traceback)
         finally:
             for one in (*self._vectors, self._pin):
-                for eventfd in (one.trigger, one.target):
-                    if eventfd is not None:
+                for eventfd in (one.trigger, one.relay, one.target):
+                    if eventfd is not None and eventfd is not one.hosted:
                         eventfd.close()
-                one.trigger = one.target = one.irqfd = None
+                one.trigger = one.relay = one.hosted = one.target = one.irqfd = None
             if self._resample is not None:
                 self._resample.close()
             if self._end is not None:
@@ -214,8 +228,25 @@ class Interrupts:
             if self._closed:
                 raise ClosedError("the device is not served: there is nobody to interrupt")
             if one.trigger is None:
-                one.trigger = EventFd()
+                if self._host is not None and one is not self._pin:
+                    one.hosted = self._host.eventfd(one.number)
+                one.trigger = EventFd() if one.hosted is None else one.hosted
             return one.trigger
+
+    def intercept(self, interception: Interception | None) -> None:
+        """From now on, have every interrupt go by this; None: by nobody.
+
+        A host's eventfd is behind the trigger then, and not the trigger itself: what a device signals comes here first. The way stays
+        open when nothing comes between any more, for a thread that has just taken the trigger.
+        """
+        self.interception = interception
+        for one in self._vectors:
+            if one.hosted is None:
+                continue
+            if interception is not None and one.relay is None:
+                one.relay = one.trigger = EventFd()
+                self.bind(one.number, EventFd.from_fd(os.dup(one.hosted.fileno()), owns=True))
+            one.trigger = one.hosted if interception is None else one.relay
 
     def _deliver(self, interrupt: Interrupt) -> bool:
         """The sink: signal the target."""
@@ -279,7 +310,7 @@ class Interrupts:
     def _assign(self, vector: int, one: _Vector) -> None:
         if one.irqfd is not None:
             return
-        trigger = self._trigger(one)
+        trigger = one.relay or self._trigger(one)
         if vector == PIN:
             if self._resample is None:
                 self._resample = EventFd()
@@ -348,11 +379,13 @@ class Interrupts:
 
     def bound(self, vector: int) -> bool:
         """Whether a vector, or ``PIN``, has somebody to tell."""
-        return self._of(vector).target is not None
+        one = self._of(vector)
+        return one.target is not None or one.hosted is not None
 
     def masked(self, vector: int) -> bool:
         """Whether a vector, or ``PIN``, was masked."""
-        return self._of(vector).masked
+        one = self._of(vector)
+        return one.masked if one.hosted is None or self._host is None else self._host.masked(vector)
 
     def sent(self, vector: int) -> int:
         """How often whoever is to be told of a vector, or of ``PIN``, was told, since the device began to be served."""
@@ -361,8 +394,12 @@ class Interrupts:
     def pending(self, vector: int) -> bool:
         """Whether an interrupt waits: the vector's bit of the pending-bit array."""
         one = self._of(vector)
+        if one.hosted is not None and self._host is not None and self._host.pending(vector):
+            return True
         if one.irqfd is not None:
             return one.irqfd.pending
+        if one.hosted is not None:
+            return False
         if one.trigger is None:
             return False
         poll = select.poll()
@@ -386,14 +423,17 @@ class Interrupts:
         self._wanted = False
         for vector in (*range(len(self._vectors)), PIN):
             one = self._of(vector)
-            if one.trigger is None or not (vector == PIN or self.pending(vector)):
+            trigger = one.trigger if one.hosted is None else one.relay
+            if trigger is None or not (vector == PIN or self.pending(vector)):
                 continue
             irqfd, one.irqfd = one.irqfd, None
             if irqfd is not None:
                 irqfd.mask()
                 await irqfd.aclose()
             with contextlib.suppress(WouldBlock):
-                one.trigger.read_nowait()
+                trigger.read_nowait()
             if irqfd is not None:
                 self._assign(vector, one)
                 self._update(one)
+        if self._host is not None:
+            await self._host.discard()

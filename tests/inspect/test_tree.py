@@ -52,7 +52,7 @@ async def test_a_part_is_found_by_its_path_and_shown_as_deep_as_was_asked():
     [
         (
             "nothing",
-            "there is no 'nothing', only process, managers, msix, buses, vhost_user, vfio_user, faults, tracers",
+            "there is no 'nothing', only process, managers, msix, buses, pci, vhost_user, vfio_user, faults, tracers",
         ),
         ("managers/0", "managers: there is no '0', only vm"),
         ("managers/vm/irqfds/x", "managers/vm: there is no 'x', only uart"),
