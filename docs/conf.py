@@ -44,7 +44,7 @@ nitpick_ignore_regex = [
     ("py:class", r"(_?asyncio|argparse|collections|contextlib|ctypes|mmap|os|socket)\..*|FilteringBoundLogger|Metric"),
     (
         "py:class",
-        r"Context|OnIrq|Space|WakeupHandler|([a-z_.]+\.)?_Ts?|(aioirqfd\.irqfd\.resampler\.)?Member|aioirqfd\.eventfd\.poller\.User|CodeType|FrameType|aioirqfd\.counter\._python\..*|aioirqfd\.kvm\.(structures|states|descriptor)\..*",
+        r"Context|OnIrq|Space|WakeupHandler|([a-z_.]+\.)?_(Ts?|Device)|(aioirqfd\.irqfd\.resampler\.)?Member|aioirqfd\.eventfd\.poller\.User|CodeType|FrameType|aioirqfd\.counter\._python\..*|aioirqfd\.kvm\.(structures|states|descriptor)\..*",
     ),
     ("py:class", r"aioirqfd\.(vhost_user|virtio)\.(features|messages)\..*|(aioirqfd\.vhost_user\.program\.)?Place"),
     (

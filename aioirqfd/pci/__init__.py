@@ -26,6 +26,7 @@ from aioirqfd.pci.device import PciDevice
 from aioirqfd.pci.dma import Dma, DmaWatcher
 from aioirqfd.pci.errors import DmaError, DmaMapError, PciError, RegionError
 from aioirqfd.pci.function import PciFunction
+from aioirqfd.pci.host import FunctionHost
 from aioirqfd.pci.interrupts import Interrupts
 from aioirqfd.pci.register import Register
 from aioirqfd.pci.slot import PciSlot
@@ -38,6 +39,7 @@ __all__ = [
     "DmaError",
     "DmaMapError",
     "DmaWatcher",
+    "FunctionHost",
     "HostBridge",
     "Interrupts",
     "Msi",

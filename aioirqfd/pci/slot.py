@@ -212,37 +212,37 @@ class PciSlot(Generic[_Device]):
     # -- as the function sees it -------------------------------------------------------------------------------------
 
     def eventfd(self, vector: int) -> EventFd | None:
-        """See :class:`~aioirqfd.pci.host.FunctionHost`."""
+        """See :class:`~aioirqfd.pci.FunctionHost`."""
         table = self.table
         return table.eventfd(vector) if table is not None and vector < len(table) else None
 
     def masked(self, vector: int) -> bool:
-        """See :class:`~aioirqfd.pci.host.FunctionHost`."""
+        """See :class:`~aioirqfd.pci.FunctionHost`."""
         table = self.table
         return table is None or not table.enabled or table.function_mask or table.masked(vector)
 
     def pending(self, vector: int) -> bool:
-        """See :class:`~aioirqfd.pci.host.FunctionHost`."""
+        """See :class:`~aioirqfd.pci.FunctionHost`."""
         return self.table is not None and self.table.pending(vector)
 
     def read_table(self, offset: int, size: int) -> bytes:
-        """See :class:`~aioirqfd.pci.host.FunctionHost`."""
+        """See :class:`~aioirqfd.pci.FunctionHost`."""
         assert self.table is not None
         return self.table.read(offset, size).to_bytes(size, "little")
 
     def write_table(self, offset: int, data: bytes) -> None:
-        """See :class:`~aioirqfd.pci.host.FunctionHost`."""
+        """See :class:`~aioirqfd.pci.FunctionHost`."""
         assert self.table is not None
         self.table.write(offset, int.from_bytes(data, "little"), len(data))
 
     async def discard(self) -> None:
-        """See :class:`~aioirqfd.pci.host.FunctionHost`."""
+        """See :class:`~aioirqfd.pci.FunctionHost`."""
         if self.table is not None:
             self._messages = None
             await self.table.reset_function()
 
     def look_again(self) -> None:
-        """See :class:`~aioirqfd.pci.host.FunctionHost`."""
+        """See :class:`~aioirqfd.pci.FunctionHost`."""
         if self._closed:
             return
         self._enable_vectors()

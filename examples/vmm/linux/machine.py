@@ -17,6 +17,7 @@ from aioirqfd.kvm.ioctls import (
     KVM_PIT_SPEAKER_DUMMY,
 )
 from aioirqfd.kvm.structures import KVM_IOAPIC_NUM_PINS
+from aioirqfd.pci import PciBus
 from aioirqfd.sinks import KvmSink
 from aioirqfd.tracer import NULL_TRACER
 from examples.vmm.linux import address_map as at
@@ -69,6 +70,7 @@ class Machine:
         memory: Bytes of RAM, a multiple of the page size.
         cpus: vCPUs, 1..254. The first one boots; Linux starts the others.
         offload: Whether the kernel watches the eventfds of interrupts by itself (:class:`aioirqfd.sinks.KvmSink`).
+        doorbells: Whether the kernel rings the doorbells of devices by itself (``KVM_IOEVENTFD``).
         tracer: Hears what the :class:`aioirqfd.IrqManager` does.
 
     Attributes:
@@ -76,18 +78,23 @@ class Machine:
         ram: The guest's memory.
         irqs: Its interrupts; gsi n is pin n of the IOAPIC.
         calls: The vCPU threads' way to what belongs to the loop.
-        ports: Who answers the guest's accesses; to be filled before :meth:`run`. ``ports.bus`` is the PCI bus's place.
+        pci: The PCI bus, to plug devices in before :meth:`run`.
+        ports: Who answers the guest's accesses; to be filled before :meth:`run`. What is nobody's there goes to the PCI bus.
     """
 
     vm: Vm
     ram: GuestRam
     irqs: IrqManager
     calls: LoopCalls
+    pci: PciBus
 
-    def __init__(self, *, memory: int, cpus: int = 1, offload: bool = True, tracer: Tracer = NULL_TRACER) -> None:
+    def __init__(
+        self, *, memory: int, cpus: int = 1, offload: bool = True, doorbells: bool = True, tracer: Tracer = NULL_TRACER
+    ) -> None:
         self._memory: Final = memory
         self._cpus: Final = cpus
         self._offload: Final = offload
+        self._doorbells: Final = doorbells
         self._tracer: Final = tracer
         self._stack = contextlib.AsyncExitStack()
         self._vcpus: Final[list[Vcpu]] = []
@@ -113,6 +120,11 @@ class Machine:
             sink = stack.enter_context(KvmSink(self.vm, offload=self._offload))
             self.irqs = await stack.enter_async_context(IrqManager(sink, routing=_ROUTING, tracer=self._tracer))
             self.calls = stack.enter_context(LoopCalls())
+            kernel = self.vm if self._doorbells else None
+            self.pci = await stack.enter_async_context(
+                PciBus(self.irqs, self.calls, vm=kernel, ram=self.ram, tracer=self._tracer)
+            )
+            self.ports.bus = self.pci
             stack.push_async_callback(self._stop)
             self._stack = stack.pop_all()
         return self
