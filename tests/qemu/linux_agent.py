@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import hashlib
 import json
 import platform
+import random
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +23,14 @@ from typing import TYPE_CHECKING
 import aioirqfd
 import aioirqfd.kvm.vcpu
 from aioirqfd.kvm import usable
+from aioirqfd.virtio_pci import VirtioPci
+from examples.edu_pci import Edu
+from examples.net_user import UserNet
+from examples.nvme import Nvme
+from examples.vhost_user_blk import Blk
+from examples.vhost_user_rng import Rng
+from examples.virtio_console import Console as VirtioConsole
+from examples.virtio_net import Net
 from examples.vmm.linux import address_map
 from examples.vmm.linux.bzimage import BzImage
 from examples.vmm.linux.machine import Machine
@@ -30,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from aioirqfd import IrqFd
+    from aioirqfd.virtio import Chain
     from examples.vmm.linux.ports import PortTable
 
 MEMORY = 192 << 20
@@ -38,6 +50,42 @@ SECONDS = 100
 """That a machine may take before all stacks are printed and everything ends."""
 # What the machine's guest runs, according to the words of its command line.
 SCRIPT = """
+irqs() { grep "$1" /proc/interrupts | tr -s ' ' | cut -d ' ' -f 3 | tr '\\n' ' '; }
+devices() {
+    echo found=$(cat /sys/bus/pci/devices/*/device | tr '\\n' ' ')
+    echo 0 >/sys/block/vda/queue/read_ahead_kb
+    dd if=/dev/vda bs=4096 count=1000 2>/dev/null | sha256sum | sed 's/^/blk=/'
+    dd if=/dev/hwrng bs=4096 count=1 2>/dev/null | sha256sum | sed 's/^/rng=/'
+    mkdir -p /mnt; /sbin/mkfs.ext4 -q /dev/vdb && mount -t ext4 /dev/vdb /mnt && dd if=/dev/vda of=/mnt/copy bs=64k count=16 2>/dev/null
+    umount /mnt && /sbin/e2fsck -fn /dev/vdb >/dev/null 2>&1; echo fsck=$?
+    mount -t ext4 /dev/vdb /mnt && sha256sum </mnt/copy | sed 's/^/copy=/'; umount /mnt
+    chmod +x /bin/leased; ip link set eth0 up; udhcpc -qn -i eth0 -s /bin/leased >/dev/null 2>&1; cat /tmp/lease
+    echo pings=$(ping -c 20 -i 0.01 10.0.0.1 | grep -c 'bytes from')
+    exec 4<>/dev/hvc0; stty raw -echo <&4; echo ready >&4; head -c 3000 <&4 | sha256sum | sed 's/^/typed=/'
+    dd if=/dev/vda bs=1000 count=3 2>/dev/null >&4; exec 4>&-
+    dd if=/dev/nvme0n1 bs=4096 count=256 2>/dev/null | sha256sum | sed 's/^/nvme=/'
+    edu
+    echo blkirqs=$(irqs virtio0-req)
+    echo msix=$(grep -cE 'PCI-MSI.*(virtio|nvme)' /proc/interrupts)
+}
+edu() {
+    echo "1234 11e8" >/sys/bus/pci/drivers/uio_pci_generic/new_id
+    bar=$(cut -d ' ' -f 1 /sys/bus/pci/drivers/uio_pci_generic/0000*/resource | head -n 1)
+    echo edu=$(devmem $((bar)) 32)
+    devmem $((bar + 8)) 32 6; echo factorial=$(devmem $((bar + 8)) 32)
+    config=$(echo /sys/bus/pci/drivers/uio_pci_generic/0000*/config)
+    exec 3<>/dev/uio0
+    for turn in 1 2 3; do
+        # The driver has disabled the pin at the interrupt: the upper byte of the command register enables it again.
+        printf '\\0' | dd of=$config bs=1 seek=5 conv=notrunc 2>/dev/null
+        devmem $((bar + 0x60)) 32 $turn
+        count=$(dd bs=4 count=1 <&3 2>/dev/null | od -An -tu4 | tr -d ' ')
+        raised="$raised $(devmem $((bar + 0x24)) 32):$count"
+        devmem $((bar + 0x64)) 32 $turn
+    done
+    echo raised=$raised
+    echo eduirqs=$(irqs uio_pci_generic)
+}
 echo userland=1
 word() { grep -qw "$1" /proc/cmdline; }
 echo cpus=$(nproc)
@@ -47,10 +95,31 @@ if word check.irqs; then
     echo timer=$(grep -c '^ *0:' /proc/interrupts)
     echo complaints=$(dmesg | grep -ciE 'acpi.*(error|warning|bios bug)|firmware bug')
 fi
+if word check.devices; then
+    devices
+fi
 if word check.panic; then echo c >/proc/sysrq-trigger; fi
 if word check.reset; then reboot -f; fi
 """
-MODULES = ("pvpanic-mmio",)
+MODULES = (
+    "pvpanic-mmio",
+    "virtio_pci",
+    "virtio_blk",
+    "virtio-rng",
+    "virtio_net",
+    "virtio_console",
+    "af_packet",
+    "uio_pci_generic",
+)
+PROGRAMS = ("/sbin/mkfs.ext4", "/sbin/e2fsck")
+LEASED = """#!/bin/sh
+[ "$1" = bound ] || exit 0
+ifconfig $interface $ip netmask $subnet
+echo "lease=$ip" >/tmp/lease
+"""
+FILES = {"bin/leased": LEASED}
+DISK = random.Random(1).randbytes(4 << 20)
+TYPED = random.Random(2).randbytes(3000)
 
 
 def say(name: str, value: object) -> None:
@@ -192,6 +261,77 @@ async def power_off(kernel: Path, initramfs: Path) -> None:
     report("off", ran)
 
 
+class Stream(Rng):
+    """Bytes that are known, in the place of random ones."""
+
+    def __init__(self) -> None:
+        self.known = random.Random(7).randbytes(1 << 16)
+        self.given = 0
+
+    async def handle(self, request: Chain) -> int:
+        size = request.writable_size
+        start, self.given = self.given, self.given + size
+        return request.write(self.known[start : start + size])
+
+
+class Wire:
+    """Both ends of a console: what is typed once the guest is ready, and what was shown."""
+
+    def __init__(self, typed: bytes) -> None:
+        self.typed = typed
+        self.shown = b""
+        self.ready = asyncio.Event()
+
+    async def read(self, size: int) -> bytes:
+        await self.ready.wait()
+        if not self.typed:
+            await asyncio.get_running_loop().create_future()
+        data, self.typed = self.typed[:size], self.typed[size:]
+        return data
+
+    async def write(self, data: bytes) -> None:
+        self.shown += data
+        if b"ready" in self.shown:
+            self.ready.set()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+async def devices(kernel: Path, initramfs: Path) -> None:
+    """The devices that vhost-user and vfio-user carry, in the machine's own slots."""
+    stream, wire, network = Stream(), Wire(TYPED), UserNet()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, name) for name in ("disk", "empty", "nvme")]
+        for path, content in zip(paths, (DISK, bytes(16 << 20), DISK), strict=True):
+            path.write_bytes(content)
+        disk = VirtioPci(Blk(str(paths[0])))
+        made = [
+            disk,
+            VirtioPci(Blk(str(paths[1]))),
+            VirtioPci(stream),
+            VirtioPci(Net(network)),
+            VirtioPci(VirtioConsole(wire, wire)),
+        ]
+        made += [Edu(), Nvme(str(paths[2]))]
+        async with pc() as ran:
+            for device in made:
+                await ran.machine.pci.plug(device)
+            exits = count_exits(ran.machine.ports)
+            await ran.run(kernel, initramfs, "check.devices")
+            say("devices.exits", exits)
+            say("devices.calls", sum(queue.calls for queue in disk.statistics()))
+        for device in made:
+            device.close()
+    values = ran.console.values
+    rng = values.get("rng", "").split()[:1]
+    say("devices.rng-at", [at for at in range(0, 1025, 32) if [sha256(stream.known[at : at + 4096])] == rng])
+    say("devices.shown", wire.shown == b"ready\n" + DISK[:3000])
+    say("devices.network", dict(network.counts))
+    report("devices", ran)
+
+
 async def reset(kernel: Path, initramfs: Path) -> None:
     """Two CPUs, no irqfd offloaded; and the guest starts itself anew."""
     async with pc(cpus=2, offload=False) as ran:
@@ -209,6 +349,7 @@ async def panic(kernel: Path, initramfs: Path) -> None:
 
 CHECKS: dict[str, Callable[[Path, Path], Coroutine[object, object, None]]] = {
     "off": power_off,
+    "devices": devices,
     "reset": reset,
     "panic": panic,
 }

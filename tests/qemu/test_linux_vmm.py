@@ -18,7 +18,7 @@ import pytest
 from aioirqfd.testing.initramfs import initramfs as archive_of
 from tests.qemu.harness import Linux, Qemu, initramfs, kernel
 from tests.qemu.initramfs import python_files, python_path
-from tests.qemu.linux_agent import CHECKS, MODULES, SCRIPT
+from tests.qemu.linux_agent import CHECKS, DISK, FILES, MODULES, PROGRAMS, SCRIPT, TYPED, sha256
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 
@@ -33,7 +33,10 @@ def guest() -> Linux:
     assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     python = Path(sys.executable).resolve()
     agent = f"{python} -W error -m tests.qemu.linux_agent {KERNEL} {INITRAMFS}"
-    inner = {KERNEL: kernel(), INITRAMFS: archive_of(SCRIPT, kernel=kernel(), modules=MODULES)}
+    inner = {
+        KERNEL: kernel(),
+        INITRAMFS: archive_of(SCRIPT, kernel=kernel(), modules=MODULES, files=FILES, programs=PROGRAMS),
+    }
     return initramfs(
         f"ulimit -n 4096; {assignments} {agent} 2>&1; echo AGENT ENDED $?",
         modules=["irqbypass", "kvm", "kvm-amd"],
@@ -86,8 +89,57 @@ class TestBoot:
 
 
 @pytest.mark.timeout(450)
+class TestDevices:
+    """The classes that vhost-user and vfio-user carry, in the machine's own slots."""
+
+    def test_linux_finds_them_in_their_slots(self, results):
+        assert results["devices.found"].split() == [
+            "0x1237",
+            "0x1042",
+            "0x1042",
+            "0x1044",
+            "0x1041",
+            "0x1043",
+            "0x11e8",
+            "0x1110",
+        ]
+
+    def test_each_byte_of_a_disk(self, results):
+        assert results["devices.blk"].split()[0] == sha256(DISK[: 1000 << 12])
+        assert results["devices.nvme"].split()[0] == sha256(DISK[: 1 << 20])
+
+    def test_each_call_is_an_interrupt_in_the_guest(self, results):
+        assert int(results["devices.blkirqs"]) == results["devices.calls"] > 1000
+
+    def test_a_file_system_is_made_checked_and_read(self, results):
+        assert results["devices.fsck"] == "0"
+        assert results["devices.copy"].split()[0] == sha256(DISK[: 1 << 20])
+
+    def test_the_random_numbers_are_the_devices(self, results):
+        assert len(results["devices.rng-at"]) == 1
+
+    def test_a_lease_and_each_ping_answered(self, results):
+        assert (results["devices.lease"], results["devices.pings"]) == ("10.0.0.2", "20")
+        assert results["devices.network"]["malformed"] == results["devices.network"]["dropped"] == 0
+
+    def test_a_console_both_ways(self, results):
+        assert results["devices.typed"].split()[0] == sha256(TYPED)
+        assert results["devices.shown"]
+
+    def test_a_device_of_vfio_user_and_its_pin(self, results):
+        assert (results["devices.edu"], results["devices.factorial"]) == ("0x010000ED", "0x000002D0")
+        assert results["devices.raised"].split() == ["0x00000001:1", "0x00000002:2", "0x00000003:3"]
+        assert results["devices.eduirqs"] == "3"
+
+    def test_virtio_and_nvme_interrupt_by_msix(self, results):
+        assert int(results["devices.msix"]) > 10
+
+
+@pytest.mark.timeout(450)
 class TestEnding:
-    @pytest.mark.parametrize(("check", "ending"), [("off", "POWER_OFF"), ("reset", "RESET"), ("panic", "PANIC")])
+    @pytest.mark.parametrize(
+        ("check", "ending"), [("off", "POWER_OFF"), ("devices", "POWER_OFF"), ("reset", "RESET"), ("panic", "PANIC")]
+    )
     def test_it_is_what_the_guest_wanted(self, results, check, ending):
         assert results[f"{check}.ending"] == ending
 
