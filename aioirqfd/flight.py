@@ -129,6 +129,10 @@ class Recorder(Protocol):
         """A number for whoever is called so."""
         ...
 
+    def name_irqfd(self, source: int, gsi: int, fd: int, name: str | None, /) -> None:
+        """What an irqfd is called that this one writes of; None: nothing."""
+        ...
+
     def waits(self, source: int, /) -> dict[tuple[int, int], list[int]]:
         """How long interrupts that it wrote waited, ns, the shortest first; by gsi and eventfd."""
         ...
@@ -154,6 +158,11 @@ class Flight:
     def put(self, kind: FlightKind, key: int, value: int = 0, *, fd: int = -1, flags: int = 0) -> None:
         """Write a record, now. Any thread."""
         self.ring.put(kind, key, fd, value, self.source, flags)
+
+    def bound(self, gsi: int, value: int, fd: int, name: str | None) -> None:
+        """An irqfd of this name was bound. Any thread."""
+        self.recorder.name_irqfd(self.source, gsi, fd, name)  # first: who reads the record finds the name
+        self.put(FlightKind.BOUND, gsi, value, fd=fd)
 
 
 def flight_of(tracer: Tracer, name: str) -> Flight | None:

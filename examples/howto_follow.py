@@ -20,13 +20,11 @@ async def read_clock(_irqfd: IrqFd, _count: int) -> None:
 async def main(folder: str) -> None:
     """A timer that works, and a serial port whose second interrupt the guest does not end."""
     with FlightRecorder(f"{folder}/vmm.flight") as recorder:
-        recorder.name(0, "timer")
-        recorder.name(4, "serial")
         routing: dict[int, Route] = {0: Msi(address=0xFEE0_0000, data=0x30), 4: IrqchipPin("pic", 4)}
         async with IrqManager(RecordingSink(), routing=routing, tracer=recorder) as irqs:
             with EventFd() as timer, EventFd() as serial, EventFd() as resample:
-                irqs.assign(timer, gsi=0, wakeup=read_clock)
-                irqs.assign(serial, gsi=4, resamplefd=resample)
+                irqs.assign(timer, gsi=0, wakeup=read_clock, name="timer")
+                irqs.assign(serial, gsi=4, resamplefd=resample, name="serial")
                 serial.signal()
                 irqs.ack(4)
                 serial.signal(2)

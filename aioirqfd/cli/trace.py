@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime as dt
 import json
 import math
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Final, cast
 from aioirqfd.tracing import FlightFileError, FlightKind, FlightLog, FlightRecord, follow_flight, read_flight
 from aioirqfd.tracing.flight_log import TURNED_ON
 from aioirqfd.tracing.journey import BEGINNINGS, Journeys, Request
-from aioirqfd.tracing.trouble import Trouble, name, seconds, troubles
+from aioirqfd.tracing.trouble import Trouble, called, name, seconds, troubles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("file", metavar="FILE", help="of a program that runs, has ended, or was killed")
-    add("--gsi", metavar="GSI", help="this interrupt only: its number or its name")
+    add("--gsi", metavar="GSI", help="this interrupt only: its number, its name, or an irqfd's name")
     add("--device", metavar="NAME", help="only what was written by whoever has this in his name")
     add("--queue", type=int, metavar="N", help="the queues of this number only")
     add("--since", type=_finite, metavar="SECONDS", help="from so long after the beginning; negative: before the end")
@@ -108,16 +109,20 @@ def run(arguments: Sequence[str]) -> int:
 
 def _wanted(given: argparse.Namespace, log: FlightLog) -> Callable[[FlightRecord], bool]:
     numbers: set[object] | None = None
+    irqfds: set[tuple[object, object, object]] = set()
     if given.gsi is not None:
-        numbers = {gsi for gsi, called in log.gsis.items() if called == given.gsi}
+        numbers = {gsi for gsi, named in log.gsis.items() if named == given.gsi}
         if given.gsi.isdecimal():
             numbers.add(int(given.gsi))
+        for source, gsi, fd in (one for one, named in log.irqfds.items() if named == given.gsi):
+            irqfds |= {(source, gsi, fd), (source, gsi, -1)}  # with what becomes of the gsi
 
     def wanted(record: FlightRecord) -> bool:
         fields = record.fields
         if record.event == TURNED_ON:
             return True
-        if numbers is not None and fields.get("gsi") not in numbers:
+        whose = fields.get("source", ""), fields.get("gsi"), fields.get("fd")
+        if numbers is not None and fields.get("gsi") not in numbers and whose not in irqfds:
             return False
         if given.device is not None and given.device.lower() not in str(fields.get("source", "")).lower():
             return False
@@ -129,8 +134,9 @@ def _wanted(given: argparse.Namespace, log: FlightLog) -> Callable[[FlightRecord
 def _check(given: argparse.Namespace, log: FlightLog) -> None:
     """Raise for a name that nobody has: what is not there has no trouble."""
     there = {record.fields["gsi"] for record in log.records if "gsi" in record.fields}
-    if given.gsi is not None and given.gsi not in {*map(str, there), *log.gsis.values()}:
-        raise FlightFileError(f"{given.file} has no gsi {given.gsi}, but {_listed({*there, *log.gsis.values()})}")
+    names = {*log.gsis.values(), *log.irqfds.values()}
+    if given.gsi is not None and given.gsi not in {*map(str, there), *names}:
+        raise FlightFileError(f"{given.file} has no gsi {given.gsi}, but {_listed({*there, *names})}")
     sources = set(log.sources.values())
     if given.device is not None and not any(given.device.lower() in one.lower() for one in sources):
         raise FlightFileError(f"{given.file} has no device {given.device}, but {_listed(sources)}")
@@ -154,7 +160,7 @@ def _show(given: argparse.Namespace) -> int:
     _check(given, whole)
     wanted, begin = _wanted(given, whole), _begin(given, whole)
     records = [record for record in whole.records if record.time_ns >= begin and wanted(record)]
-    log = FlightLog(whole.header, records, whole.total, whole.changes, whole.torn, whole.sources, whole.gsis)
+    log = dataclasses.replace(whole, records=records)
     journeys = Journeys(records, whole=not whole.overwritten and not begin, until_ns=whole.until_ns)
     found = troubles(log, journeys, slow_ns=round(given.slow * 1e9))
     if given.perfetto is not None:
@@ -335,7 +341,7 @@ def _as_json(
         "interrupts": [
             {
                 **irq._asdict(),
-                "name": log.gsis.get(irq.gsi),
+                "name": called(irq, log),
                 "signals": sum(one.signals for one in own),
                 "injected": sum(one.injected_ns is not None for one in own),
                 "longest_ns": max((one.waited_ns or 0 for one in own), default=None),
@@ -356,6 +362,7 @@ def _as_json(
         "journeys": [
             {
                 **one.irq._asdict(),
+                "name": called(one.irq, log),
                 "steps": [{"event": step.event, "time_ns": step.time_ns, "number": step.number} for step in one.steps],
                 "waited_ns": one.waited_ns,
                 "acked_ns": one.acked_ns,
@@ -394,11 +401,11 @@ def _follow(given: argparse.Namespace) -> int:
 
 
 def _record(record: FlightRecord, log: FlightLog, *, as_json: bool) -> str:
+    whose = record.fields.get("source", ""), record.fields.get("gsi"), record.fields.get("fd")
+    named = called(cast("tuple[str, int, int]", whose), log)
     if as_json:
-        told = {"event": record.event, "time_ns": record.time_ns, "number": record.number, **record.fields}
-        return json.dumps(told, default=str)
-    gsi = record.fields.get("gsi")
-    called = log.gsis.get(cast("int", gsi))
+        told = {"event": record.event, "time_ns": record.time_ns, "number": record.number}
+        return json.dumps({**told, **({"name": named} if named else {}), **record.fields}, default=str)
     fields = " ".join(f"{key}={value}" for key, value in record.fields.items())
     at = (record.time_ns - log.header.monotonic_ns) / 1e9
-    return f"{at:+13.6f} s  {record.event:<20} {fields}" + (f" ({called})" if called else "")
+    return f"{at:+13.6f} s  {record.event:<20} {fields}" + (f" ({named})" if named else "")

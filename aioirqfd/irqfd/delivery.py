@@ -53,7 +53,6 @@ _RECORDED: Final = {
     for kind in (
         FlightKind.MASKED,
         FlightKind.UNMASKED,
-        FlightKind.BOUND,
         FlightKind.UNBOUND,
         FlightKind.FAILED,
         FlightKind.UNROUTED,
@@ -72,10 +71,12 @@ class Origin(NamedTuple):
     Attributes:
         labels: Fields that say whose it is; they come with each of its events.
         context: Where it was assigned. What is bound there with structlog comes out on its events, too.
+        name: What it is called, for who reads a flight recorder's file; or None.
     """
 
     labels: Mapping[str, object]
     context: contextvars.Context
+    name: str | None
 
 
 def checked(labels: object) -> dict[str, object]:
@@ -212,9 +213,9 @@ class Delivery:
 
     # -- what happened -----------------------------------------------------------------------------------------------
 
-    def origin(self, labels: Mapping[str, object] | None) -> Origin | None:
+    def origin(self, labels: Mapping[str, object] | None, name: str | None) -> Origin | None:
         """What is to be remembered of an irqfd that is being assigned here and now."""
-        return Origin(labels or {}, contextvars.copy_context()) if self.traced else None
+        return Origin(labels or {}, contextvars.copy_context(), name) if self.traced else None
 
     def trace(self, event: str, who: _Named, /, **fields: object) -> None:
         """Tell the tracer something about an irqfd: in the context that there is, with the variables from where it was assigned."""
@@ -222,8 +223,11 @@ class Delivery:
             assert who.origin is not None
             eventfd = who.eventfd
             fd = -1 if eventfd.closed else eventfd.fileno()
-            if self.flight is not None and (kind := _RECORDED.get(event)) is not None:
-                self.flight.put(kind, who.gsi, who.eventfd_id, fd=fd)
+            if self.flight is not None:
+                if (kind := _RECORDED.get(event)) is not None:
+                    self.flight.put(kind, who.gsi, who.eventfd_id, fd=fd)
+                elif event == "irqfd_assigned":
+                    self.flight.bound(who.gsi, who.eventfd_id, fd, who.origin.name)
             told = {**who.origin.labels, "gsi": who.gsi, "fd": fd, "eventfd_id": who.eventfd_id, **fields}
             contextvars.copy_context().run(self._emit_within, who.origin.context, event, told)
 

@@ -290,7 +290,7 @@ class Irqfds:
             identity.claim(trigger, eventfd_id, self.poller, references)
             half = Trigger(trigger, eventfd_id, references, name)
             irqfd = Binding(self, half, gsi=gsi, resamplefd=resample, handlers=handlers, masked=masked)
-            irqfd.origin = self.delivery.origin(labels)
+            irqfd.origin = self.delivery.origin(labels, name)
             irqfd.face = IrqFd(irqfd)
             if resample is not None:
                 self.lines[gsi].join(irqfd)

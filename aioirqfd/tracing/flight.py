@@ -38,10 +38,14 @@ from aioirqfd.tracing.flight_format import (
     CLOSED_AT,
     GSI_NAME,
     HEAD,
+    IRQFD_NAME,
+    IRQFD_NAMES,
     MOST,
     NAME,
     NAME_ROOM,
     NAME_SIZE,
+    OF_IRQFD,
+    OF_IRQFD_ROOM,
     SOURCE_NAME,
     FlightHeader,
 )
@@ -57,6 +61,7 @@ _WORD: Final = Struct("=Q")
 _LAP: Final = Struct("=I")
 _CHANGE: Final = Struct(f"={CHANGE}")
 _NAME: Final = Struct(f"={NAME}")
+_OF_IRQFD: Final = Struct(f"={OF_IRQFD}")
 _POPULATE_WRITE: Final = 23  # MADV_POPULATE_WRITE, which the mmap module has no name for
 
 _all: Final[weakref.WeakSet[FlightRecorder]] = weakref.WeakSet()
@@ -127,7 +132,8 @@ class FlightRecorder:
         self.per_interrupt = tracer is not None and bool(tracer.per_interrupt)
         self._tracer = tracer
         self._lock = threading.RLock()
-        self._names: dict[tuple[int, int], int] = {}  # by what it is and its number: the place in the table
+        self._names: dict[tuple[int, ...], int] = {}  # by what it is and its numbers: the place in the table
+        self._irqfds = 0  # how many of them are irqfds'
         self._sources: dict[str, int] = {}
         self._on_since = 0  # the record's number
         _all.add(self)
@@ -219,7 +225,7 @@ class FlightRecorder:
     def source(self, name: str, /) -> int:
         """A number for whoever writes records, by which a reader finds the name. A second one of that name gets a 2 behind it.
 
-        There is room for a thousand names; beyond that those of one name have one number.
+        There is room for 1024 names, whatever else has one; beyond that those of one name have one number.
         """
         with self._lock:
             names = itertools.chain((name,), (f"{name} {count}" for count in itertools.count(2)))
@@ -240,16 +246,39 @@ class FlightRecorder:
         with self._lock:
             self._put_name(GSI_NAME, integer(gsi, "a gsi", 0, 2**32 - 1), name)
 
+    def name_irqfd(self, source: int, gsi: int, fd: int, name: str | None) -> None:
+        """Call an irqfd by its name, for readers of what this source wrote of it; None: it has none, whoever was there before.
+
+        :meta private:
+        """
+        key = IRQFD_NAME, source, gsi, fd
+        with self._lock:
+            if key not in self._names:
+                if name is None or self._irqfds >= IRQFD_NAMES:
+                    return
+                self._irqfds += 1
+            at = self._name_at(key)
+            if at is not None:
+                data = _name(name or "", OF_IRQFD_ROOM)
+                _OF_IRQFD.pack_into(self._memory, at, 0, len(data), source, gsi, fd, data)
+                self._memory[at] = IRQFD_NAME if name else 0
+
     def _put_name(self, what: int, number: int, text: str) -> bool:
-        place = self._names.setdefault((what, number), len(self._names))
-        if place >= self._header.name_capacity:
-            del self._names[what, number]
+        at = self._name_at((what, number))
+        if at is None:
             return False
-        data = text.encode("utf-8", "replace")[:NAME_ROOM]
-        at = self._header.names + place * NAME_SIZE
+        data = _name(text, NAME_ROOM)
         _NAME.pack_into(self._memory, at, 0, len(data), 0, number, data)
         self._memory[at] = what  # last: from here on it is there
         return True
+
+    def _name_at(self, key: tuple[int, ...]) -> int | None:
+        """Where in the table its entry is; None: there is no room."""
+        place = self._names.setdefault(key, len(self._names))
+        if place >= self._header.name_capacity:
+            del self._names[key]
+            return None
+        return self._header.names + place * NAME_SIZE
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -330,6 +359,11 @@ def _populate(memory: mmap.mmap) -> None:
     """Have all its pages there, which the first lap would fault in one by one. An old kernel does not know how; then it does."""
     with contextlib.suppress(OSError):
         memory.madvise(_POPULATE_WRITE)
+
+
+def _name(text: str, room: int) -> bytes:
+    """As much of it as there is room for, in bytes, without half a character."""
+    return text.encode("utf-8", "replace")[:room].decode("utf-8", "ignore").encode()
 
 
 def _shortened(event: str, fields: dict[str, object]) -> bytes:

@@ -37,11 +37,18 @@ CHANGE_SIZE: Final = 512
 CHANGE_ROOM: Final = CHANGE_SIZE - Struct(f"={CHANGE}").size
 NAME_SIZE: Final = Struct(f"={NAME}").size
 NAME_ROOM: Final = 56
-NAMES: Final = 1024
+OF_IRQFD: Final = "BBHIi52s"
+"""The same of an irqfd: what it is, the length of the text, the source, the gsi, the eventfd, the text."""
+OF_IRQFD_ROOM: Final = 52
+NAMES: Final = 2048
+IRQFD_NAMES: Final = 1024
+"""Of these may be irqfds'. A guest binds as many as it likes, and who writes records is to have a name."""
 SOURCE_NAME: Final = 1
 """A name of who writes records: a manager, a device, a queue."""
 GSI_NAME: Final = 2
 """A name of an interrupt."""
+IRQFD_NAME: Final = 3
+"""A name of an irqfd: of a source, a gsi and an eventfd. An older reader leaves it out, as any that it does not know."""
 
 
 @final

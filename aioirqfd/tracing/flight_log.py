@@ -23,8 +23,10 @@ from aioirqfd.tracing.flight_format import (
     CHANGE_SIZE,
     GSI_NAME,
     HEAD,
+    IRQFD_NAME,
     NAME,
     NAME_SIZE,
+    OF_IRQFD,
     PAGE,
     RECORD,
     RECORD_SIZE,
@@ -121,6 +123,7 @@ class FlightLog:
         torn: Records that were not whole: being written when the program was killed, or damaged.
         sources: Names of who wrote records, by number.
         gsis: Names of interrupts, by gsi.
+        irqfds: Names of irqfds, by their manager's name, gsi and fd; of several that had these, one after the other, the last one's.
         until_ns: Nothing more had happened up to this time: when the program was done with it, or, while it runs, when it was read. 0:
             it was killed, and nobody knows.
     """
@@ -133,6 +136,7 @@ class FlightLog:
     sources: Mapping[int, str]
     gsis: Mapping[int, str] = field(default_factory=dict[int, str])
     until_ns: int = 0
+    irqfds: Mapping[tuple[str, int, int], str] = field(default_factory=dict[tuple[str, int, int], str])
 
     @classmethod
     def read(
@@ -163,13 +167,13 @@ class FlightLog:
         form = RECORD_SIZE, RECORD
         records = _ring(sign, pread, header.ring, header.capacity, form, since[0], whole=whole)
         # The names last: whoever has written a record had one before.
-        sources, gsis = _names(sign, pread(header.names, header.name_capacity * NAME_SIZE))
+        sources, gsis, irqfds = _names(sign, pread(header.names, header.name_capacity * NAME_SIZE))
         unpack = Struct(f"{sign}{RECORD}").unpack
         found = [_record(number, unpack(data), sources) for number, data in records.entries]
         told = [change for _, data in changes.entries if (change := _change(sign, data)) is not None]
         torn = records.torn + len(changes.entries) - len(told)
         until_ns = header.closed_ns or now_ns
-        return cls(header, _merged(found, told), records.total, changes.total, torn, sources, gsis, until_ns)
+        return cls(header, _merged(found, told), records.total, changes.total, torn, sources, gsis, until_ns, irqfds)
 
     @property
     def closed(self) -> bool:
@@ -315,14 +319,21 @@ def _ring(
     return _Ring(entries, total, torn)
 
 
-def _names(sign: str, table: bytes) -> tuple[dict[int, str], dict[int, str]]:
+def _names(sign: str, table: bytes) -> tuple[dict[int, str], dict[int, str], dict[tuple[str, int, int], str]]:
+    """Those of sources, gsis and irqfds."""
     sources: dict[int, str] = {}
     gsis: dict[int, str] = {}
-    usable = len(table) // NAME_SIZE * NAME_SIZE
-    for what, length, _, number, text in Struct(f"{sign}{NAME}").iter_unpack(table[:usable]):
-        if what in {SOURCE_NAME, GSI_NAME}:
+    found: list[tuple[int, int, int, str]] = []
+    plain, of_irqfd = Struct(f"{sign}{NAME}"), Struct(f"{sign}{OF_IRQFD}")
+    for at in range(0, len(table) // NAME_SIZE * NAME_SIZE, NAME_SIZE):
+        if table[at] in {SOURCE_NAME, GSI_NAME}:
+            what, length, _, number, text = plain.unpack_from(table, at)
             (sources if what == SOURCE_NAME else gsis)[number] = text[:length].decode("utf-8", "replace")
-    return sources, gsis
+        elif table[at] == IRQFD_NAME:
+            _, length, source, gsi, fd, text = of_irqfd.unpack_from(table, at)
+            found.append((source, gsi, fd, text[:length].decode("utf-8", "replace")))
+    # As Journeys call them. An entry of a source that has no name may stand anywhere.
+    return sources, gsis, {(sources.get(source, ""), gsi, fd): name for source, gsi, fd, name in found}
 
 
 def _record(number: int, words: tuple[int, ...], sources: Mapping[int, str]) -> FlightRecord:

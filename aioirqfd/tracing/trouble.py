@@ -61,8 +61,13 @@ def seconds(ns: int) -> str:
 
 def name(irq: Irq, log: FlightLog) -> str:
     """An interrupt, as people call it."""
-    given, where = log.gsis.get(irq.gsi), f"fd {irq.fd}, {irq.source or 'unnamed'}"
+    given, where = called(irq, log), f"fd {irq.fd}, {irq.source or 'unnamed'}"
     return f"{given} (gsi {irq.gsi}, {where})" if given else f"gsi {irq.gsi} ({where})"
+
+
+def called(irq: tuple[str, int, int], log: FlightLog) -> str | None:
+    """Its name: the irqfd's own, or else the gsi's; None: it has none. By the manager's name, the gsi and the fd."""
+    return log.irqfds.get(irq) or log.gsis.get(irq[1])
 
 
 def troubles(log: FlightLog, journeys: Journeys, *, slow_ns: int) -> list[Trouble]:
@@ -142,10 +147,10 @@ def _workers(journey: Journey, log: FlightLog, journeys: Journeys) -> str:
 
 
 def _not_acknowledged(log: FlightLog, journeys: Journeys, slow_ns: int) -> Iterator[Trouble]:
-    for (source, gsi), (raised_ns, _) in journeys.raised.items():
+    for (source, gsi), (raised_ns, journey) in journeys.raised.items():
         age = journeys.until_ns - raised_ns
         if age >= slow_ns:
-            given = log.gsis.get(gsi)
+            given = log.gsis.get(gsi) if journey is None else called(journey.irq, log)
             who = f"{given} (gsi {gsi}, {source})" if given else f"gsi {gsi} ({source})"
             text = f"{who}: the line was raised {_at(log, raised_ns)} and never acknowledged, for {seconds(age)}"
             yield Trouble("not_acknowledged", text, raised_ns, gsi)

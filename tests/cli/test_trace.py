@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
             async with IrqManager(RecordingSink(), tracer=recorder) as irqs:
                 with EventFd() as timer, EventFd() as other:
                     irqs.assign(timer, gsi=5)
-                    irqs.assign(other, gsi=6)
+                    irqs.assign(other, gsi=6, name="uart")
                     for count in (1, 2, 1):
                         timer.signal(count)
                     other.signal()
@@ -58,7 +58,7 @@ def test_each_interrupt_is_followed_from_its_signal(path, capsys):
     assert timer[0].partition(")")[2].split()[:2] == ["4", "3"]  # the table: signals, injected
     journeys = [line.partition("RecordingSink): ")[2] for line in timer[1:]]
     assert [line.partition(", injected after ")[0] for line in journeys] == ["seen", "seen (2 signals)", "seen"]
-    assert sum("gsi 6 (fd " in line for line in lines) == 2
+    assert sum("uart (gsi 6, fd " in line for line in lines) == 2
 
 
 def test_it_can_be_had_as_json(path, capsys):
@@ -66,8 +66,9 @@ def test_it_can_be_had_as_json(path, capsys):
     assert (told["records"], told["closed"], told["trouble"], told["torn"]) == (12, True, [], 0)
     assert [(one["name"], one["signals"], one["injected"]) for one in told["interrupts"]] == [
         ("timer", 4, 3),
-        (None, 1, 1),
+        ("uart", 1, 1),
     ]
+    assert [journey["name"] for journey in told["journeys"]] == ["timer"] * 3 + ["uart"]
     steps = [[step["event"] for step in journey["steps"]] for journey in told["journeys"]]
     assert steps == [["interrupt_seen", "interrupt_injected"]] * 4
 
@@ -78,6 +79,7 @@ def test_it_can_be_had_as_json(path, capsys):
         (["--gsi", "timer"], 3),
         (["--gsi", "5"], 3),
         (["--gsi", "6"], 1),
+        (["--gsi", "uart"], 1),
         (["--device", "recording"], 4),
         (["--queue", "0"], 0),
         (["--last", "2"], 2),
@@ -95,8 +97,8 @@ def test_one_looks_at_what_one_wants(path, capsys, options, count):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--gsi", "nobody"], "has no gsi nobody, but 5, 6, timer\n"),
-        (["--gsi", "7"], "has no gsi 7, but 5, 6, timer\n"),
+        (["--gsi", "nobody"], "has no gsi nobody, but 5, 6, timer, uart\n"),
+        (["--gsi", "7"], "has no gsi 7, but 5, 6, timer, uart\n"),
         (["--device", "Disk"], "has no device Disk, but RecordingSink\n"),
     ],
 )

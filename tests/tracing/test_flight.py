@@ -281,9 +281,9 @@ def test_two_of_one_name_are_told_apart():
 
 def test_there_is_an_end_to_names_and_they_are_shared_then():
     recorder = FlightRecorder()
-    numbers = [recorder.source("Disk") for _ in range(1030)]
-    assert numbers[:1024] == list(range(1, 1025))
-    assert set(numbers[1024:]) == {1}
+    numbers = [recorder.source("Disk") for _ in range(2054)]
+    assert numbers[:2048] == list(range(1, 2049))
+    assert set(numbers[2048:]) == {1}
 
 
 def test_a_change_that_is_too_long_is_cut_where_it_is_longest():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import signal
@@ -70,6 +71,70 @@ def test_a_name_is_changed_in_its_place(path):
         for name in ("timer", "serial", "x" * 100):
             recorder.name(5, name)
         assert read_flight(path).gsis == {5: "x" * 56}
+
+
+async def test_an_irqfd_is_called_by_its_name_and_the_next_of_its_fd_by_its_own(path):
+    with FlightRecorder(path) as recorder:
+        recorder.name(5, "line five")
+        async with (
+            IrqManager(RecordingSink(), tracer=recorder, name="one") as one,
+            IrqManager(RecordingSink(), tracer=recorder, name="two") as two,
+        ):
+            with EventFd() as uart, EventFd() as disk, EventFd() as plain:
+                one.assign(uart, gsi=5, name="uart")
+                two.assign(disk, gsi=5, name="d\u00efsk" * 20)
+                one.assign(plain, gsi=5)
+                names = {("one", 5, uart.fileno()): "uart", ("two", 5, disk.fileno()): "d\u00efsk" * 10 + "d"}
+                assert read_flight(path).irqfds == recorder.log().irqfds == names
+                await one.deassign(uart, gsi=5)
+                assert read_flight(path).irqfds == names  # its records are there yet
+                one.assign(uart, gsi=5, name="console")
+                names["one", 5, uart.fileno()] = "console"
+                assert read_flight(path).irqfds == names
+                await one.deassign(uart, gsi=5)
+                one.assign(uart, gsi=5)
+                del names["one", 5, uart.fileno()]
+                assert read_flight(path).irqfds == names
+    assert read_flight(path).gsis == {5: "line five"}
+
+
+def test_irqfds_names_leave_those_who_write_records_theirs(path):
+    with FlightRecorder(path) as recorder:
+        for fd in range(1030):
+            recorder.name_irqfd(1, 5, fd, f"irqfd {fd}")
+        recorder.name_irqfd(1, 5, 3, "another")
+        assert [recorder.source(f"disk {number}") for number in range(1024)] == list(range(1, 1025))
+        log = read_flight(path)
+    assert len(log.sources) == len(log.irqfds) == 1024
+    assert log.irqfds["disk 0", 5, 1023] == "irqfd 1023"
+    assert log.irqfds["disk 0", 5, 3] == "another"
+
+
+def test_a_file_of_before_irqfds_had_names_is_read(path):
+    """As it was written then: half as many names, of two types."""
+    header = FlightHeader.plan(4, 2, pid=1, monotonic_ns=0, realtime_ns=0)
+    header = dataclasses.replace(header, name_capacity=1024)
+    data = bytearray(header.size)
+    data[: len(header.pack())] = header.pack()
+    struct.pack_into("=BBHI56s", data, header.names, 1, 4, 0, 1, b"Sink")
+    struct.pack_into("=BBHI56s", data, header.names + 64 * 1023, 2, 5, 0, 5, b"timer")
+    struct.pack_into("=Q", data, header.ring, 1)
+    struct.pack_into("=QQIiHBBI", data, header.ring + 64, 10, 1, 5, 7, 1, SEEN, 0, 1)
+    path.write_bytes(data)
+    log = read_flight(path)
+    assert [record.fields for record in log.records] == [{"gsi": 5, "fd": 7, "count": 1, "source": "Sink"}]
+    assert (log.sources, log.gsis, log.irqfds) == ({1: "Sink"}, {5: "timer"}, {})
+
+
+def test_a_name_of_a_later_type_is_left_out(path):
+    with FlightRecorder(path) as recorder:
+        recorder.name(5, "timer")
+        at = recorder.log().header.names
+    data = bytearray(path.read_bytes())
+    data[at] = 77
+    path.write_bytes(data)
+    log = read_flight(path)
+    assert (log.sources, log.gsis, log.irqfds) == ({}, {}, {})
 
 
 def test_a_full_disk_is_an_error_at_the_start_and_leaves_nothing(path, monkeypatch):

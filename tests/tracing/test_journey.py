@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from aioirqfd.flight import FlightKind
@@ -45,8 +47,31 @@ def shape(journey: Journey) -> tuple[list[str], int, int | None]:
     return [step.event for step in journey.steps], journey.signals, journey.waited_ns
 
 
+def named(of: FlightLog, fd: int = 7, name: str = "uart") -> FlightLog:
+    """The same, where the irqfd of this fd has a name."""
+    return dataclasses.replace(of, irqfds={("Sink", 5, fd): name})
+
+
 def found(of: FlightLog) -> list[tuple[str, str]]:
     return [(trouble.what, trouble.text) for trouble in troubles(of, Journeys.of(of), slow_ns=10 * MS)]
+
+
+def test_an_irqfd_is_called_by_its_name():
+    of = named(log(irq(0, K.SEEN), irq(0, K.SEEN, fd=8), irq(20 * MS, K.FAILED, fd=9)))
+    one, two, three = found(of)[:3]
+    assert one[1].startswith("uart (gsi 5, fd 7, Sink): signalled")
+    assert two[1].startswith("timer (gsi 5, fd 8, Sink): signalled")
+    assert three[1].startswith("timer (gsi 5, fd 9, Sink): 1 attempts")
+
+
+def test_a_line_that_is_not_acknowledged_is_its_irqfds():
+    of = named(log(irq(0, K.SEEN), line(1, K.RAISED), irq(2, K.INJECTED), line(20 * MS, K.ROUTED, 6)))
+    assert found(of) == [
+        (
+            "not_acknowledged",
+            "uart (gsi 5, Sink): the line was raised at +0.000000 s and never acknowledged, for 20 ms",
+        )
+    ]
 
 
 def test_a_plain_interrupt():
