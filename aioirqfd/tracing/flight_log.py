@@ -5,6 +5,9 @@ to read a mapped file that somebody cuts is to be killed.
 
 An entry is whole if it was there before a first copy was made, was not overwritten until after the second, and carries the lap of its
 place in both. Then what is in the second was written before it was begun.
+
+A ring is copied in slices, of what is in it and no more, and taken apart when all of it is there. Tempting, and wrong: to take a slice
+apart before the next one is copied. That takes longer than to write as much, so who writes all the time would overtake who reads.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct
@@ -35,12 +39,18 @@ from aioirqfd.tracing.flight_format import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    _Said = tuple[str, dict[str, object], FlightKind | None]
 
 TURNED_OFF: Final = "recorder_off"
 TURNED_ON: Final = "recorder_on"
 """Changes that a recorder notes of itself: in between it has remembered nothing."""
 _EVER: Final = 2**64
+_SLICE: Final = 1 << 20
+"""Bytes of a ring that are copied at one time, at most."""
+_CACHED: Final = 4096
+"""Sets of fields that are remembered while records are taken apart."""
 _IN_FLIGHT: Final = 64
 """Threads that may be writing an entry each at one time."""
 _INTERRUPT: Final = ("gsi", "count")
@@ -98,7 +108,8 @@ class FlightRecord:
     Attributes:
         time_ns: When, by ``time.monotonic_ns()``.
         event: What, as a name: ``interrupt_seen``, ``interrupt_injected``, ... (:attr:`FlightKind.event`), or a state change's.
-        fields: A record's ``gsi``, ``fd`` and ``count``, say, and the ``source`` that wrote it; or the state change's own.
+        fields: A record's ``gsi``, ``fd`` and ``count``, say, and the ``source`` that wrote it; or the state change's own. Records that
+            say the same share them: change a copy.
         number: Its place in the sequence of records, from 0. A state change has that of the record that came next.
         kind: What, as a number; None: a state change.
     """
@@ -120,6 +131,7 @@ class FlightLog:
         records: Everything, in order.
         total: Records written since it was begun, with those that were overwritten.
         changes: State changes, likewise.
+        first: The oldest record's number that was still there when it was read.
         torn: Records that were not whole: being written when the program was killed, or damaged.
         sources: Names of who wrote records, by number.
         gsis: Names of interrupts, by gsi.
@@ -137,6 +149,7 @@ class FlightLog:
     gsis: Mapping[int, str] = field(default_factory=dict[int, str])
     until_ns: int = 0
     irqfds: Mapping[tuple[str, int, int], str] = field(default_factory=dict[tuple[str, int, int], str])
+    first: int = 0
 
     @classmethod
     def read(
@@ -162,18 +175,18 @@ class FlightLog:
         """
         sign, header = FlightHeader.unpack(pread(0, PAGE), size)
         # The changes first: the record behind which one stands is then in the records, too.
-        form = CHANGE_SIZE, CHANGE
+        form = Struct(f"{sign}{CHANGE}"), CHANGE_SIZE
         changes = _ring(sign, pread, header.changes, header.change_capacity, form, since[1], whole=whole)
-        form = RECORD_SIZE, RECORD
+        form = Struct(f"{sign}{RECORD}"), RECORD_SIZE
         records = _ring(sign, pread, header.ring, header.capacity, form, since[0], whole=whole)
         # The names last: whoever has written a record had one before.
         sources, gsis, irqfds = _names(sign, pread(header.names, header.name_capacity * NAME_SIZE))
-        unpack = Struct(f"{sign}{RECORD}").unpack
-        found = [_record(number, unpack(data), sources) for number, data in records.entries]
-        told = [change for _, data in changes.entries if (change := _change(sign, data)) is not None]
-        torn = records.torn + len(changes.entries) - len(told)
+        told = [_change(sign, data) for data in changes.entries(CHANGE_SIZE)]
+        good = [change for change in told if change is not None]
+        found = _merged(_records(sign, records, sources), good)
+        torn = records.torn + len(told) - len(good)
         until_ns = header.closed_ns or now_ns
-        return cls(header, _merged(found, told), records.total, changes.total, torn, sources, gsis, until_ns, irqfds)
+        return cls(header, found, records.total, changes.total, torn, sources, gsis, until_ns, irqfds, records.first)
 
     @property
     def closed(self) -> bool:
@@ -182,8 +195,8 @@ class FlightLog:
 
     @property
     def overwritten(self) -> int:
-        """Records that were overwritten by later ones."""
-        return max(0, self.total - self.header.capacity)
+        """Records that were overwritten by later ones, while it was read at last."""
+        return max(0, self.first, self.total - self.header.capacity)
 
     def realtime_ns(self, time_ns: int) -> int:
         """A record's time in nanoseconds since 1970."""
@@ -271,13 +284,40 @@ def _head(sign: str, pread: Callable[[int, int], bytes], at: int) -> int:
     return int(Struct(f"{sign}Q").unpack(data)[0])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Ring:
-    """What was found in a ring: the entries with their numbers, how many there were, and how many were not whole."""
+    """What was found in a ring.
 
-    entries: list[tuple[int, bytes]]
+    Attributes:
+        total: How many entries there were, up to one that is being written.
+        slices: Such as are whole and follow each other: the first one's number, and their bytes.
+        torn: How many were not whole.
+        first: The oldest one's number that was there, where all were asked for.
+    """
+
     total: int
-    torn: int
+    slices: deque[tuple[int, bytes]] = field(default_factory=deque[tuple[int, bytes]])
+    torn: int = 0
+    first: int = 0
+
+    def keep(self, number: int, data: bytes, count: int, size: int, bad: Sequence[int]) -> None:
+        """So many entries from this number on are whole, but for these."""
+        self.torn += len(bad)
+        begin = 0
+        for end in (*bad, count):
+            if end > begin:
+                self.slices.append((number + begin, data[begin * size : end * size]))
+            begin = end + 1
+
+    def taken(self) -> Iterator[tuple[int, bytes]]:
+        """The slices, which are forgotten one by one."""
+        while self.slices:
+            yield self.slices.popleft()
+
+    def entries(self, size: int) -> Iterator[bytes]:
+        """The entries, of so many bytes."""
+        for _, data in self.taken():
+            yield from (data[at : at + size] for at in range(0, len(data), size))
 
 
 def _ring(
@@ -285,7 +325,7 @@ def _ring(
     pread: Callable[[int, int], bytes],
     at: int,
     capacity: int,
-    form: tuple[int, str],
+    form: tuple[Struct, int],
     since: int,
     *,
     whole: bool,
@@ -294,29 +334,40 @@ def _ring(
 
     ``whole``: nobody is writing one of the last any more, so that one that is not whole will not be.
     """
-    size, layout = form
-    total = _head(sign, pread, at)
-    if since > total:
-        return _Ring([], total, 0)
-    first, second = (pread(at + HEAD, capacity * size) for _ in range(2))
-    if len(first) != capacity * size or len(second) != len(first):
-        raise ValueError("it was cut while it was read")
-    lap = Struct(f"{sign}I")
-    lap_at = Struct(f"{sign}{layout}").size - lap.size
-    start = max(since, _head(sign, pread, at) - capacity, 0)
-    entries: list[tuple[int, bytes]] = []
-    torn = min(start, total) - since if since else 0
-    for number in range(start, total):
-        turn, place = divmod(number, capacity)
+    layout, size = form
+    ring = _Ring(_head(sign, pread, at))
+    laps = Struct(f"{sign}{layout.size - 4}xI{size - layout.size}x")
+    number = max(since, ring.total - capacity, 0)
+    if since:
+        ring.torn = max(0, number - since)
+    while number < ring.total:
+        turn, begin = divmod(number, capacity)
+        count = min(ring.total - number, capacity - begin, _SLICE // size)
+        first, second = (pread(at + HEAD + begin * size, count * size) for _ in range(2))
+        if not len(first) == len(second) == count * size:
+            raise ValueError("it was cut while it was read")
+        oldest = _head(sign, pread, at) - capacity
+        if oldest > number:  # who writes has overtaken us
+            oldest = min(oldest, ring.total)
+            if since:
+                ring.torn += oldest - number
+            else:
+                # There is to be no gap: what was before it is as good as overwritten.
+                ring.slices.clear()
+                ring.torn, ring.first = 0, oldest
+            number = oldest
+            continue
         wanted = turn + 1 & 0xFFFFFFFF
-        here = place * size + lap_at
-        if lap.unpack_from(first, here)[0] == wanted == lap.unpack_from(second, here)[0]:
-            entries.append((number, second[place * size : (place + 1) * size]))
-        elif not whole and number >= total - _IN_FLIGHT:
-            return _Ring(entries, number, torn)
-        else:
-            torn += 1
-    return _Ring(entries, total, torn)
+        copies = (second,) if first == second else (first, second)
+        read = (enumerate(laps.iter_unpack(copy)) for copy in copies)
+        bad = sorted({place for copy in read for place, (lap,) in copy if lap != wanted})
+        if not whole and (written := [place for place in bad if number + place >= ring.total - _IN_FLIGHT]):
+            count = written[0]
+            ring.total = number + count
+            bad = bad[: -len(written)]
+        ring.keep(number, second, count, size, bad)
+        number += count
+    return ring
 
 
 def _names(sign: str, table: bytes) -> tuple[dict[int, str], dict[int, str], dict[tuple[str, int, int], str]]:
@@ -336,22 +387,40 @@ def _names(sign: str, table: bytes) -> tuple[dict[int, str], dict[int, str], dic
     return sources, gsis, {(sources.get(source, ""), gsi, fd): name for source, gsi, fd, name in found}
 
 
-def _record(number: int, words: tuple[int, ...], sources: Mapping[int, str]) -> FlightRecord:
-    time_ns, value, key, fd, source, kind, flags, _ = words
+def _records(sign: str, ring: _Ring, sources: Mapping[int, str]) -> list[FlightRecord]:
+    # Most records say what another one has said. That is made once, and takes memory once.
+    said: dict[tuple[int, ...], _Said] = {}
+    found: list[FlightRecord] = []
+    unpack = Struct(f"{sign}{RECORD}").iter_unpack
+    for first, data in ring.taken():
+        for number, words in enumerate(unpack(data), first):
+            what = words[1:7]
+            one = said.get(what)
+            if one is None:
+                if len(said) >= _CACHED:
+                    said.clear()
+                one = said[what] = _said(what, sources)
+            event, fields, kind = one
+            found.append(FlightRecord(words[0], event, fields, number, kind))
+    return found
+
+
+def _said(words: tuple[int, ...], sources: Mapping[int, str]) -> _Said:
+    """What a record says but for its time: the event, its fields, its kind."""
+    value, key, fd, source, kind, flags = words
     known = _KNOWN.get(kind)
     if known is None:
         # Of a later version, which may add kinds.
-        fields: dict[str, object] = {"kind": kind, "key": key, "fd": fd, "value": value, "flags": flags}
-        return FlightRecord(time_ns, "unknown", fields, number)
+        return "unknown", {"kind": kind, "key": key, "fd": fd, "value": value, "flags": flags}, None
     named, event, key_name, value_name = known
-    fields = {key_name: key}
+    fields: dict[str, object] = {key_name: key}
     if fd >= 0 or key_name == "gsi":
         fields["fd"] = fd
     if value_name is not None:
         fields[value_name] = value
     if source in sources:
         fields["source"] = sources[source]
-    return FlightRecord(time_ns, event, fields, number, named)
+    return event, fields, named
 
 
 def _change(sign: str, data: bytes) -> FlightRecord | None:
@@ -370,6 +439,8 @@ def _change(sign: str, data: bytes) -> FlightRecord | None:
 
 def _merged(records: list[FlightRecord], changes: list[FlightRecord]) -> list[FlightRecord]:
     """In order. What a record says and, right behind it, a change in more words, is said once."""
+    if not changes:
+        return records
     found: list[FlightRecord] = []
     place = 0
     for change in changes:

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import NoReturn
 from unittest import mock
@@ -22,9 +23,10 @@ from aioirqfd import EventFd, IrqManager
 from aioirqfd.flight import FlightKind
 from aioirqfd.sinks import RecordingSink
 from aioirqfd.testing import RecordingTracer
-from aioirqfd.tracing import FlightFileError, FlightRecorder, follow_flight, read_flight
+from aioirqfd.tracing import FlightFileError, FlightRecorder, flight_log, follow_flight, read_flight
 from aioirqfd.tracing.flight_format import CLOSED_AT, FlightHeader
 from aioirqfd.tracing.flight_log import FlightLog
+from aioirqfd.tracing.journey import Journeys
 
 SEEN = FlightKind.SEEN
 
@@ -198,6 +200,101 @@ def test_a_torn_record_is_left_out_and_counted(path):
     path.write_bytes(data)
     log = read_flight(path)
     assert (keys(log), log.torn) == ([2, 3, 5], 1)
+
+
+def peak(path: Path, count: int) -> int:
+    """Bytes that it takes to read so many records."""
+    tracemalloc.start()
+    try:
+        assert len(read_flight(path).records) == count
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_ring_with_little_in_it_takes_little_memory(path):
+    with FlightRecorder(path, capacity=1 << 19) as recorder:  # 16 MiB
+        for number in range(100):
+            recorder.ring.put(SEEN, number, -1, 1)
+    assert peak(path, 100) < 1 << 20
+
+
+def test_a_full_ring_takes_its_size_and_what_is_made_of_it(path):
+    """Which is an object, two numbers and a place in a list for each; it was six times as much."""
+    with FlightRecorder(path, capacity=1 << 16) as recorder:
+        for _ in range(1 << 16):
+            recorder.ring.put(SEEN, 5, -1, 1)
+    assert peak(path, 1 << 16) < 230 << 16
+
+
+@pytest.mark.parametrize("entries", [1, 3, 4, 64])
+@pytest.mark.parametrize("written", [2, 8, 13, 16, 21])
+def test_a_ring_is_the_same_in_slices_of_any_size(path, monkeypatch, entries, written):
+    monkeypatch.setattr(flight_log, "_SLICE", entries * 512)
+    with FlightRecorder(path, capacity=8, changes=8) as recorder:
+        for number in range(written):
+            recorder.ring.put(SEEN, number, -1, 1)
+            recorder.emit("change", number=number)
+        log = recorder.log()
+    there = list(range(max(0, written - 8), written))
+    assert keys(log) == there
+    assert [record.fields["number"] for record in log.records if record.kind is None] == there
+    assert (log.torn, log.overwritten) == (0, max(0, written - 8))
+
+
+class Busy:
+    """A ring of 8 that somebody writes into whenever a slice of two was copied for the second time."""
+
+    def __init__(self, *writes: int) -> None:
+        self.recorder = FlightRecorder(capacity=8)
+        self.next = 0
+        self.put(8)
+        self.writes = list(writes)
+        self.memory = self.recorder._memory
+        self.ring = self.recorder.log().header.ring
+        self.copied = 0
+
+    def put(self, count: int) -> None:
+        for _ in range(count):
+            self.recorder.ring.put(SEEN, self.next, -1, 1)
+            self.next += 1
+
+    def read(self, **options: object) -> FlightLog:
+        return FlightLog.read(self._pread, len(self.memory), **options)
+
+    def _pread(self, at: int, size: int) -> bytes:
+        data = bytes(self.memory[at : at + size])
+        self.copied += at > self.ring
+        if at > self.ring and self.copied % 2 == 0 and self.writes:
+            self.put(self.writes.pop(0))
+        return data
+
+
+@pytest.mark.parametrize(
+    ("writes", "there", "first"),
+    [
+        ((0, 0, 0, 0), range(8), 0),
+        ((1,), range(1, 8), 1),
+        ((0, 2), range(8), 0),  # what was read already
+        ((0, 3), range(3, 8), 3),
+        ((0, 0, 5), range(5, 8), 5),
+        ((1, 0, 4), range(5, 8), 5),
+        ((9,), range(0), 8),
+    ],
+)
+def test_who_is_overtaken_has_the_end_without_a_gap(monkeypatch, writes, there, first):
+    monkeypatch.setattr(flight_log, "_SLICE", 2 * 32)
+    log = Busy(*writes).read()
+    assert keys(log) == list(there)
+    assert (log.total, log.first, log.overwritten, log.torn) == (8, first, first, 0)
+    assert Journeys.of(log).whole is (first == 0)
+
+
+def test_who_follows_and_is_overtaken_counts_what_is_gone(monkeypatch):
+    monkeypatch.setattr(flight_log, "_SLICE", 2 * 32)
+    log = Busy(0, 4).read(since=(1, 0))
+    assert keys(log) == [1, 2, 4, 5, 6, 7]
+    assert log.torn == 1
 
 
 # -- following --------------------------------------------------------------------------------------------------------
