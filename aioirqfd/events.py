@@ -419,7 +419,7 @@ EVENTS: Final[Mapping[str, Event]] = _table(
     Event(
         "fault_hit",
         "info",
-        "A fault that was set has hit a request, or struck by itself.",
+        "A fault that was set has hit a request, or struck by itself: then once for each place where it struck.",
         _fields(
             Field("faults", (list,), "the names of those that hit"),
             Field("kind", (str,), "the kind of the request"),
@@ -429,6 +429,7 @@ EVENTS: Final[Mapping[str, Event]] = _table(
                 "the request: what it is known by, and how many there were of it; None: there is none",
             ),
             Field("do", (dict,), "what is done to it, as in the log of the faults"),
+            Field("gsi", (int,), "of a sink's interrupt: the gsi, 0..2**32-1", optional=True),
         ),
     ),
     Event(

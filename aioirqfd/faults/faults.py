@@ -289,7 +289,7 @@ class Faults:
         if hit and plan is not None:
             did = plan.said()
             names = [active.name for active in plan.by]
-            self._tracer.emit("fault_hit", faults=names, kind=request.kind, request=key, do=did)
+            self._tracer.emit("fault_hit", faults=names, kind=request.kind, request=key, do=did, **request.whose)
             if self._log is not None:
                 fields = dict(request.fields)
                 self._log.write(what="fault", time=self.time(), request=key, fields=fields, faults=names, do=did)
@@ -472,10 +472,16 @@ class Faults:
         """Interrupt for nothing, now and then."""
 
         def strike() -> None:
-            if sum(target.interrupt_for_nothing(active.match, always=fault.always) for target in self._targets):
+            struck = [
+                whose
+                for target in self._targets
+                for whose in target.interrupt_for_nothing(active.match, always=fault.always)
+            ]
+            if struck:
                 active.strike()
                 names = [active.name]
-                self._tracer.emit("fault_hit", faults=names, kind="interrupt", request=None, do={})
+                for whose in struck:
+                    self._tracer.emit("fault_hit", faults=names, kind="interrupt", request=None, do={}, **whose)
                 if self._log is not None:
                     self._log.write(what="spurious", time=self.time(), request=("interrupt", 0), faults=names)
             if active.left == 0:

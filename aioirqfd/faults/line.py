@@ -23,13 +23,11 @@ class InterruptRequest(Request):
     Args:
         kind: "interrupt", or "deassert" for a line that is about to go down.
         fields: Its queue, vector or gsi.
+        device: Whose it is; None: it is a sink's.
     """
 
     stage: ClassVar[Stage] = "interrupt"
     identity_fields: ClassVar = ("queue", "vector", "gsi")
-
-    def __init__(self, kind: str, fields: Mapping[str, int | str]) -> None:
-        super().__init__(kind, fields)
 
 
 @final
@@ -41,6 +39,7 @@ class Line:
         kind: "interrupt" or "deassert".
         fields: Whose it is.
         answers: Says how many answers there were so far, of which a merged interrupt tells.
+        device: The device's name; None: it is a sink's.
 
     Attributes:
         wanted: How many interrupts the device wanted.
@@ -48,12 +47,19 @@ class Line:
     """
 
     def __init__(
-        self, faults: Faults, kind: str, fields: Mapping[str, int | str], answers: Callable[[], int] | None = None
+        self,
+        faults: Faults,
+        kind: str,
+        fields: Mapping[str, int | str],
+        answers: Callable[[], int] | None = None,
+        *,
+        device: str | None = None,
     ) -> None:
         self.wanted = self.rung = 0
         self._faults = faults
         self._kind = kind
         self._fields = fields
+        self._device = device
         self._answers = answers if answers is not None else lambda: self.wanted
         self._deliver: Callable[[int | None], None] | None = None
         self._heard = 0
@@ -80,7 +86,7 @@ class Line:
         self._deliver = deliver
         self.wanted += 1
         if self._plan is None:
-            plan = self._faults.arrive(InterruptRequest(self._kind, self._fields))
+            plan = self._faults.arrive(self._request())
             if plan is None:
                 self._heard = self._answers()
                 self._ring(None)
@@ -133,10 +139,14 @@ class Line:
             self.rung += 1
             self._deliver(to)
 
-    def ring_for_nothing(self, deliver: Callable[[int | None], None]) -> None:
-        """Interrupt, though there is nothing to tell."""
+    def ring_for_nothing(self, deliver: Callable[[int | None], None]) -> dict[str, int | str]:
+        """Interrupt, though there is nothing to tell; whose it is, for an event."""
         self.rung += 1
         deliver(None)
+        return self._request().whose
+
+    def _request(self) -> InterruptRequest:
+        return InterruptRequest(self._kind, self._fields, self._device)
 
     def changed(self, active: ActiveFault, *, released: bool = False) -> None:
         """A fault is another one, is off, or is released: what it no longer keeps back comes now."""

@@ -12,6 +12,7 @@ from aioirqfd.faults.match import FaultError
 from aioirqfd.faults.request import Request
 from aioirqfd.faults.targets import Target, wanted_of
 from aioirqfd.pci.errors import DmaError
+from aioirqfd.serving.reports import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -41,7 +42,7 @@ class _Bytes(Request):
         write: Callable[[bytes], Awaitable[None]] | None = None,
         data: bytes = b"",
     ) -> None:
-        super().__init__(kind, fields)
+        super().__init__(kind, fields, name_of(target.device))
         self.target: Final = target
         self.data = data or b"\xff" * int(fields["size"])
         self._read = read
@@ -104,7 +105,7 @@ class Command(Request):
     identity_fields: ClassVar = ("sector",)
 
     def __init__(self, target: PciTarget, request: DeviceRequest) -> None:
-        super().__init__(request.kind, request.fields)
+        super().__init__(request.kind, request.fields, name_of(target.device))
         self.target: Final = target
         self.request: Final = request
 
@@ -170,19 +171,20 @@ class PciTarget(Target):
         if self.device.interception is not wanted:
             self.device.intercept(wanted)
 
-    def interrupt_for_nothing(self, match: Match, *, always: bool) -> int:
+    def interrupt_for_nothing(self, match: Match, *, always: bool) -> list[dict[str, int | str]]:
         """Interrupt by these vectors, if they are enabled."""
         function = self.device.function
         if function is None:
-            return 0
+            return []
         interrupts = function.interrupts
         vectors = wanted_of(match, "vector", range(len(interrupts)))
         chosen = [
             vector for vector in vectors if always or (interrupts.bound(vector) and not interrupts.masked(vector))
         ]
-        for vector in chosen:
+        return [
             self._line("interrupt", vector).ring_for_nothing(functools.partial(self._deliver, vector))
-        return len(chosen)
+            for vector in chosen
+        ]
 
     async def reset(self) -> None:
         """Reset the function, as its driver could."""
@@ -299,7 +301,7 @@ class PciTarget(Target):
         if key not in self.lines:
             self._elsewhere()
             name: int | str = "pin" if vector == PIN else vector
-            self.lines[key] = Line(self.faults, kind, {"vector": name})
+            self.lines[key] = Line(self.faults, kind, {"vector": name}, device=name_of(self.device))
         return self.lines[key]
 
     async def serve_request(self, request: DeviceRequest, /) -> asyncio.Task[None]:

@@ -29,6 +29,7 @@ class Request:
         stage: Where it can go wrong.
         kind: What the device says that it is.
         fields: What else it can be found by.
+        device: Whose it is; None: it is a sink's.
         identity: Of the fields, those that are the same in every run of the same guest.
         key: Which one it is, once it has arrived.
     """
@@ -36,10 +37,23 @@ class Request:
     stage: ClassVar[Stage] = "request"
     identity_fields: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, kind: str, fields: Mapping[str, int | str]) -> None:
+    def __init__(self, kind: str, fields: Mapping[str, int | str], device: str | None = None) -> None:
         self.kind: Final = kind
         self.fields = fields
+        self.device: Final = device
         self.key: Key = ("", 0)
+
+    @property
+    def whose(self) -> dict[str, int | str]:
+        """The fields by which an event says whose it is: the device, and the queue, the vector or the gsi."""
+        found: dict[str, int | str] = {} if self.device is None else {"device": self.device}
+        for name in ("queue", "vector", "gsi"):
+            value = self.fields.get(name)
+            if isinstance(value, int):
+                found[name] = value
+            elif name == "vector" and value is not None:
+                found["pin"] = "INTx"
+        return found
 
     @property
     def identity(self) -> str:

@@ -56,16 +56,18 @@ class SinkTarget(Target):
         """Look at interrupts, or hand them on."""
         self._attached = attached
 
-    def interrupt_for_nothing(self, match: Match, *, always: bool) -> int:
+    def interrupt_for_nothing(self, match: Match, *, always: bool) -> list[dict[str, int | str]]:
         """Interrupt by these gsis, of those that have interrupted before; one that was named and has not is a message of no data."""
         del always  # whoever has a gsi has set it up
         named = match.fields.get("gsi", ())
         there = sorted({*self._last, *(one for one in named if isinstance(one, int))})
         chosen = wanted_of(match, "gsi", there)
+        found: list[dict[str, int | str]] = []
         for gsi in chosen:
             interrupt = self._last.get(gsi, Interrupt(gsi, Msi(address=0, data=0)))
-            self._line("interrupt", gsi).ring_for_nothing(lambda _, interrupt=interrupt: self._late(interrupt))  # type: ignore[misc]
-        return len(chosen)
+            line = self._line("interrupt", gsi)
+            found.append(line.ring_for_nothing(lambda _, interrupt=interrupt: self._late(interrupt)))  # type: ignore[misc]
+        return found
 
     def try_inject(self, interrupt: Interrupt) -> bool:
         """At once, if nothing is done to it and the other sink takes it."""

@@ -36,7 +36,7 @@ class Target:
         """Have requests go by the faults, or no longer."""
         raise NotImplementedError
 
-    def interrupt_for_nothing(self, match: Match, *, always: bool) -> int:
+    def interrupt_for_nothing(self, match: Match, *, always: bool) -> list[dict[str, int | str]]:
         """Interrupt where the match's fields say: everywhere, if they say nothing.
 
         Args:
@@ -44,7 +44,7 @@ class Target:
             always: Even where the driver is not ready for it.
 
         Returns:
-            At how many places.
+            At which places: the fields by which an event says whose each is.
         """
         raise NotImplementedError
 

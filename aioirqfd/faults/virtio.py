@@ -10,6 +10,7 @@ from aioirqfd.faults.line import Line
 from aioirqfd.faults.match import FaultError
 from aioirqfd.faults.request import Request
 from aioirqfd.faults.targets import Target, wanted_of
+from aioirqfd.serving.reports import name_of
 from aioirqfd.virtio.chain import cut, gather, scatter, written_by
 from aioirqfd.virtio.device import ENTROPY, NEEDS_RESET, Device
 from aioirqfd.virtio.interception import UNANSWERED
@@ -86,7 +87,7 @@ class VirtioRequest(Request):
         else:
             kind = queue_kind(device, chain.queue)
             fields["size"] = chain.readable_size or chain.writable_size
-        super().__init__(kind, fields)
+        super().__init__(kind, fields, name_of(device))
 
     @staticmethod
     def _size(chain: Chain, kind: str) -> int:
@@ -204,7 +205,9 @@ class VirtioTarget(Target):
             self.must_answer = "virtio 1.2, 5.4.6.2: one byte or more"
         self.ending: set[int] = set()
         self.lines = {
-            queue: Line(faults, "interrupt", {"queue": queue}, functools.partial(self._answers, queue))
+            queue: Line(
+                faults, "interrupt", {"queue": queue}, functools.partial(self._answers, queue), device=name_of(device)
+            )
             for queue in range(device.num_queues)
         }
 
@@ -217,16 +220,17 @@ class VirtioTarget(Target):
         if self.device.interception is not wanted:
             self.device.intercept(wanted)
 
-    def interrupt_for_nothing(self, match: Match, *, always: bool) -> int:
+    def interrupt_for_nothing(self, match: Match, *, always: bool) -> list[dict[str, int | str]]:
         """Interrupt for these queues, if they run."""
         transport = self.device.transport
         if transport is None:
-            return 0
+            return []
         queues = wanted_of(match, "queue", range(self.device.num_queues))
         chosen = [queue for queue in queues if always or transport.runs(queue)]
-        for queue in chosen:
+        return [
             self.lines[queue].ring_for_nothing(lambda _, queue=queue: transport.ring(queue))  # type: ignore[misc]
-        return len(chosen)
+            for queue in chosen
+        ]
 
     # -- in place of the device --------------------------------------------------------------------------------------
 

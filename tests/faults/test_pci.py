@@ -27,6 +27,7 @@ from aioirqfd.faults import (
 from aioirqfd.pci import Bar, DmaError, PciDevice, PciFunction, Register
 from aioirqfd.pci.function import CONFIG_REGION
 from aioirqfd.pci.interrupts import PIN
+from aioirqfd.testing import RecordingTracer
 from tests.examples.test_nvme import BLOCK, Driver
 
 WRITE, READ, FLUSH = 0x01, 0x02, 0x00
@@ -195,18 +196,24 @@ async def test_a_vector_is_late_and_masked_meanwhile(served, clock):
 
 async def test_interrupts_for_nothing(served, clock):
     served.faults.add(Match("interrupt", vector=2, count=2), Spurious(every=1))
+    tracer = served.faults._tracer = RecordingTracer()
     clock.advance(5)
     assert await served.heard() == [0, 0, 2]
+    device = type(served.function.device).__qualname__
+    assert [(hit["device"], hit["vector"], hit["request"]) for hit in tracer.of("fault_hit")] == [(device, 2, None)] * 2
 
 
 async def test_a_line_is_stuck(served):
     device = served.function.device
+    tracer = served.faults._tracer = RecordingTracer()
     stuck = served.faults.add(Match("deassert", vector="pin"), Withhold())
     device.pin = True
     await served.heard()
     assert count(served.pin) == 1
     device.pin = False
     assert device.pin
+    (hit,) = tracer.of("fault_hit")
+    assert (hit["device"], hit["pin"], "vector" in hit) == (type(device).__qualname__, "INTx", False)
     # The guest has dealt with it, and it is up again.
     served.function.interrupts.end_of_interrupt()
     await served.heard()

@@ -11,7 +11,7 @@ from aioirqfd import EventFd, IrqManager
 from aioirqfd.faults import Delay, Drop, Duplicate, Faults, Match, Misroute, Spurious, Withhold
 from aioirqfd.irqfd.interrupt import Action, IrqchipPin, Msi
 from aioirqfd.sinks import RecordingSink
-from aioirqfd.testing import FlakySink, RefusingSink
+from aioirqfd.testing import FlakySink, RecordingTracer, RefusingSink
 
 ROUTES = {gsi: Msi(address=0xFEE0_0000, data=gsi) for gsi in range(4)}
 
@@ -84,9 +84,11 @@ async def test_for_nothing(faults, clock):
     sink = RecordingSink()
     async with managed(faults, sink) as signal:
         await signal(1)
+        tracer = faults._tracer = RecordingTracer()
         faults.add(Match("interrupt", gsi=1), Spurious(every=1))
         clock.advance(2)
         assert gsis(sink) == [1, 1, 1]
+        assert [hit["gsi"] for hit in tracer.of("fault_hit")] == [1, 1]
 
 
 async def test_a_line_is_stuck(faults):

@@ -31,6 +31,7 @@ from aioirqfd.faults import (
     Spurious,
     Withhold,
 )
+from aioirqfd.serving.reports import name_of
 from aioirqfd.testing import RecordingTracer
 from aioirqfd.vhost_user import Backend
 from aioirqfd.vhost_user.driver import DriverError
@@ -340,6 +341,19 @@ async def test_interrupts_for_nothing(serve, clock):
         await spurious.hit(3)
 
 
+async def test_a_hit_says_whose_interrupt_it_is(serve, clock):
+    tracer = RecordingTracer()
+    async with serve(Faults(clock=clock, tracer=tracer)) as disk:
+        disk.faults.add(Match("interrupt", queue=0, count=1), Spurious(every=1), name="for nothing")
+        clock.advance(1)
+        disk.faults.add(Match("interrupt", count=1), Delay(0), name="late")
+        await disk.ask("write")
+        await turns()
+        hits = tracer.of("fault_hit")
+        assert [hit["faults"] for hit in hits] == [["for nothing"], ["late"]]
+        assert {(hit["device"], hit["queue"]) for hit in hits} == {(name_of(disk.device), 0)}
+
+
 async def test_none_for_nothing_before_the_driver_is_ready_nor_after_a_reset(serve, clock):
     """Virtio 1.2, 2.1.2 and 2.4.1; a late one that is due neither."""
     faults = Faults(clock=clock)
@@ -465,6 +479,8 @@ async def test_every_hit_is_told(serve):
             "kind": "write",
             "request": ("write sector=2", 1),
             "do": {"failed": True},
+            "device": name_of(disk.device),
+            "queue": 0,
         }
         assert disk.faults.status()["faults"][0]["hits"] == 1
 
