@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aioirqfd.serving.sockets import Listener, socket_path
+from aioirqfd.serving.sockets import listening, serve_streams, socket_path
 
 if TYPE_CHECKING:
     import os
@@ -61,8 +61,8 @@ async def serve(
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
         if socket is not None:
-            listener = stack.enter_context(Listener(socket_path(socket)))
-            server = await asyncio.start_unix_server(control.serve, sock=listener.sock)
+            listener = stack.enter_context(await listening(socket_path(socket)))
+            server = await serve_streams(control.serve, listener)
             stack.callback(server.close)
         await stack.enter_async_context(service)
         say("ready")

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Final, Self, cast, final
 
 from aioirqfd.inspect.tree import TIMEOUT, InspectError, aread, awrite
 from aioirqfd.nodes import plain
-from aioirqfd.serving.sockets import Listener, socket_path
+from aioirqfd.serving.sockets import listening, serve_streams, socket_path
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from aioirqfd.serving.sockets import Listener
 
 PROTOCOL: Final = 1
 """The version of the protocol, in each answer."""
@@ -54,10 +56,10 @@ class InspectServer:
         The loop's that it was made on.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, patience: float = TIMEOUT) -> None:
+    def __init__(self, listener: Listener, *, patience: float = TIMEOUT) -> None:
         self._patience = patience
         self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
-        self._listener = Listener(socket_path(path), mode=MODE)
+        self._listener = listener
         self._server: asyncio.Server | None = None
 
     def __repr__(self) -> str:
@@ -74,7 +76,7 @@ class InspectServer:
         :meta private:
         """
         try:
-            self._server = await asyncio.start_unix_server(self._connected, sock=self._listener.sock, limit=MAX_LINE)
+            self._server = await serve_streams(self._connected, self._listener, limit=MAX_LINE)
         except BaseException:
             self._listener.__exit__()
             raise
@@ -218,4 +220,5 @@ async def serve(path: str | os.PathLike[str], *, patience: float = TIMEOUT) -> I
     Raises:
         OSError: With the path: it is none for a socket; EADDRINUSE, somebody listens there already, or it is no socket.
     """
-    return await InspectServer(path, patience=patience).start()
+    listener = await listening(socket_path(path), mode=MODE)
+    return await InspectServer(listener, patience=patience).start()

@@ -13,7 +13,7 @@ from aioirqfd.irqfd.guard import guarded
 from aioirqfd.pci.function import PciFunction
 from aioirqfd.serving.peers import Accepted, Single
 from aioirqfd.serving.reports import Reports, name_of
-from aioirqfd.serving.sockets import Listener, listens, socket_path
+from aioirqfd.serving.sockets import listening, listens, socket_path
 from aioirqfd.serving.terminal import Terminal
 from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.vfio_user.connection import Connection
@@ -135,7 +135,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._reports = self.function.reports = reports = Reports(self._tracer, self._loop)
         async with contextlib.AsyncExitStack() as stack:
-            peers = self._peers(stack, reports)
+            peers = await self._peers(stack, reports)
             await stack.enter_async_context(self.function)
             self._task = task = asyncio.create_task(self._serve(peers, reports), name=f"aioirqfd {self!r}")
             stack.push_async_callback(_end, task)
@@ -148,11 +148,12 @@ class Server:
     ) -> None:
         await self._stack.aclose()
 
-    def _peers(self, stack: contextlib.AsyncExitStack, reports: Reports) -> Peers:
+    async def _peers(self, stack: contextlib.AsyncExitStack, reports: Reports) -> Peers:
         sock = self._sock
         if sock is None:
             assert self._path is not None
-            return Accepted(stack.enter_context(Listener(socket_path(self._path))).sock, reports, again=ACCEPT_AGAIN)
+            listener = stack.enter_context(await listening(socket_path(self._path)))
+            return Accepted(listener.sock, reports, again=ACCEPT_AGAIN)
         stack.callback(sock.close)
         sock.setblocking(False)
         return Accepted(sock, reports, again=ACCEPT_AGAIN) if listens(sock) else Single(sock)

@@ -17,7 +17,7 @@ from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.manager import IrqManager
 from aioirqfd.serving.peers import Accepted, Connected, Single
 from aioirqfd.serving.reports import Reports, name_of
-from aioirqfd.serving.sockets import Listener, connect, listens, socket_path
+from aioirqfd.serving.sockets import connect, listening, listens, socket_path
 from aioirqfd.serving.terminal import Terminal
 from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.vhost_user.calls import Calls
@@ -148,7 +148,7 @@ class Backend:
         self._loop = asyncio.get_running_loop()
         reports = self._reports = Reports(self._tracer, self._loop)
         async with contextlib.AsyncExitStack() as stack:
-            front_ends = self._front_ends(stack, reports)
+            front_ends = await self._front_ends(stack, reports)
             count = self.device.num_queues
             # Of what the managers have to say, a terminal is told by the loop's exception handler.
             tracer = NULL_TRACER if isinstance(self._tracer, Terminal) else self._tracer
@@ -186,13 +186,13 @@ class Backend:
     ) -> None:
         await self._stack.aclose()
 
-    def _front_ends(self, stack: contextlib.AsyncExitStack, reports: Reports) -> Peers:
+    async def _front_ends(self, stack: contextlib.AsyncExitStack, reports: Reports) -> Peers:
         sock = self._sock
         if sock is None:
             assert self._path is not None
             path = socket_path(self._path)
             if not self._connect:
-                return Accepted(stack.enter_context(Listener(path)).sock, reports, again=ACCEPT_AGAIN)
+                return Accepted(stack.enter_context(await listening(path)).sock, reports, again=ACCEPT_AGAIN)
             if self._reconnect is not None:
                 return Connected(path, reports, reconnect=self._reconnect)
             sock = connect(path)

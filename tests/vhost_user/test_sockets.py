@@ -7,17 +7,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import resource
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
-from aioirqfd.serving.sockets import MAX_PATH, Listener, socket_path
+from aioirqfd import inspect
+from aioirqfd.serving import sockets
+from aioirqfd.serving.sockets import MAX_PATH, Listener, connect, listening, socket_path
 from aioirqfd.testing import RecordingTracer
 from aioirqfd.vhost_user import Backend
 from aioirqfd.vhost_user.messages import Request
+from tests.forks import in_child
 from tests.vhost_user.devices import Gated, Upper
 from tests.vhost_user.frontend import FrontEnd
 
@@ -127,6 +132,161 @@ def test_a_listener_that_cannot_be_made_leaves_nothing(path):
         assert listener.sock.getblocking() is False
         with pytest.raises(OSError, match="already in use"):
             Listener(path)
+    assert not Path(path).exists()
+
+
+class Second(threading.Thread):
+    """Makes a listener at the same path while another one is made, and finds the folder locked."""
+
+    def __init__(self, path, monkeypatch):
+        super().__init__()
+        self.path = path
+        self.in_the_way, self.over, self.refused = threading.Event(), threading.Event(), []
+        self.flock = fcntl.flock
+        monkeypatch.setattr(sockets.fcntl, "flock", self.lock)
+
+    def lock(self, fd, operation):
+        try:
+            self.flock(fd, operation)
+        except BlockingIOError:
+            self.in_the_way.set()
+            self.over.wait()  # holds up nobody but this thread's loop
+            raise
+
+    def run(self):
+        async def serve():
+            with await listening(self.path):
+                pass
+
+        try:
+            asyncio.run(serve())
+        except OSError as error:
+            self.refused.append(error.errno)
+        self.in_the_way.set()  # it found no lock
+
+    def come(self, *_):
+        if self.ident is None:
+            self.start()
+            self.in_the_way.wait()
+
+
+@pytest.mark.alike
+@pytest.mark.parametrize("when", ["it looks whether a dead one is there", "it is bound and does not listen"])
+def test_of_two_that_begin_at_once_one_serves(path, monkeypatch, when):
+    second = Second(path, monkeypatch)
+    if when.startswith("it looks"):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(path)
+        occupied = sockets._occupied
+        monkeypatch.setattr(sockets, "_occupied", lambda path: second.come() or occupied(path))
+    else:
+        bind = sockets._bind
+        monkeypatch.setattr(sockets, "_bind", lambda *args: bind(*args) or second.come())
+    with Listener(path) as listener:
+        second.over.set()
+        second.join()
+        assert second.refused == [errno.EADDRINUSE]
+        with connect(path):
+            listener.sock.accept()[0].close()
+
+
+@pytest.fixture
+def locked(path):
+    """The folder, which somebody else has locked; it is unlocked when the test closes it."""
+    folder = os.open(".", os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    return folder
+
+
+@pytest.mark.alike
+async def test_a_locked_folder_holds_up_this_socket_and_nothing_else(path, locked):
+    making = asyncio.create_task(listening(path))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not making.done()
+    assert not Path(path).exists()
+    os.close(locked)
+    with await making:
+        assert Path(path).is_socket()
+
+
+@pytest.mark.alike
+async def test_a_folder_that_stays_locked_is_an_error_that_says_what_to_do(path, locked, monkeypatch):
+    monkeypatch.setattr(sockets, "_LOCK_PAUSE", 0)
+    for make in (lambda: Backend(Upper(), path).__aenter__(), lambda: inspect.serve(path), lambda: listening(path)):
+        with pytest.raises(BlockingIOError, match="locked the folder, which lslocks names") as caught:
+            await make()
+        assert caught.value.filename == path
+        assert not Path(path).exists()
+    os.close(locked)
+    async with Backend(Upper(), path):
+        assert await answers(path)
+
+
+@pytest.mark.alike
+async def test_who_gives_up_a_locked_folder_leaves_nothing(path, locked):
+    making = asyncio.create_task(listening(path))
+    await asyncio.sleep(0)
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    os.close(locked)
+    assert not Path(path).exists()
+
+
+@pytest.mark.alike
+def test_a_child_that_was_forked_meanwhile_keeps_no_lock(path, monkeypatch):
+    bind, children = sockets._bind, []
+
+    def forked(*args):
+        read, write = os.pipe()
+        children.append((os.fork(), write))
+        if children[-1][0] == 0:
+            os.close(write)
+            os.read(read, 1)
+            os._exit(0)
+        os.close(read)
+        return bind(*args)
+
+    monkeypatch.setattr(sockets, "_bind", forked)
+    with Listener(path):
+        monkeypatch.setattr(sockets, "_bind", bind)
+        try:
+            with Listener("other"):
+                pass
+        finally:
+            for child, write in children:
+                os.close(write)
+                os.waitpid(child, 0)
+
+
+@pytest.mark.alike
+@pytest.mark.parametrize("what", ["a listener", "the control socket's server", "the tree's"])
+def test_a_forked_child_that_unwinds_leaves_the_path_to_its_parent(path, what):
+    async def leave(listener):
+        server = await sockets.serve_streams(lambda _r, _w: None, listener)
+        assert in_child(server.close) == 0
+
+    async def tree():
+        async with await inspect.serve(path) as serving:
+
+            def unwind():
+                serving._server.close()
+                serving._listener.__exit__()
+
+            assert in_child(unwind) == 0
+            assert Path(path).is_socket()
+
+    if what == "the tree's":
+        asyncio.run(tree())
+    else:
+        with Listener(path) as listener:
+            if what == "a listener":
+                assert in_child(listener.__exit__) == 0
+            else:
+                asyncio.run(leave(listener))
+            with connect(path):
+                pass
     assert not Path(path).exists()
 
 
