@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import tarfile
 from pathlib import Path
@@ -20,6 +21,16 @@ def switched_on(name: str) -> bool:
     return os.environ.get(name, "") not in {"", "0"}
 
 
+def built_from(folder: Path) -> str:
+    """What a module is built from, in two words, which ``aioirqfd doctor`` compares: the C sources of a checkout, else the Python files."""
+
+    def digest(*patterns: str) -> str:
+        files = sorted(one for pattern in patterns for one in folder.rglob(pattern))
+        return hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()[:16]
+
+    return f"{digest('*.c', '*.h')} {digest('*.py')}"
+
+
 def extensions() -> list[Extension]:
     """The C modules, or nothing under AIOIRQFD_NO_EXTENSION=1 (the py3-none-any wheel)."""
     if switched_on("AIOIRQFD_NO_EXTENSION"):
@@ -32,7 +43,9 @@ def extensions() -> list[Extension]:
         Extension(
             ".".join((*folder.parts, "_native")),
             sources=sorted(str(source) for source in folder.glob("*.c")),
-            depends=sorted(str(header) for header in folder.glob("*.h")),
+            # Of its twin, too: the two belong together, and what was built beside another one says so.
+            depends=sorted(str(one) for pattern in ("*.h", "*.py") for one in folder.rglob(pattern)),
+            define_macros=[("AIOIRQFD_BUILT_FROM", f'"{built_from(folder)}"')],
             extra_compile_args=flags,
             # Without a compiler the install goes on and the pure-Python twin is used. CI checks that the C module is live.
             optional=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import json
 import os
@@ -12,6 +13,7 @@ import resource
 import shutil
 import subprocess
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from aioirqfd.counter import IMPLEMENTATION
@@ -64,12 +66,30 @@ def _python() -> Iterator[Finding]:
             yield Finding(name, "absent", "AIOIRQFD_PURE_PYTHON asks for the Python twin", "unset it")
             continue
         try:
-            importlib.import_module(module)
+            built = importlib.import_module(module)
         except ImportError as error:
             do = "install a C compiler and Python's headers (Debian: gcc, python3-dev), and install the package again"
             yield Finding(name, "absent", f"{error}; the Python twin serves in its place", do)
         else:
+            stale = _stale(str(built.__file__), str(getattr(built, "__built_from__", "")))
+            if stale is not None:
+                do = (
+                    "build it anew: `make install` in a checkout, or `pip install --force-reinstall --no-deps aioirqfd`"
+                )
+                yield Finding(name, "broken", stale, do)
+                continue
             yield Finding(name, "ok", f"live ({IMPLEMENTATION})" if module.startswith("aioirqfd.counter") else "live")
+
+
+def _stale(file: str, built_from: str) -> str | None:
+    """Why a C module does not belong to the files beside it; None: it does. Where its sources are there they count, else its twin."""
+    sources, twin = built_from.split() if built_from else ("", "")
+    folder = Path(file).parent
+    there, patterns = (sources, ("*.c", "*.h")) if any(folder.glob("*.c")) else (twin, ("*.py",))
+    files = sorted(one for pattern in patterns for one in folder.rglob(pattern))
+    if hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()[:16] == there:
+        return None
+    return f"{file} is stale: it was built from other {patterns[0]} files than those in {folder}"
 
 
 def _eventfds() -> Iterator[Finding]:

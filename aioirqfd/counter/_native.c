@@ -32,6 +32,10 @@ native_fdinfo(PyObject *Py_UNUSED(module), PyObject *arg)
     return Py_BuildValue("KlN", (unsigned long long)count, id, PyBool_FromLong(semaphore));
 }
 
+#ifndef AIOIRQFD_BUILT_FROM
+#define AIOIRQFD_BUILT_FROM "" /* not by setup.py, which says it: see there */
+#endif
+
 static PyMethodDef native_methods[] = {
     {"fdinfo", native_fdinfo, METH_O,
      PyDoc_STR(
@@ -66,6 +70,9 @@ native_exec(PyObject *module)
     }
     NATIVE_TYPES(MAKE_TYPE)
     NATIVE_NAMES(MAKE_NAME)
+    if (PyModule_AddStringConstant(module, "__built_from__", AIOIRQFD_BUILT_FROM) < 0) {
+        return -1;
+    }
     PyObject *max = PyLong_FromUnsignedLongLong(COUNTER_MAX);
     int added = max != NULL ? PyModule_AddObjectRef(module, "MAX", max) : -1;
     Py_XDECREF(max);

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import resource
+import runpy
 import stat
 import subprocess
 import sys
+import types
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +57,57 @@ def test_a_c_module_that_is_not_there(monkeypatch):
     assert finding.verdict == "absent"
     assert "the Python twin serves in its place" in finding.found
     assert "gcc" in finding.do
+
+
+BUILT = "aioirqfd.counter._native"
+
+
+@pytest.fixture
+def built(monkeypatch, tmp_path):
+    """A C module that was built from what is in its folder, as setup.py does it."""
+    monkeypatch.delenv("AIOIRQFD_PURE_PYTHON", raising=False)
+    setup = {}
+    monkeypatch.setattr("setuptools.setup", lambda **given: setup.update(given))
+    rules = runpy.run_path(str(Path(doctor.__file__).parents[2] / "setup.py"))
+    for name, text in (("twin.py", "twin"), ("part.c", "one"), ("part.h", "two")):
+        (tmp_path / name).write_text(text)
+    module = types.ModuleType(BUILT)
+    module.__file__ = str(tmp_path / "_native.so")
+    module.__built_from__ = rules["built_from"](tmp_path)
+    monkeypatch.setitem(sys.modules, BUILT, module)
+    return module
+
+
+def stale():
+    finding = found("C module for the event path")
+    if finding.verdict == "broken":
+        assert "make install" in finding.do
+        assert "pip install" in finding.do
+        assert "is stale: it was built from other " in finding.found
+    return finding.verdict == "broken"
+
+
+def test_a_c_module_is_stale_when_its_sources_have_changed(built, tmp_path, capsys):
+    assert not stale()
+    (tmp_path / "twin.py").write_text("refactored")
+    assert not stale()
+    (tmp_path / "part.h").write_text("changed")
+    assert stale()
+    assert doctor.run([]) == 1
+    assert f"{built.__file__} is stale" in capsys.readouterr().out
+
+
+def test_where_there_are_no_sources_it_is_stale_when_its_twin_has_changed(built, tmp_path):
+    for name in ("part.c", "part.h"):
+        (tmp_path / name).unlink()
+    assert not stale()
+    (tmp_path / "twin.py").write_text("of the next version")
+    assert stale()
+
+
+def test_a_c_module_that_does_not_say_what_it_was_built_from_is_stale(built):
+    del built.__built_from__
+    assert stale()
 
 
 def test_an_eventfd_without_an_id_is_the_end_of_it(monkeypatch, capsys):

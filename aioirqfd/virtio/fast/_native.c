@@ -1,6 +1,10 @@
 /* The native module. Its pure-Python twin is _python.py: the same names. */
 #include "_native.h"
 
+#ifndef AIOIRQFD_BUILT_FROM
+#define AIOIRQFD_BUILT_FROM "" /* not by setup.py, which says it: see there */
+#endif
+
 static PyMethodDef fast_methods[] = {
     {"walk", FAST_METHOD(fast_walk), METH_FASTCALL,
      PyDoc_STR(
@@ -23,6 +27,9 @@ fast_exec(PyObject *module)
     state->kicks_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &kicks_spec, NULL);
     if (state->str_gsi == NULL || state->str_signal == NULL || state->transfer_type == NULL ||
         state->kicks_type == NULL) {
+        return -1;
+    }
+    if (PyModule_AddStringConstant(module, "__built_from__", AIOIRQFD_BUILT_FROM) < 0) {
         return -1;
     }
     return PyModule_AddType(module, state->transfer_type) < 0 ? -1 : PyModule_AddType(module, state->kicks_type);
