@@ -41,6 +41,7 @@ _FLAGS: Final = {
     "masked": "1 where it is masked.",
     "held": "1 where it waits for the manager to resume, for room, or for a route.",
     "offloaded": "1 where the sink watches the eventfd itself.",
+    "running": "1 where its wakeup handler or the sink's inject() runs.",
 }
 _MANAGER: Final = {
     "paused": "1 while nothing is injected.",
@@ -119,7 +120,7 @@ def _irqfds(managers: Mapping[str, Any]) -> Iterator[Metric]:
     for field, help_ in _FLAGS.items():
         gauge = GaugeMetricFamily(f"aioirqfd_irqfd_{field}", help_, labels=_IRQFD)
         for labels, one in rows:
-            gauge.add_metric(labels, float(one[field]))
+            gauge.add_metric(labels, float(one[field] not in {None, False}))  # where it runs is said in words
         yield gauge
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import urllib.request
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
@@ -95,6 +97,40 @@ async def test_what_is_held_for_a_route_is_held_for_its_manager_too():
                 0,
                 1,
             )
+
+
+async def test_what_hangs_is_found_by_the_alert_that_is_meant_for_it():
+    """A handler that does not return, and a mask that nobody takes back: neither is found by the other's alert."""
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hang(_irqfd, _count):
+        began.set()
+        await go_on.wait()
+
+    async with IrqManager(RecordingSink(), name="vm") as irqs:
+        with EventFd() as kick, EventFd() as masked, EventFd() as idle:
+            irqs.assign(kick, gsi=1, name="hangs", wakeup=hang)
+            irqs.assign(masked, gsi=2, name="masked").mask()
+            irqs.assign(idle, gsi=3, name="idle")
+            kick.signal()
+            masked.signal()
+            await began.wait()
+            found = samples(generate_latest(registry()).decode())
+            fields = "running", "pending", "masked", "injections_total"
+            flags = {
+                name: [found[f"aioirqfd_irqfd_{field}", "vm", name, str(gsi)] for field in fields]
+                for gsi, name in ((1, "hangs"), (2, "masked"), (3, "idle"))
+            }
+            go_on.set()
+    assert flags == {"hangs": [1, 0, 0, 0], "masked": [0, 1, 1, 0], "idle": [0, 0, 0, 0]}
+
+
+def test_each_alert_of_the_how_to_asks_for_what_there_is():
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "prometheus.md").read_text("utf-8")
+    asked = {name for line in page.splitlines() if "expr:" in line for name in re.findall("aioirqfd_[a-z_]+", line)}
+    families = {family.name for family in parse(generate_latest(registry()).decode())}
+    assert len(asked) == 8
+    assert {name.removesuffix("_total") for name in asked} <= {name.removesuffix("_total") for name in families}
 
 
 async def test_the_queues_of_a_device(tmp_path):
