@@ -10,7 +10,7 @@ is said of its time.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, final
 
@@ -165,6 +165,7 @@ class Journeys:
     Attributes:
         all: In the order of their first records.
         queues: By source.
+        vectors: By source and vector, how often a PCI device interrupted by it.
         raised: By source and gsi, when a line that is up went up.
         masked: Since when irqfds are masked.
         unrouted: Since when they wait for a route.
@@ -180,6 +181,7 @@ class Journeys:
     def __init__(self, records: Iterable[FlightRecord], *, whole: bool = True, until_ns: int = 0) -> None:
         self.all: list[Journey] = []
         self.queues: dict[str, Queue] = {}
+        self.vectors: Counter[tuple[str, int]] = Counter()
         self.raised: dict[tuple[str, int], tuple[int, Journey | None]] = {}
         self.masked: dict[Irq, int] = {}
         self.unrouted: dict[Irq, int] = {}
@@ -233,6 +235,8 @@ class Journeys:
                         del self.unrouted[one]
             elif kind is not FlightKind.BOUND:
                 self._note(record, kind, irq)
+        elif kind is FlightKind.VECTOR:
+            self.vectors[source, as_number(fields["vector"])] += 1
         elif kind is FlightKind.PAUSED:
             self.paused[source] = record.time_ns
         elif kind is FlightKind.RESUMED:

@@ -35,7 +35,7 @@ _MSI: Final = re.compile(
 )
 _DEVICE_SHIFT, _VECTOR_MASK = 11, 0x7FF
 """Where Linux up to 6.1 has a device's bus, device and function in the number of a PCI-MSI interrupt, and its vector."""
-_OWED: Final = frozenset({"not_injected", "dropped", "no_interrupt", "not_completed"})
+_OWED: Final = frozenset({"not_injected", "dropped", "no_interrupt", "not_completed", "wrong_vector"})
 """Troubles that somebody waits for the end of."""
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aioirqfd.tracing.flight_log import FlightLog, FlightRecord
-    from aioirqfd.tracing.journey import Irq, Journey, Journeys
+    from aioirqfd.tracing.journey import Irq, Journey, Journeys, Queue
 
 STORM: Final = 1000
 """Signals of one irqfd within a tenth of a second."""
@@ -32,6 +32,8 @@ _WHY: Final = {
 """Where it stands after its last step, if nothing else is known to hold it."""
 _QUEUED: Final = frozenset({FlightKind.WAKEUP, FlightKind.HELD, FlightKind.DEFERRED, FlightKind.UNROUTED})
 _MOST_NAMED: Final = 3
+_PIN: Final = "pin"
+"""What the irqfd of a PCI device's interrupt pin is called."""
 
 
 class Trouble(NamedTuple):
@@ -39,7 +41,7 @@ class Trouble(NamedTuple):
 
     Attributes:
         what: Which: ``not_injected``, ``not_acknowledged``, ``storm``, ``long_wait``, ``no_interrupt``, ``no_completion``,
-            ``dropped``, ``failed``, ``handler_raised``, ``not_completed``.
+            ``dropped``, ``failed``, ``handler_raised``, ``not_completed``, ``wrong_vector``.
         text: A sentence.
         time_ns: When it began.
         gsi: Whose; None: it is a queue's.
@@ -83,6 +85,7 @@ def troubles(log: FlightLog, journeys: Journeys, *, slow_ns: int) -> list[Troubl
         *_not_acknowledged(log, journeys, slow_ns),
         *_counted(log, journeys),
         *_of_queues(log, journeys, slow_ns),
+        *_wrong_vectors(log, journeys),
         *_storms(log, journeys),
         *_long_waits(log, journeys, slow_ns),
     ]
@@ -120,11 +123,13 @@ def _why(journey: Journey, log: FlightLog, journeys: Journeys) -> str:
     if ahead is not None:
         standing = "" if ahead.running is None else f": {_said(ahead.running, journeys)}"
         return f"it waits for the one before, signalled {_at(log, ahead.at_ns)}{standing}"
-    last = next((step.kind for step in reversed(journey.steps) if step.kind in _WHY), None)
+    last, before = ([step.kind for step in reversed(journey.steps) if step.kind in _WHY] + [None, None])[:2]
     if last is None:
         return "its beginning was overwritten"
     if last is FlightKind.HELD and not journeys.whole:
         return "it is held: the manager is paused, or its queue is full"
+    if last is FlightKind.FAILED and before is FlightKind.HANDLER_RAISED:
+        last = before  # of which the one is the other's consequence
     return _WHY[last] + (_workers(journey, log, journeys) if last in _QUEUED else "")
 
 
@@ -184,9 +189,9 @@ def _of_queues(log: FlightLog, journeys: Journeys, slow_ns: int) -> Iterator[Tro
         late = [one for one in queue.uncalled if one.completed_ns is not None and end - one.completed_ns >= slow_ns]
         if late and late[0].completed_ns is not None:
             count = sum(one.count for one in late)
+            why = _another(queue, late[0].completed_ns, journeys) or "right where the driver has asked for none"
             text = (
-                f"{source}: {count} completions without an interrupt, the first {_at(log, late[0].completed_ns)};"
-                " right where the driver has asked for none"
+                f"{source}: {count} completions without an interrupt, the first {_at(log, late[0].completed_ns)}; {why}"
             )
             yield Trouble("no_interrupt", text, late[0].completed_ns)
         if queue.idle_calls:
@@ -197,6 +202,34 @@ def _of_queues(log: FlightLog, journeys: Journeys, slow_ns: int) -> Iterator[Tro
         if stuck and (begun := stuck[0].begun_ns) is not None:
             text = f"{source}: {len(stuck)} requests were begun and not completed, the oldest {_at(log, begun)}, {seconds(end - begun)} ago"
             yield Trouble("not_completed", text, begun)
+
+
+def _another(queue: Queue, completed_ns: int, journeys: Journeys) -> str | None:
+    """Which other queue of the device was interrupted, for nothing of its own, after a completion that nobody was told of."""
+    device = queue.source.rpartition(" queue ")[0]
+    for other in journeys.queues.values():
+        calls = [at for at in other.idle_calls if at >= completed_ns]
+        if calls and other is not queue and other.source.rpartition(" queue ")[0] == device:
+            return f"{other.source} was interrupted {len(calls)} times in its place: the wrong vector"
+    return None
+
+
+def _wrong_vectors(log: FlightLog, journeys: Journeys) -> Iterator[Trouble]:
+    """A vector that was signalled, and another one by which a PCI device interrupted in its place."""
+    injected: dict[tuple[str, int], list[Journey]] = {}
+    for journey in journeys.all:
+        if journey.injected_ns is not None and called(journey.irq, log) != _PIN:  # that interrupts once for many
+            injected.setdefault((journey.irq.source, journey.irq.gsi), []).append(journey)
+    surplus = {key: count - len(injected.get(key, ())) for key, count in journeys.vectors.items()}
+    for (source, vector), own in injected.items():
+        missing = len(own) - journeys.vectors[source, vector]
+        others = [other for (whose, other), more in surplus.items() if whose == source and more > 0]
+        if journeys.whole and missing > 0 and others:
+            text = (
+                f"{name(own[0].irq, log)}: {missing} of {len(own)} interrupts went out by vector {others[0]},"
+                f" which nobody had signalled, the first of all {_at(log, own[0].at_ns)}: the wrong vector"
+            )
+            yield Trouble("wrong_vector", text, own[0].at_ns, vector)
 
 
 def _storms(log: FlightLog, journeys: Journeys) -> Iterator[Trouble]:

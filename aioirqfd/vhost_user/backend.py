@@ -271,8 +271,7 @@ class Backend:
 
     def ring(self, queue: int) -> None:
         """Interrupt the driver for a queue, whether there is something to tell or not."""
-        assert self._calls is not None
-        self._calls.ring(queue)
+        self._vrings[queue].requests.ring()
 
     def answers(self, queue: int) -> int:
         """How many answers a queue has given."""

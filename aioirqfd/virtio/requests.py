@@ -416,19 +416,23 @@ class Requests:
             self._call()
         return True
 
-    def _call(self) -> None:
+    def ring(self) -> None:
+        """Interrupt the driver for this queue, whether there is something to tell or not."""
         self._note(_CALL)
+        self._ring(self.index)
+
+    def _call(self) -> None:
         if self._interrupt is None:
-            self._ring(self.index)
+            self.ring()
             return
         try:
-            withheld = self._interrupt(self.index, functools.partial(self._ring, self.index))
+            withheld = self._interrupt(self.index, self.ring)
             if withheld and self.queue is not None:
                 self.queue.defer_notify()
         except Exception as error:
             # The device answers for what it withholds, not for what it has dropped: the driver is to hear of it all the same.
             self._reports.raised("interrupt_failed", f"interrupt() of {self._name} raised", error, queue=self.index)
-            self._ring(self.index)
+            self.ring()
 
     def _ended(self, queue: VirtQueue, task: asyncio.Task[int | None]) -> None:
         """A request that waited has ended."""

@@ -191,7 +191,7 @@ class VirtioPci(PciDevice):
             self.virtio.config_watchers += (self._config_changed,)
             stack.callback(self._watch_no_more)
             self.virtio.transport = transport = FunctionTransport(
-                self._queues, ring=self._ring, reset=self.reset, reports=function.reports
+                self._queues, reset=self.reset, reports=function.reports
             )
             stack.callback(self._let_go, transport)
             stack.push_async_callback(transport.aclose)

@@ -19,7 +19,6 @@ class FunctionTransport:
 
     Args:
         queues: The function's queues.
-        ring: Interrupts for a queue.
         reset: Resets the device, as its driver does.
         reports: Hears of trouble.
 
@@ -30,14 +29,12 @@ class FunctionTransport:
         self,
         queues: Sequence[PciQueue],
         *,
-        ring: Callable[[int], None],
         reset: Callable[[], Coroutine[object, object, None]],
         reports: Reports,
     ) -> None:
         self._queues = queues
         self._reset = reset
         self._resets: set[asyncio.Task[None]] = set()
-        self._ring = ring
         self._reports = reports
 
     def report(self, what: str) -> None:
@@ -46,7 +43,7 @@ class FunctionTransport:
 
     def ring(self, queue: int) -> None:
         """Interrupt for a queue, whether there is something to tell or not."""
-        self._ring(queue)
+        self._queues[queue].requests.ring()
 
     def look_again(self) -> None:
         """The device has an interception now, or none any more."""

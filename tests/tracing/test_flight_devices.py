@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aioirqfd import EventFd
+from aioirqfd.faults import Drop, Faults, Match, Misroute
 from aioirqfd.pci import Bar, PciDevice, PciFunction, Register
 from aioirqfd.testing import vhost_user_frontend
-from aioirqfd.tracing import FlightRecorder
+from aioirqfd.tracing import FlightKind, FlightRecorder
+from aioirqfd.tracing.journey import Journeys
+from aioirqfd.tracing.trouble import troubles
 from aioirqfd.virtio import Chain, Device
 from examples.vhost_user_blk import Blk, Type
 
@@ -66,6 +69,31 @@ async def test_a_request_leaves_its_steps():
     (source,) = (source for source in sources if source.endswith("-kicks"))
     kicks = [event for event, *_ in steps(recorder, source)]
     assert kicks.count("interrupt_seen") == kicks.count("interrupt_injected") >= 2
+
+
+class Two(Upper):
+    num_queues = 2
+
+
+@pytest.mark.parametrize("fault", [Misroute(1), Drop()])
+async def test_an_interrupt_that_goes_by_another_queue_is_named(fault):
+    """A call is there when the driver is interrupted, and for the queue by which it is."""
+    recorder, faults = FlightRecorder(), Faults(nonconforming=True)
+    device = faults.wrap(Two())
+    faults.add(Match("interrupt", queue=0, nth=1), fault)
+    async with vhost_user_frontend(device, tracer=recorder) as front:
+        front.queues[0].put([b"abc"], [3])
+        while "request_completed" not in [event for event, *_ in steps(recorder, "Two queue 0")]:
+            await asyncio.sleep(0)
+        log = recorder.log()
+    calls = [record.fields["source"] for record in log.records if record.kind is FlightKind.CALL]
+    (found,) = [one.text for one in troubles(log, Journeys.of(log), slow_ns=0) if one.what == "no_interrupt"]
+    if isinstance(fault, Misroute):
+        assert calls == ["Two queue 1"]
+        assert found.endswith("; Two queue 1 was interrupted 1 times in its place: the wrong vector")
+    else:
+        assert calls == []
+        assert found.endswith("; right where the driver has asked for none")
 
 
 class Patient(Device):
