@@ -239,6 +239,15 @@ def test_the_command_names_what_is_owed_first_and_has_a_status(files, capsys):
     assert len(lines) <= 10
 
 
+def test_the_command_takes_one_copy_since_the_boot_and_no_three(files, capsys):
+    arguments = ["ledger", "--recorder", str(files["flight"]), "--qemu-trace", str(files["qemu"]), "--guest"]
+    files["after"].write_text(GUEST.format(0, 3))
+    assert main([*arguments, str(files["after"])]) == 0
+    assert "3  nothing is owed; 1 merged on the way (nvme0q1)" in capsys.readouterr().out
+    assert main([*arguments, *[str(files["after"])] * 3]) == 2
+    assert "--guest has two files at most" in capsys.readouterr().err
+
+
 def test_the_command_in_json(files, capsys):
     assert run(files, "--json") == 0
     said = json.loads(capsys.readouterr().out)
