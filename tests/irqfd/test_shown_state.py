@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 
 import pytest
 
-from aioirqfd import EventFd, IrqManager, State, WorkQueue
+from aioirqfd import EventFd, InjectionError, IrqManager, Msi, Retry, State, WorkQueue
 from aioirqfd.sinks import RecordingSink
+from aioirqfd.testing import RefusingSink
 from tests.irqfd.helpers import turns, write
 
 HOWS = [EventFd.signal, write]
@@ -79,3 +82,70 @@ async def test_one_that_waits_for_the_handler_of_another_is_queued(how):
         assert [irqfd.state for irqfd in irqfds] == [State.IDLE] * 4
         for kick in kicks:
             kick.close()
+
+
+class Failing(RefusingSink):
+    """Fails with gsi 5 until it is let work."""
+
+    def __init__(self):
+        super().__init__()
+        self.works = False
+
+    async def inject(self, interrupt):
+        if interrupt.gsi == 5 and not self.works:
+            raise OSError(errno.EIO, "planted")
+        await super().inject(interrupt)
+
+
+WAITING = {
+    "masked": {},
+    "paused": {},
+    "unrouted": {"routing": {}, "unrouted": "hold"},
+    "no room": {},
+    "retry": {"retry": Retry(1, 0, 0)},
+    "given up": {"retry": Retry(0, 0, 0)},
+}
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("why", WAITING)
+async def test_with_a_signal_waiting_it_is_never_idle(why, how):
+    gate, failed, seen = Gate(), asyncio.Event(), []
+    fails = why in {"retry", "given up"}
+    sink = Failing() if fails else RecordingSink()
+    queue = WorkQueue(maxsize=1)
+    async with contextlib.AsyncExitStack() as stack:
+        if fails:
+            stack.enter_context(pytest.raises(InjectionError))  # which the manager keeps for its end
+        irqs = IrqManager(sink, queue=queue, on_error=lambda _: failed.set(), **WAITING[why])
+        await stack.enter_async_context(irqs)
+        with EventFd() as kick, EventFd() as runs, EventFd() as queued:
+            irqfd = irqs.assign(kick, gsi=5, wakeup=gate if why == "no room" else None)
+            if why == "masked":
+                irqfd.mask()
+            elif why == "paused":
+                await irqs.pause()
+            elif why == "no room":
+                for other in (runs, queued):
+                    irqs.assign(other, gsi=7, wakeup=gate)
+                    how(other)
+                    await turns()
+            assert irqfd.state is State.IDLE
+            how(kick)
+            for _ in range(10):
+                seen.append(irqfd.state)
+                await asyncio.sleep(0)
+            if fails:
+                await failed.wait()
+                seen.append(irqfd.state)
+                sink.works = True
+                irqfd.resume()
+            seen.append(irqfd.state)
+            gate.open.set()
+            irqfd.unmask()
+            irqs.resume()
+            irqs.set_route(5, Msi(address=0xFEE0_0000, data=5))
+            await irqs.flush()
+            assert irqfd.state is State.IDLE
+            assert irqfd.statistics().injections == 1
+    assert State.IDLE not in seen
