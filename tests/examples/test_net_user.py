@@ -225,6 +225,15 @@ def test_any_datagram_comes_back_with_its_checksums_right(data):
     assert UserNet().answer(frame) == from_us(udp(OURS, THEIRS, 7, 4000, data), protocol=17)
 
 
+def test_a_checksum_of_zero_is_sent_as_its_other_form():
+    """0 would say that there is none."""
+    (sum_,) = struct.unpack_from(">H", udp(OURS, THEIRS, 7, 4000, bytes(2)), 6)
+    data = struct.pack(">H", sum_)
+    answer = UserNet().answer(ethernet(0x0800, ip(THEIRS, OURS, udp(THEIRS, OURS, 4000, 7, data), protocol=17)))
+    assert answer is not None
+    assert answer[40:44] == b"\xff\xff" + data
+
+
 @given(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.binary(max_size=64))
 def test_any_ping_comes_back_with_its_checksums_right(number, sequence, data):
     rest = struct.pack(">HH", number, sequence) + data

@@ -169,12 +169,16 @@ async def test_who_does_not_read_is_told_of_and_holds_up_no_end(monkeypatch):
     assert device.transmitted == 0
 
 
-async def test_who_reads_late_gets_all_of_it_before_the_end():
+@pytest.mark.parametrize("stopped", [False, True], ids=["under way", "of a queue that has stopped"])
+async def test_who_reads_late_gets_all_of_it_before_the_end(stopped, monkeypatch):
+    monkeypatch.setattr(virtio_console, "GRACE", 60.0)
     sink = Sink()
     async with console(Never(), sink) as (device, _, transmit):
         sink.open.clear()
         transmit.put([b"x" * 25])
         await sink.begun.wait()
+        if stopped:
+            await transmit.stop()
         asyncio.get_running_loop().call_later(0.01, sink.open.set)
     assert sink.taken == b"x" * 25
     assert device.transmitted == 25

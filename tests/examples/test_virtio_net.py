@@ -312,6 +312,29 @@ async def test_a_receive_that_is_cancelled_takes_no_frame(tap, host):
 
 
 @TAP_ONLY
+async def test_it_waits_without_looking_again_and_again(tap, host, monkeypatch):
+    looks = []
+    read, write = os.read, os.write
+    monkeypatch.setattr("os.read", lambda *arguments: (looks.append("read"), read(*arguments))[1])
+    waiting = asyncio.ensure_future(tap.receive())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert looks == ["read"]
+    (frame,) = frames(1)
+    host.send(frame)
+    assert await waiting == frame
+    assert looks == ["read"] * 2
+
+    def busy(*_):
+        monkeypatch.setattr("os.write", write)
+        raise BlockingIOError
+
+    monkeypatch.setattr("os.write", busy)
+    await tap.send(frame)
+    assert await asyncio.get_running_loop().sock_recv(host, 2000) == frame
+
+
+@TAP_ONLY
 async def test_an_interface_that_is_deleted_is_an_error(tap):
     up(tap)
     waiting = asyncio.ensure_future(tap.receive())
