@@ -135,15 +135,18 @@ async def test_a_frame_of_a_wrong_size_is_dropped_and_counted(size, sent):
 @pytest.mark.parametrize("transport", ["vhost-user", "virtio-pci"])
 async def test_what_is_dropped_is_told_in_time(serve, tracer, transport):
     device = Net(UserNet())
-    pci = transport == "virtio-pci"
-    async with serve(device) if pci else vhost_user_frontend(device, tracer=tracer) as driver:
-        if pci:
-            await driver.start(queues=2)
-        transmit = driver.queues[TRANSMIT]
+    async with contextlib.AsyncExitStack() as stack:
+        if transport == "virtio-pci":
+            guest = await stack.enter_async_context(serve(device))
+            await guest.start(queues=2)
+            ask = guest.queues[TRANSMIT].ask
+        else:
+            front = await stack.enter_async_context(vhost_user_frontend(device, tracer=tracer))
+            ask = front.queues[TRANSMIT].ask
         for size in (13, 13, 13, 14):
-            await transmit.ask([bytes(12), MAC.ljust(size, b"\0")])
+            await ask([bytes(12), MAC.ljust(size, b"\0")])
         for frame in (PING[:-1], PING[:-2]):
-            await transmit.ask([bytes(12), frame])
+            await ask([bytes(12), frame])
     assert device.dropped == {"of a wrong size": 3, "malformed": 2}
     # The first of each kind at once; of the others, those that come a second later.
     assert list(dict.fromkeys(event["what"] for event in tracer.of("device_trouble"))) == [

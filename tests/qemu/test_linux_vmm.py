@@ -120,7 +120,7 @@ class TestDevices:
 
     def test_a_lease_and_each_ping_answered(self, results):
         assert (results["devices.lease"], results["devices.pings"]) == ("10.0.0.2", "20")
-        assert results["devices.network"]["malformed"] == results["devices.network"]["dropped"] == 0
+        assert results["devices.network"]["malformed"] == results["devices.network"]["unreceived"] == 0
 
     def test_a_console_both_ways(self, results):
         assert results["devices.typed"].split()[0] == sha256(TYPED)
