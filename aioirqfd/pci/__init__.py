@@ -5,7 +5,7 @@ VMM, or, in a test, to a :class:`PciFunction`.
 
 From the ground up: ``errors``, ``bar``, ``capability``, ``register`` (declarations), ``config`` (the configuration space), ``dma`` (the guest's
 memory), ``interrupts`` (a trigger for each vector), ``device`` (the base class), ``function`` (a device that is being served),
-``slot`` and ``bus`` (where it is plugged in, in a VMM).
+``standstill``, ``snapshot`` and ``state`` (a function that is saved), ``slot`` and ``bus`` (where it is plugged in, in a VMM).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from aioirqfd.pci.host import FunctionHost
 from aioirqfd.pci.interrupts import Interrupts
 from aioirqfd.pci.register import Register
 from aioirqfd.pci.slot import PciSlot
+from aioirqfd.pci.state import DoorbellCount, PciFunctionState
 
 __all__ = [
     "Bar",
@@ -39,6 +40,7 @@ __all__ = [
     "DmaError",
     "DmaMapError",
     "DmaWatcher",
+    "DoorbellCount",
     "FunctionHost",
     "HostBridge",
     "Interrupts",
@@ -49,6 +51,7 @@ __all__ = [
     "PciError",
     "PciExpress",
     "PciFunction",
+    "PciFunctionState",
     "PciSlot",
     "PowerManagement",
     "RegionError",

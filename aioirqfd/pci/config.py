@@ -149,6 +149,15 @@ class ConfigSpace:
         """As after a reset; what the firmware has put in is gone."""
         self._data[:] = self._initial
 
+    def restore(self, data: bytes) -> None:
+        """As it was saved: all that :meth:`read` gave of it, which :meth:`differs` has found to be of the same device."""
+        self._data[:] = data
+
+    def differs(self, data: bytes) -> int | None:
+        """Where somebody else's configuration space, of the same size, has other ids than this one; None: nowhere."""
+        ids = (*range(COMMAND), *range(0x08, 0x0C), 0x0E, *range(0x2C, 0x30), _CAPABILITIES, 0x3D)
+        return next((at for at in ids if data[at] != self._initial[at]), None)
+
     def read(self, offset: int, size: int) -> bytes:
         """Return what is there.
 
@@ -185,6 +194,11 @@ class ConfigSpace:
     def _check(self, offset: int, size: int) -> None:
         if offset < 0 or size < 0 or offset + size > self.size:
             raise RegionError(f"{size} bytes at {offset:#x} of a configuration space of {self.size}")
+
+    @property
+    def capabilities(self) -> Mapping[Capability, int]:
+        """The capabilities, and where each is; in the order of the lists."""
+        return self._places
 
     @property
     def msix(self) -> MsiX | None:

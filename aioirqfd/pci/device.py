@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from aioirqfd.errors import ClosedError
+from aioirqfd.errors import ClosedError, SnapshotError
 from aioirqfd.pci.register import Register, RegisterFile
 
 if TYPE_CHECKING:
@@ -112,6 +112,52 @@ class PciDevice:
         The registers have their reset values already, what was pending of the interrupts is gone, the pin is down.
         """
         return None
+
+    # -- what it does when it is saved -------------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        """Come to rest: end what was begun, and begin nothing more until :meth:`resume`. Does nothing here.
+
+        Accesses are served meanwhile, so what is done within one need not be ended here. Interrupts may be asked for: they are pending.
+
+        Cancellation:
+            It has taken too long, or is not wanted any more. :meth:`resume` follows, as it does where this raises.
+        """
+
+    def resume(self) -> None:
+        """Go on: also with what has come meanwhile. Called after :meth:`pause`, and before it where that failed. Does nothing here."""
+
+    def under_way(self) -> Sequence[str]:
+        """What was begun and has not ended, in words: for the error of a pause that took too long. Nothing here."""
+        return ()
+
+    def save_state(self) -> Mapping[str, object]:
+        """What the device is, beside its registers, as a dict that ``json`` takes. Called while it is at rest.
+
+        Here: nothing, if it has no attributes but registers.
+
+        Raises:
+            SnapshotError: It has others, and nobody knows which of them are its state: override this, and :meth:`restore_state`.
+        """
+        registers = {one.name for one in self.registers}
+        others = sorted(name for name in vars(self) if name not in registers and not hasattr(PciDevice, name))
+        if others:
+            raise SnapshotError(
+                f"{type(self).__qualname__} has attributes beside its registers ({', '.join(others)}): override save_state() and "
+                "restore_state() to say what of them is its state"
+            )
+        return {}
+
+    def restore_state(self, state: dict[str, object], /) -> None:
+        """Take what :meth:`save_state` returned elsewhere. Called while the device is at rest, as after a reset, with its registers set.
+
+        Raises:
+            SnapshotError: It cannot be taken; what else is raised is told as one.
+        """
+        if state:
+            raise SnapshotError(f"{type(self).__qualname__} has no state of its own, but was given {', '.join(state)}")
+
+    # -- its configuration space, and its life -----------------------------------------------------------------------
 
     async def read_config(self, offset: int, size: int) -> bytes:
         """The guest reads the configuration space. Override it for a capability that is more than memory.

@@ -19,6 +19,7 @@ from aioirqfd.pci.device import PciDevice
 from aioirqfd.pci.dma import MAX_MAPS, Dma
 from aioirqfd.pci.errors import RegionError
 from aioirqfd.pci.interrupts import Interrupts
+from aioirqfd.pci.standstill import Standstill
 from aioirqfd.serving.reports import Reports, name_of
 from aioirqfd.tracer import NULL_TRACER
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from aioirqfd.ioeventfd import IoEventFd
     from aioirqfd.pci.capability import Capability
     from aioirqfd.pci.host import FunctionHost
+    from aioirqfd.pci.state import PciFunctionState
     from aioirqfd.tracer import Tracer
 
 _Device = TypeVar("_Device", bound=PciDevice)
@@ -95,6 +97,7 @@ class PciFunction(Generic[_Device]):
         interrupts: Its interrupts.
         dma: The guest's memory.
         shared: The memory behind BARs with shared parts.
+        table: The MSI-X table as it reads where whoever serves the function has none of its own; empty without MSI-X.
         tracer: Hears what happens.
         reports: Tells what goes wrong; made on entering, unless a transport has given it one.
 
@@ -139,7 +142,7 @@ class PciFunction(Generic[_Device]):
         self._live: Final = tuple(device.live_config(self.config))
         self.msi: Final = next((one for one in capabilities if isinstance(one, Msi)), None)
         self.msix: Final = self.config.msix
-        self._table = bytearray()
+        self.table = bytearray()
         if self.msix is not None:
             end = max(self.msix.table + self.msix.table_size, self.msix.pba_offset + self.msix.pba_size)
             if self.msix.bar not in self.bars or self.bars[self.msix.bar].size < end:
@@ -153,9 +156,10 @@ class PciFunction(Generic[_Device]):
         self._buses: dict[int, IoBus] = {}
         self.doorbells: dict[int, list[IoEventFd]] = {}
         self._stack = contextlib.AsyncExitStack()
-        self.config.watch(COMMAND, 2, self._command_written)
+        self.config.watch(COMMAND, 2, self.command_written)
         express = self.config.find(PciExpress)
         self._flr = express + PciExpress.CONTROL if express else -1
+        self._standstill: Final = Standstill(self)
         # By BAR, the parts that are not the device's, in order: kind, where it begins and ends.
         self._special = {bar: self._parts(bar) for bar in self.bars}
 
@@ -167,6 +171,7 @@ class PciFunction(Generic[_Device]):
         return {
             "device": name_of(self.device),
             "mappings": len(self.dma),
+            "paused": self.paused,
             "interrupts": nodes.Child(self.interrupts.node),
             "own": nodes.Child(self.device.inspect),
         }
@@ -204,6 +209,7 @@ class PciFunction(Generic[_Device]):
 
     def _let_go(self) -> None:
         self.device.function = None
+        self._standstill.paused = False
         for doorbell in [one for there in self.doorbells.values() for one in there]:
             doorbell.close()
         self.doorbells.clear()
@@ -342,18 +348,18 @@ class PciFunction(Generic[_Device]):
         return self.msix.pba_offset
 
     def _read_table(self, at: int, size: int) -> bytes:
-        return bytes(self._table[at : at + size]) if self.host is None else self.host.read_table(at, size)
+        return bytes(self.table[at : at + size]) if self.host is None else self.host.read_table(at, size)
 
     def _write_table(self, at: int, data: bytes) -> None:
         if self.host is None:
-            self._table[at : at + len(data)] = data
+            self.table[at : at + len(data)] = data
         else:
             self.host.write_table(at, data)
 
     def _clear_table(self) -> None:
         # Every vector masked. VMMs keep the table themselves; this one is for those that read it back.
         assert self.msix is not None
-        self._table = bytearray((bytes(12) + b"\1\0\0\0") * self.msix.vectors)
+        self.table = bytearray((bytes(12) + b"\1\0\0\0") * self.msix.vectors)
 
     def doorbell(
         self,
@@ -427,7 +433,8 @@ class PciFunction(Generic[_Device]):
         if self._flr >= 0 and 0 <= at < len(data) and data[at] & 0x80:
             await self.reset()
 
-    def _command_written(self) -> None:
+    def command_written(self) -> None:
+        """The command register has another value."""
         self.interrupts.disable_pin(disabled=bool(self.config.word(COMMAND) & INTX_DISABLE))
 
     async def reset(self) -> None:
@@ -442,7 +449,7 @@ class PciFunction(Generic[_Device]):
         device = self.device
         device.registers.reset(device)
         self.config.reset()
-        self._command_written()
+        self.command_written()
         self._changed()
         if self.msix is not None:
             self._clear_table()
@@ -450,6 +457,63 @@ class PciFunction(Generic[_Device]):
         result = device.reset()
         if result is not None:
             await result
+
+    # -- snapshot ----------------------------------------------------------------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        """Whether it stands still: :meth:`pause`."""
+        return self._standstill.paused
+
+    async def pause(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  see Standstill
+        """Bring the device to rest: what it has begun is ended, it begins nothing more, and its interrupts are pending.
+
+        The guest's accesses are served as before. A doorbell that is rung stays in its eventfd. Nothing happens if it is paused.
+
+        Args:
+            timeout: Seconds that it waits for what has been begun; None: for as long as that takes.
+
+        Raises:
+            TimeoutError: It took too long. The error names what has not ended (:meth:`PciDevice.under_way`), and the device runs on.
+            ClosedError: It is not served.
+            Exception: What the device's ``pause()`` raises; it runs on.
+
+        Cancellation:
+            The device runs on.
+        """
+        await self._standstill.pause(timeout)
+
+    def resume(self) -> None:
+        """Let the device go on where it stands; nothing happens if it is not paused. No doorbell need be rung "just in case".
+
+        Raises:
+            RuntimeError: :meth:`pause` has not returned yet.
+        """
+        self._standstill.resume()
+
+    def save(self) -> PciFunctionState:
+        """The state of a function that is paused. It stays paused, and may go on or be left.
+
+        Pause the guest's CPUs before: what they write afterwards is not in the state. The guest's memory, whom the interrupts go to,
+        and what is with them already, is for whoever serves the function to save.
+
+        Raises:
+            SnapshotError: It is not paused, or the device has something that it cannot save: the error names it.
+            Exception: What the device's ``save_state()`` raises.
+        """
+        return self._standstill.save()
+
+    async def restore(self, state: PciFunctionState) -> None:
+        """Put the state of another function of the same device into this one, which is paused; :meth:`resume` goes on from there.
+
+        The function is reset first, if the state fits. Its memory may be mapped, and its interrupts bound, before or after.
+
+        Raises:
+            SnapshotError: It is not paused, or the state is of another device: the error says what differs. Nothing was changed.
+                Or the device does not take its own part: then it is as after a reset.
+            Exception: What the device's ``reset()`` raises.
+        """
+        await self._standstill.restore(state)
 
     def trace_once(self, event: str, fields: dict[str, object]) -> None:
         """Have something traced if it has not been."""

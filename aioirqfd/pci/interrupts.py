@@ -396,6 +396,11 @@ class Interrupts:
         one = self._of(vector)
         if one.hosted is not None and self._host is not None and self._host.pending(vector):
             return True
+        return self._waits(one)
+
+    @staticmethod
+    def _waits(one: _Vector) -> bool:
+        """Whether an interrupt waits here, and not with a host."""
         if one.irqfd is not None:
             return one.irqfd.pending
         if one.hosted is not None:
@@ -406,10 +411,26 @@ class Interrupts:
         poll.register(one.trigger.fileno(), select.POLLIN)
         return bool(poll.poll(0))
 
+    def owed(self) -> tuple[int, ...]:
+        """The vectors whose interrupt waits here. What waits with a host is the host's."""
+        return tuple(one.number for one in self._vectors if self._waits(one))
+
     def pending_bits(self) -> bytes:
         """The pending-bit array: a bit for each vector, in words of 8 bytes."""
         bits = sum(1 << vector for vector in range(len(self._vectors)) if self.pending(vector))
         return bits.to_bytes(-(-len(self._vectors) // 64) * 8, "little")
+
+    async def pause(self) -> None:
+        """Deliver nothing from here on: what is signalled is pending. Return when nothing is being delivered any more.
+
+        Cancellation:
+            Nothing is delivered all the same; only the wait is given up.
+        """
+        await self._manager.pause()
+
+    def resume(self) -> None:
+        """Deliver what is pending, and go on."""
+        self._manager.resume()
 
     async def flush(self) -> None:
         """Wait until what was signalled before has been delivered, or is pending."""
