@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Final
 
+from aioirqfd.errors import SnapshotError
 from aioirqfd.virtio.blockfile import BlockFile
 
 if TYPE_CHECKING:
@@ -194,6 +195,26 @@ class Device:
         Called on the back-end's loop, and only when somebody looks. It changes nothing, and does not wait. Nothing here.
         """
         return {}
+
+    def save_state(self) -> Mapping[str, object]:
+        """What the device is, beside :attr:`config` and what its driver has agreed on, as a dict that ``json`` takes.
+
+        Called where a :class:`~aioirqfd.virtio_pci.VirtioPci` is saved. No request is under way, but the driver may have given it
+        buffers of its :attr:`receive_queues`, which come again. Nothing here: override it where something was received that no
+        buffer was there for, say.
+        """
+        return {}
+
+    def restore_state(self, state: dict[str, object], /) -> None:
+        """Take what :meth:`save_state` returned elsewhere; called before the first request comes, as after a reset.
+
+        What was in :attr:`config` there comes by :meth:`write_config` before this, with ``live_migration``.
+
+        Raises:
+            SnapshotError: It cannot be taken; what else is raised is told as one.
+        """
+        if state:
+            raise SnapshotError(f"{type(self).__qualname__} has no state of its own, but was given {', '.join(state)}")
 
     async def background(self) -> None:
         """What the device does beside requests, such as to watch what it serves. Does nothing here.

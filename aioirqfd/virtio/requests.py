@@ -107,6 +107,11 @@ class Requests:
         return len(self._running)
 
     @property
+    def may_withhold(self) -> bool:
+        """Whether somebody decides when to interrupt, and may have an interrupt to make up for."""
+        return self._interrupt is not None
+
+    @property
     def under_way(self) -> list[tuple[asyncio.Task[int | None], int]]:
         """Those that wait for something: the task of each, and the head of its chain; oldest first."""
         return [(task, chain.head) for task, chain in self._running.items()]

@@ -8,16 +8,19 @@ import enum
 from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd import nodes
+from aioirqfd.errors import SnapshotError
 from aioirqfd.flight import is_recorded
+from aioirqfd.irqfd.explain import standing_in
 from aioirqfd.irqfd.interrupt import Msi
 from aioirqfd.irqfd.manager import IrqManager
 from aioirqfd.pci.bar import Bar
 from aioirqfd.pci.capability import MsiX, PciExpress, PowerManagement
 from aioirqfd.pci.device import PciDevice
+from aioirqfd.pci.fields import Fields, plain_copy, text_of
 from aioirqfd.pci.register import Register
 from aioirqfd.serving.reports import name_of
 from aioirqfd.virtio.device import MAX_CONFIG, check
-from aioirqfd.virtio.eager import Eager
+from aioirqfd.virtio.eager import Eager, handler_of
 from aioirqfd.virtio.features import RING_FEATURES, VirtioFeature
 from aioirqfd.virtio.kicks import KickSink
 from aioirqfd.virtio.ring import MAX_SIZE
@@ -50,6 +53,7 @@ _MSIX_ENABLE: Final = 1 << 15
 _CLASSES: Final = {1: 0x020000, 2: 0x018000, 3: 0x078000, 8: 0x010000, 16: 0x038000, 18: 0x098000, 25: 0x040100}
 """Class codes by virtio device id: network, disk, console, SCSI, display, input, sound."""
 _OTHER: Final = 0x00FF00
+_STATE: Final = ("status", "driver_features", "isr", "generation", "queues", "config", "device")
 
 
 class Status(enum.IntFlag):
@@ -252,6 +256,71 @@ class VirtioPci(PciDevice):
             self.virtio.reset()
         except Exception as error:
             self._raised("reset()", error)
+
+    # -- standstill --------------------------------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        """Stop each queue where it stands. Requests under way are ended; those that wait for what may never come stay with the driver."""
+        for queue in sorted(self._queues, key=lambda one: one.requests.receives):  # what cannot be given up comes last
+            await queue.pause()
+
+    def resume(self) -> None:
+        """Let the queues run again."""
+        assert self._memory is not None
+        table = self._memory.table()
+        for queue in self._queues:
+            queue.resume(table)
+
+    def under_way(self) -> Sequence[str]:
+        """Requests that wait for something, and where each of them stands."""
+        return [
+            f"request {head} of queue {queue.index} stands at {standing_in(handler_of(task))}"
+            for queue in self._queues
+            for task, head in queue.requests.under_way
+        ]
+
+    def save_state(self) -> Mapping[str, object]:
+        """What the driver has agreed on, its queues, the device's configuration, and the device's own state."""
+        return {
+            "status": int(self._status),
+            "driver_features": self._driver,
+            "isr": self._isr,
+            "generation": self._generation,
+            "queues": [queue.save() for queue in self._queues],
+            "config": text_of(bytes(self.virtio.config)),
+            "device": plain_copy(self.virtio.save_state(), f"what save_state() of {self.name} returned"),
+        }
+
+    def restore_state(self, state: dict[str, object], /) -> None:
+        """Be what another one was."""
+        found = Fields(state, f"the state of {self.name}", _STATE)
+        status, driver = Status(found.number("status", 256)), found.number("driver_features", 2**64)
+        isr, generation = found.number("isr", 4), found.number("generation", 256)
+        saved, config, own = found.items("queues"), found.data("config"), found.mapping("device")
+        if len(saved) != len(self._queues):
+            raise SnapshotError(f"the state of {self.name} has {len(saved)} queues, and it has {len(self._queues)}")
+        queues = [queue.check(one) for queue, one in zip(self._queues, saved, strict=True)]
+        vectors = [("the configuration", self.config_msix_vector)]
+        vectors += [(f"queue {number}", one.number("vector", 2**16)) for number, one in enumerate(queues)]
+        for whose, vector in vectors:
+            if vector != self._vector(vector):
+                raise SnapshotError(f"{whose}: a vector is 0..{self.vectors - 1}, or {NO_VECTOR:#x}, not {vector:#x}")
+        if status & Status.FEATURES_OK and (missing := driver & ~self._offered):
+            raise SnapshotError(f"the driver relies on features that {self.name} does not offer here: {missing:#x}")
+        if config:
+            try:
+                self.virtio.write_config(0, config, live_migration=True)
+            except ValueError as error:
+                raise SnapshotError(
+                    f"{self.name} cannot have the configuration that is in the state: {error}"
+                ) from error
+        self._status, self._driver, self._isr, self._generation = status, driver, isr, generation
+        self.virtio.driver_features = driver if status & Status.FEATURES_OK else 0
+        for queue, one in zip(self._queues, queues, strict=True):
+            queue.restore(one, driver)
+        self._load()
+        self._choose_calls()
+        self.virtio.restore_state(own)
 
     # -- interrupts --------------------------------------------------------------------------------------------------
 

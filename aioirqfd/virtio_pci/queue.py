@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
+from aioirqfd.errors import SnapshotError
 from aioirqfd.eventfd import EventFd
+from aioirqfd.pci.fields import Fields
+from aioirqfd.serving.waiting import wait_through
 from aioirqfd.virtio.errors import GuestMemoryError, VirtqueueError
 from aioirqfd.virtio.queue_node import of_queue
 from aioirqfd.virtio.requests import Requests
@@ -56,6 +60,7 @@ class PciQueue:
         descriptor: Where the descriptor table is.
         available: Where the driver's part of the ring is.
         used: Where the device's part is.
+        paused: Whether its ring is not to run for now, whatever the driver says.
         doorbell: What the driver's notifications signal.
 
     Threads: the loop's.
@@ -85,8 +90,10 @@ class PciQueue:
             eager=eager,
             reports=reports,
         )
+        self.paused = False
         self._most = most
         self._failed = failed
+        self._ring = ring
         self._reports = reports
         # Nothing that is signalled while no ring runs is lost: it is a kick of the next run's, at worst one too many.
         self._kick = manager.assign(
@@ -101,6 +108,10 @@ class PciQueue:
         self.descriptor = self.available = self.used = 0
         self._base = 0
         self._features: int | None = None  # those that its ring runs with, or will when its memory is there again
+        self._fresh = False  # it was started while paused: where its memory is not there, it has failed
+        self._call_due = (
+            False  # the driver is to be interrupted when the ring runs, whether there is something to tell or not
+        )
 
     def __repr__(self) -> str:
         return f"<PciQueue {self.index}: {self.requests!r}>"
@@ -111,7 +122,10 @@ class PciQueue:
         """Start the ring, if it is enabled and does not run. One that cannot run is reported, and the function has failed."""
         if self.enabled and self.requests.queue is None:
             self._features = features
-            self._start(memory)
+            if self.paused:
+                self._fresh = True
+            else:
+                self._start(memory)
 
     def _start(self, memory: GuestMemory) -> None:
         assert self._features is not None
@@ -130,6 +144,9 @@ class PciQueue:
         self.requests.enabled = True
         self._kick.unmask()
         self.requests.start(queue)
+        if self._call_due:
+            self._call_due = False
+            self._ring(self.index)
 
     async def _end(self) -> None:
         self._kick.mask()
@@ -163,13 +180,82 @@ class PciQueue:
         await self._end()
         self.doorbell.close()
 
+    # -- standstill --------------------------------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        """Stop the ring where it stands, until :meth:`resume`. Requests under way are ended first, or stay with the driver.
+
+        Cancellation:
+            As if nothing had been. But requests of a receive queue have been cancelled by then: for their end it waits all the same.
+        """
+        self.paused = True
+        if not self.requests.receives:
+            await self._end()
+            return
+        ending = asyncio.create_task(self._end(), name=f"aioirqfd queue {self.index} pauses")
+        await wait_through(ending)
+        ending.result()
+
+    def resume(self, memory: GuestMemory) -> None:
+        """Let the ring run again, if it ran, or was started meanwhile, and its memory is there."""
+        self.paused = False
+        if self.requests.queue is None:
+            self.mapped(memory)
+        else:
+            # It never stopped: pause() was given up.
+            self._kick.unmask()
+            self.requests.serve_soon()
+
+    def save(self) -> dict[str, object]:
+        """What it is, while it is paused."""
+        return {
+            "size": self.size,
+            "vector": self.vector,
+            "enabled": self.enabled,
+            "descriptor": self.descriptor,
+            "available": self.available,
+            "used": self.used,
+            "base": self._base,
+            "runs": self._features is not None,
+        }
+
+    def check(self, state: object) -> Fields:
+        """Hold what another one saved against this one; SnapshotError if it does not fit."""
+        what = f"queue {self.index}"
+        found = Fields(state, what, self.save())
+        size = found.number("size", self._most + 1)
+        if not size or size & (size - 1):
+            raise SnapshotError(f"{what}: a size is a power of 2 up to {self._most}, not {size}")
+        for name in ("descriptor", "available", "used"):
+            found.number(name, 2**64)
+        found.number("vector", 2**16)
+        found.number("base", 2**16)
+        if found.flag("runs") and not found.flag("enabled"):
+            raise SnapshotError(f"{what} runs, but is not enabled")
+        return found
+
+    def restore(self, state: Fields, features: int) -> None:
+        """Be what another one saved, which :meth:`check` has found to fit; this one is paused."""
+        self.size = state.number("size", self._most + 1)
+        self.vector = state.number("vector", 2**16)
+        self.enabled = state.flag("enabled")
+        self.descriptor = state.number("descriptor", 2**64)
+        self.available = state.number("available", 2**64)
+        self.used = state.number("used", 2**64)
+        self._base = state.number("base", 2**16)
+        self._features = features if state.flag("runs") else None
+        self._call_due = self.requests.may_withhold
+
     # -- its memory --------------------------------------------------------------------------------------------------
 
     def mapped(self, memory: GuestMemory) -> None:
         """There is more memory. A ring that had lost its own goes on, if it is in this."""
         if self.requests.queue is not None:
             self.requests.set_memory(memory)
-        elif self._features is not None and not self.requests.stopping and self._lies_in(memory):
+        elif self.paused or self._features is None or self.requests.stopping:
+            return
+        elif self._fresh or self._lies_in(memory):
+            self._fresh = False
             self._start(memory)
 
     async def unmapped(self, gone: memoryview, memory: GuestMemory) -> None:
