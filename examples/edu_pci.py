@@ -69,6 +69,15 @@ class Edu(PciDevice):
 
     # docs: end dma
 
+    # docs: begin state
+    def save_state(self) -> dict[str, object]:
+        return {"buffer": self.buffer.hex()}  # the registers are saved anyway
+
+    def restore_state(self, state: dict[str, object], /) -> None:
+        memoryview(self.buffer)[:] = bytes.fromhex(str(state["buffer"]))
+
+    # docs: end state
+
 
 # docs: begin main
 if __name__ == "__main__":

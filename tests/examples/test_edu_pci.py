@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aioirqfd import EventFd
-from aioirqfd.pci import PciFunction
+from aioirqfd.errors import SnapshotError
+from aioirqfd.pci import PciFunction, PciFunctionState
 from aioirqfd.pci.interrupts import PIN
 from examples import edu_pci
 
@@ -32,7 +35,7 @@ async def read(edu, offset, size=4):
 
 def test_it_has_forty_lines_at_most():
     text = Path(edu_pci.__file__).read_text("utf-8")
-    (code,) = re.findall(r"(class Edu.*)# docs: begin main", text, re.DOTALL)
+    (code,) = re.findall(r"(class Edu.*)# docs: begin state", text, re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip() and "# docs:" not in line]) <= 40
 
 
@@ -87,3 +90,39 @@ async def test_dma(edu):
             await edu.write(0, offset, number(value, 8))
         assert (await read(edu, 0x98, 8), len(edu.device.buffer)) == (1, 4096)
     os.close(fd)
+
+
+async def test_it_moves_with_an_interrupt_on_its_way(edu):
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, 4096)
+    edu.dma.map(RAM, 4096, fd=fd)
+    os.pwrite(fd, b"goes along", 0)
+    for offset, value in ((0x80, RAM), (0x88, 0x40010), (0x90, 10), (0x98, 5)):
+        await edu.write(0, offset, number(value, 8))
+    await edu.write(0, 4, number(0xCAFE))
+    await edu.pause()
+    state = json.loads(json.dumps(edu.save().to_dict()))
+    async with PciFunction(edu_pci.Edu()) as there:
+        await there.pause()
+        await there.restore(PciFunctionState.from_dict(state))
+        there.resume()
+        assert there.device.buffer == edu.device.buffer
+        assert await read(there, 4) == 0xFFFF3501
+        assert await read(there, 0x24) == 0x100
+        with EventFd() as pin, EventFd() as message:
+            there.interrupts.bind(PIN, EventFd.from_fd(os.dup(pin.fileno()), owns=True))
+            there.interrupts.bind(0, EventFd.from_fd(os.dup(message.fileno()), owns=True))
+            await there.interrupts.flush()
+            assert (pin.read_nowait(), message.read_nowait()) == (1, 1)
+            await there.write(0, 0x64, number(0x100))
+            assert not there.device.pin
+    os.close(fd)
+
+
+@pytest.mark.parametrize("buffer", ["00", "no hex", "00" * 4097])
+async def test_another_buffer_is_refused(edu, buffer):
+    await edu.pause()
+    state = edu.save()
+    with pytest.raises(SnapshotError, match=r"restore_state\(\) of Edu raised ValueError"):
+        await edu.restore(replace(state, own={"buffer": buffer}))
+    assert len(edu.device.buffer) == 4096

@@ -11,6 +11,7 @@ import struct
 import pytest
 
 from aioirqfd import EventFd
+from aioirqfd.errors import SnapshotError
 from aioirqfd.pci import PciFunction
 from examples.nvme import BLOCK, MAX_EVENTS, PAGE, QUEUES, Nvme
 
@@ -296,3 +297,13 @@ def test_an_image_that_is_none(tmp_path):
         Nvme(str(tmp_path / "small"))
     with pytest.raises(FileNotFoundError):
         Nvme(str(tmp_path / "none"))
+
+
+async def test_it_says_that_its_queues_cannot_be_saved(driver):
+    await driver.function.pause()
+    with pytest.raises(
+        SnapshotError, match=r"Nvme has attributes beside its registers \(admin, .*submissions.*\): override"
+    ):
+        driver.function.save()
+    driver.function.resume()
+    assert await driver.ask(0, IDENTIFY, prp1=0x8000, dw=(1,)) == (0, 0)
