@@ -16,6 +16,7 @@ PACKAGES: Final = "qemu-system-x86 linux-image-cloud-amd64 busybox-static"
 LARGE: Final = 8 << 20
 """Bytes from which an archive is not compressed: the guest reads a large one faster than it unpacks it."""
 DIRECTORIES: Final = ("bin", "dev", "etc", "lib", "lib64", "mnt", "proc", "root", "run", "sys", "tmp", "usr", "usr/bin")
+ROOT: Final = Path("/")
 BUSYBOX: Final = Path("/bin/busybox")
 PRELUDE: Final = """#!/bin/busybox sh
 export PATH=/bin:/usr/bin
@@ -32,24 +33,28 @@ class GuestError(Exception):
     """A guest cannot be made, has died, or does not answer; the text ends with what it said."""
 
 
-def debian_kernel() -> Path:
+def debian_kernel(root: Path = ROOT) -> Path:
     """Return the newest of Debian's kernels whose modules are here, too; one for virtual machines before the others.
+
+    Args:
+        root: Where its packages are unpacked.
 
     Raises:
         GuestError: There is none.
     """
     for pattern in ("vmlinuz-*-cloud-amd64", "vmlinuz-*"):
-        kernels = [path for path in Path("/boot").glob(pattern) if modules_directory(path).is_dir()]
+        kernels = [path for path in (root / "boot").glob(pattern) if modules_directory(path).is_dir()]
         if kernels:
             return max(kernels, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
     raise GuestError(
-        f"no kernel /boot/vmlinuz-* with its modules in /lib/modules; on Debian: apt-get install {PACKAGES}"
+        f"no kernel {root / 'boot'}/vmlinuz-* with its modules in {root / 'lib/modules'}; on Debian: apt-get install {PACKAGES}"
     )
 
 
 def modules_directory(kernel: Path) -> Path:
-    """Where the modules of a kernel ``vmlinuz-VERSION`` are."""
-    return Path("/lib/modules") / kernel.name.removeprefix("vmlinuz-")
+    """Where the modules of a kernel ``ROOT/boot/vmlinuz-VERSION`` are; those of one that is elsewhere are this system's."""
+    root = kernel.parents[1] if kernel.parent.name == "boot" else ROOT
+    return root / "lib/modules" / kernel.name.removeprefix("vmlinuz-")
 
 
 def module_paths(kernel: Path, names: Iterable[str]) -> list[Path]:
@@ -94,6 +99,7 @@ def initramfs(
     modules: Sequence[str] = (),
     files: Mapping[str, bytes | str | Path] | None = None,
     programs: Sequence[str | Path] = (),
+    busybox: Path = BUSYBOX,
 ) -> bytes:
     """Return an archive to boot from.
 
@@ -104,13 +110,14 @@ def initramfs(
         files: More files: the path inside (without its leading slash), and the contents, or the path of a file here. What is
             in bin/ or begins with #! may be run.
         programs: Programs from here, with their shared libraries, at the same place.
+        busybox: Its shell and all else; linked statically.
 
     Raises:
         GuestError: Busybox is not there, or a module.
     """
-    if not BUSYBOX.exists():
-        raise GuestError(f"no {BUSYBOX}; on Debian: apt-get install {PACKAGES}")
-    contents: dict[str, bytes | Path] = {"bin/busybox": BUSYBOX}
+    if not busybox.exists():
+        raise GuestError(f"no {busybox}; on Debian: apt-get install {PACKAGES}")
+    contents: dict[str, bytes | Path] = {"bin/busybox": busybox}
     order: list[str] = []
     for path in module_paths(kernel, modules):
         contents[f"lib/modules/{path.name}"] = path

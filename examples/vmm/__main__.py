@@ -14,6 +14,7 @@ if not __package__:  # run as a path: python examples/vmm
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from aioirqfd import inspect
+from examples.vmm import ports
 from examples.vmm.cpu import CpuError
 from examples.vmm.machine import Machine
 from examples.vmm.options import Options, parse
@@ -66,7 +67,7 @@ async def _run(options: Options) -> int:
     async with contextlib.AsyncExitStack() as stack:
         source = stack.enter_context(_source(options))
         output = stack.enter_context(_output(options))
-        tracer = stack.enter_context(recorded(make_tracer(options.trace), options.record))
+        tracer = stack.enter_context(recorded(make_tracer(options.trace), options.record, ports.NAMES))
         if options.inspect is not None:
             await stack.enter_async_context(await inspect.serve(options.inspect))
         machine = Machine(options, source=source, output=output, tracer=tracer)
@@ -100,6 +101,11 @@ async def _run(options: Options) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status (see ``--help``)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["linux"]:
+        from examples.vmm.linux import command  # noqa: PLC0415  the small guest needs none of it
+
+        return command.main(arguments[1:])
     options = parse(arguments)
     try:
         return asyncio.run(_run(options))

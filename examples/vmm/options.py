@@ -75,7 +75,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     """Read the command line (``sys.argv`` by default). Exits with status 2 and a usage line when it makes no sense."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.vmm",
-        description="Boot a small guest on KVM or Unicorn; every device is a coroutine, every interrupt an irqfd.",
+        description="Boot a small guest on KVM or Unicorn; every device is a coroutine, every interrupt an irqfd."
+        " `python -m examples.vmm linux --help` is about booting Linux instead.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

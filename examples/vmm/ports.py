@@ -17,6 +17,8 @@ SERIAL_PIN: Final = 10
 """8259 pin of the serial receiver, level-triggered, on the slave."""
 POWER_PIN: Final = 11
 """8259 pin of the power button, edge-triggered, on the slave."""
+NAMES: Final = {TIMER_PIN: "timer", ECHO_PIN: "echo", SERIAL_PIN: "serial", POWER_PIN: "power"}
+"""The pins, for a recorder."""
 
 CONSOLE_PORT: Final = 0x500
 """Out, 1 or 4 bytes: what the guest prints. In, 1 byte: has the machine take what was printed so far; the value is nothing."""

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from aioirqfd.serving.options import log
 from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.tracing import FlightRecorder
-from examples.vmm import ports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from aioirqfd.tracer import Tracer
 
@@ -29,8 +28,8 @@ def make_tracer(kind: str) -> Tracer:
 
 
 @contextlib.contextmanager
-def recorded(tracer: Tracer, path: str | None) -> Iterator[Tracer]:
-    """The same tracer, or one that remembers in a file, too; it knows the lines by name.
+def recorded(tracer: Tracer, path: str | None, names: Mapping[int, str]) -> Iterator[Tracer]:
+    """The same tracer, or one that remembers in a file, too; it knows the gsis by these names.
 
     Raises:
         OSError: There is no room for the file.
@@ -39,11 +38,6 @@ def recorded(tracer: Tracer, path: str | None) -> Iterator[Tracer]:
         yield tracer
         return
     with FlightRecorder(path, tracer=None if tracer is NULL_TRACER else tracer) as recorder:
-        for pin, name in (
-            (ports.TIMER_PIN, "timer"),
-            (ports.ECHO_PIN, "echo"),
-            (ports.SERIAL_PIN, "serial"),
-            (ports.POWER_PIN, "power"),
-        ):
-            recorder.name(pin, name)
+        for gsi, name in names.items():
+            recorder.name(gsi, name)
         yield recorder
