@@ -22,13 +22,14 @@ PYTEST := $(PY) -P -W error -m pytest
 C_FOLDERS := aioirqfd/counter aioirqfd/virtio/fast
 C_SOURCES := $(wildcard $(C_FOLDERS:%=%/*.c) $(C_FOLDERS:%=%/*.h))
 C_ALL := $(C_SOURCES) $(wildcard tests/native/*.c tests/native/*.h)
-SHELL_SCRIPTS := $(wildcard .ci/run tests/*.sh tests/*/*.sh)
+SHELL_SCRIPTS := $(wildcard .ci/run tests/*.sh tests/*/*.sh examples/*/*/*.sh)
 NATIVE_TESTS := $(wildcard tests/native/*.c)
 
-.PHONY: help vmm test test-all test-c test-python test-qemu conformance bench fuzz lint format docs sanitize tsan dist clean install
+.PHONY: help vmm linux test test-all test-c test-python test-qemu conformance bench fuzz lint format docs sanitize tsan dist clean install
 
 help:
 	@echo 'make vmm          run the example VMM; ARGS=--help lists its options'
+	@echo 'make linux        boot Debian'"'"'s Linux in it, up to a shell in this terminal; without a KVM that can, NESTED=1 does it in QEMU'
 	@echo 'make test         the test suite with the C module, and beside it with its pure-Python twin; a few minutes'
 	@echo '                  one part of it:  make test ARGS="tests/eventfd -x"  (ARGS goes to pytest)'
 	@echo 'make test-all     the same with what takes long: guests in QEMU, stress; half an hour'
@@ -103,6 +104,11 @@ vmm: $(VENV)/.stamp-install
 	@live="$(LIVE)"; if [ "$$live" != c ]; then \
 		echo '== NOTE: the C module is not live; the VMM runs on the pure-Python implementation, which is slower.'; fi
 	$(PY) -m examples.vmm $(ARGS)
+
+# Up to a shell. A kernel that is not installed is fetched; NESTED=1 has the VMM run in QEMU, on a CPU with SVM, if slowly.
+linux: $(VENV)/.stamp-$(if $(NESTED),test,install)
+	@root=$$(examples/vmm/linux/fetch.sh) && $(PY) -m examples.vmm.linux.userland --root "$$root" build/linux
+	$(PY) -m $(if $(NESTED),tests.qemu.nested_linux,examples.vmm linux) --kernel build/linux/vmlinuz --initrd build/linux/initramfs $(ARGS)
 
 # What takes minutes is left to test-all, and to CI; and what is the same whichever implementation is live is run once, unless a part
 # was asked for.
