@@ -36,13 +36,13 @@ COSTS = ROOT / "docs" / "explanation" / "performance.md"
 PICTURES = ROOT / "docs" / "_static"
 # What it prints depends on the machine.
 WITHOUT_OUTPUT = frozenset({"howto_follow", "howto_implementation"})
-# Programs that serve until they are stopped, and those that need QEMU; tests of their own talk to them.
+# Programs that serve until they are stopped, those that need QEMU, and what is no program; tests of their own talk to them.
 # What linux_sees shows is kept by its own option: --output examples/output/linux_sees.
 SERVERS = frozenset(
     {
         *("chaos_blk", "howto_guest", "howto_ledger", "linux_sees"),
         *("ivshmem_peer", "ivshmem_server"),
-        *("edu_pci", "nvme", "uart_pci"),
+        *("edu_pci", "ns16550", "nvme", "uart_pci"),
         *("vhost_user_blk", "vhost_user_ping", "vhost_user_rng", "vhost_user_upper"),
         *("net_tap", "net_user", "virtio_console", "virtio_net"),
     }

@@ -80,6 +80,7 @@ class Ns16550:
         self.sent.clear()
         return data
 
+    # docs: begin interrupts
     @property
     def cause(self) -> int:
         """Why the guest is to be interrupted, the most urgent first, as IDENTIFY codes it; 1: there is no reason."""
@@ -94,6 +95,8 @@ class Ns16550:
     def interrupt(self) -> bool:
         """The wire to the interrupt controller: up as long as there is a reason, and connected by OUT2."""
         return self.cause != 0x01 and self.modem & (OUT2 | LOOP) == OUT2
+
+    # docs: end interrupts
 
     # ------------------------------------------------------------------------------------------------- the guest's side
 

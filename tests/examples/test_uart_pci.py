@@ -8,7 +8,8 @@ import os
 import pytest
 
 from aioirqfd.pci import PciFunction
-from examples.uart_pci import FIFO, Uart, readable
+from examples.ns16550 import FIFO
+from examples.uart_pci import Uart, readable
 
 DATA, ENABLE, IDENTIFY, LINE, MODEM, STATUS, SCRATCH = 0, 1, 2, 3, 4, 5, 7
 
@@ -40,6 +41,12 @@ async def write(uart, offset, value):
     await uart.write(0, offset, bytes([value]))
 
 
+async def listen(uart):
+    """As a driver that has opened it: FIFOs, RTS, and the interrupt connected."""
+    await write(uart, IDENTIFY, 1)
+    await write(uart, MODEM, 0x0A)
+
+
 async def until(uart, wanted):
     async with asyncio.timeout(60):
         while not wanted():
@@ -55,28 +62,46 @@ async def test_what_is_sent_comes_out(uart):
 
 
 async def test_what_comes_in_is_read(uart):
-    await write(uart, MODEM, 0x08)
+    await listen(uart)
     await write(uart, ENABLE, 1)
     os.write(uart.inside, b"ab")
     await until(uart, lambda: uart.device.pin)
-    assert (await read(uart, IDENTIFY), await read(uart, STATUS)) == (4, 0x61)
+    assert (await read(uart, IDENTIFY), await read(uart, STATUS)) == (0xC4, 0x61)
     assert await read(uart, DATA) == ord("a")
     assert uart.device.pin
     assert await read(uart, DATA) == ord("b")
-    assert (await read(uart, IDENTIFY), uart.device.pin) == (1, False)
+    assert (await read(uart, IDENTIFY), uart.device.pin) == (0xC1, False)
 
 
 async def test_no_more_is_taken_than_there_is_room_for(uart):
+    await listen(uart)
     os.write(uart.inside, bytes(range(40)))
-    await until(uart, lambda: len(uart.device.input) == FIFO)
+    await until(uart, lambda: len(uart.device.chip.received) == FIFO)
     for _ in range(10):
         await asyncio.sleep(0)
-    assert len(uart.device.input) == FIFO
+    assert len(uart.device.chip.received) == FIFO
     got = []
     while len(got) < 40:
-        await until(uart, lambda: uart.device.input)
+        await until(uart, lambda: uart.device.chip.received)
         got.append(await read(uart, DATA))
     assert got == list(range(40))
+
+
+async def test_nothing_is_taken_from_a_source_while_the_driver_does_not_listen(uart):
+    os.write(uart.inside, b"early")
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert await read(uart, STATUS) == 0x60
+    await listen(uart)
+    await until(uart, lambda: len(uart.device.chip.received) == 5)
+    await write(uart, MODEM, 0x08)
+    os.write(uart.inside, b"late")
+    await uart.reset()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert await read(uart, STATUS) == 0x60
+    await listen(uart)
+    await until(uart, lambda: len(uart.device.chip.received) == 4)
 
 
 async def test_whoever_asks_for_room_is_told_once(uart):
@@ -103,7 +128,7 @@ async def test_the_divisor_hides_two_registers(uart):
     await write(uart, ENABLE, 5)
     await write(uart, LINE, 0x83)
     await uart.write(0, DATA, b"\x0c\x01")
-    assert (uart.device.divisor, await read(uart, DATA), await read(uart, ENABLE)) == (0x010C, 0x0C, 1)
+    assert (uart.device.chip.divisor, await read(uart, DATA), await read(uart, ENABLE)) == (0x010C, 0x0C, 1)
     await write(uart, LINE, 0x03)
     assert (await read(uart, ENABLE), await read(uart, LINE)) == (5, 3)
 
