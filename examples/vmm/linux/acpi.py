@@ -109,7 +109,6 @@ def _fadt(*, facs: int, dsdt: int) -> bytes:
     put(112, "I", flags)
     register(116, at.RESET)
     put(128, "B", at.RESET_VALUE)
-    put(131, "B", 1)  # the minor version: 6.1
     put(140, "Q", dsdt)
     register(148, at.PM1_EVENT)
     register(172, at.PM1_CONTROL)
