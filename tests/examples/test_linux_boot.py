@@ -19,7 +19,7 @@ CODE = bytes(range(1, 256)) * 32
 ROOM = 3 * MIB
 
 
-def image(**changes: tuple[str, int]) -> bytes:
+def image(**changes: tuple[str, object]) -> bytes:
     """A bzImage with a real-mode part of two sectors. Each change: the layout and value of a field, by its hexadecimal offset."""
     fields = {
         "1f1": ("B", 2),  # setup_sects

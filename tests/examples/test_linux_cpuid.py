@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import pytest
 
 from aioirqfd.kvm.ioctls import KVM_CAP_TSC_DEADLINE_TIMER
 from aioirqfd.kvm.structures import KvmCpuidEntry2
 from examples.vmm.linux import cpuid
 
+if TYPE_CHECKING:
+    from aioirqfd import kvm
+
 pytestmark = pytest.mark.alike
 
 FUNCTIONS = (0, 1, 0xB, 0x1F, 0x4000_0000, 0x8000_001E)
 
 
-class Kvm:
+class Host:
     """A host whose answers are all 0x01020304."""
 
     def __init__(self, capabilities=()):
@@ -27,7 +32,7 @@ class Kvm:
 
 
 def leaves(apic_id=5, capabilities=()):
-    entries = cpuid.leaves(Kvm(capabilities), apic_id=apic_id)
+    entries = cpuid.leaves(cast("kvm.Kvm", Host(capabilities)), apic_id=apic_id)
     return {leaf.function: (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) for leaf in entries}
 
 

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.alike
 
 
 class Device:
-    def __init__(self, name, *ports, log=None):
+    def __init__(self, name, *ports, log):
         self.name = name
         self.ports = ports
         self.log = log
