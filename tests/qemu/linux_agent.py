@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 MEMORY = 192 << 20
 COMMAND_LINE = "console=ttyS0 panic=-1 nokaslr no_timer_check quiet"
-SECONDS = 100
+SECONDS = 200
 """That a machine may take before all stacks are printed and everything ends."""
 # What the machine's guest runs, according to the words of its command line.
 SCRIPT = """

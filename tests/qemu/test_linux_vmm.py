@@ -22,6 +22,8 @@ from tests.qemu.linux_agent import CHECKS, DISK, FILES, MODULES, PROGRAMS, SCRIP
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 
+LIMIT = 600
+"""Seconds for all machines together: less than what ends pytest itself (faulthandler_timeout), so that a reason is given."""
 # What the agent imports only when it needs it.
 LATER = ("anyio._backends._asyncio", "concurrent.futures.thread")
 KERNEL, INITRAMFS = "/boot/vmlinuz", "/boot/initramfs"
@@ -45,7 +47,7 @@ def guest() -> Linux:
 
 
 async def boot() -> tuple[list[str], dict[str, object]]:
-    async with Qemu(linux=guest(), cpu="qemu64,+svm,+npt", ram=1 << 30, timeout=400) as qemu:
+    async with Qemu(linux=guest(), cpu="qemu64,+svm,+npt", ram=1 << 30, timeout=LIMIT - 20) as qemu:
         await qemu.wait_for("AGENT ENDED")
         lines = qemu.console.lines
     results = [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
@@ -64,14 +66,14 @@ def results(outcome):
     return outcome[1]
 
 
-@pytest.mark.timeout(450)
+@pytest.mark.timeout(LIMIT)
 def test_the_agent_ran_to_its_end(outcome):
     lines, _ = outcome
     assert [line for line in lines if line.startswith("AGENT")] == ["AGENT DONE", "AGENT ENDED 0"], "\n".join(lines)
     assert any(re.match(r"python 3\S+ \S+ kvm usable$", line) for line in lines)
 
 
-@pytest.mark.timeout(450)
+@pytest.mark.timeout(LIMIT)
 class TestBoot:
     @pytest.mark.parametrize("check", CHECKS)
     def test_userland_is_reached(self, results, check):
@@ -88,7 +90,7 @@ class TestBoot:
         assert (results["off.clock"], results["off.timer"]) == ("kvm-clock", "0")
 
 
-@pytest.mark.timeout(450)
+@pytest.mark.timeout(LIMIT)
 class TestDevices:
     """The classes that vhost-user and vfio-user carry, in the machine's own slots."""
 
@@ -135,7 +137,7 @@ class TestDevices:
         assert int(results["devices.msix"]) > 10
 
 
-@pytest.mark.timeout(450)
+@pytest.mark.timeout(LIMIT)
 class TestEnding:
     @pytest.mark.parametrize(
         ("check", "ending"), [("off", "POWER_OFF"), ("devices", "POWER_OFF"), ("reset", "RESET"), ("panic", "PANIC")]
@@ -144,7 +146,7 @@ class TestEnding:
         assert results[f"{check}.ending"] == ending
 
 
-@pytest.mark.timeout(450)
+@pytest.mark.timeout(LIMIT)
 class TestConsole:
     @pytest.mark.parametrize(("check", "offloaded"), [("off", True), ("reset", False)])
     def test_its_output_comes_by_interrupts_of_pin_4(self, results, check, offloaded):
