@@ -69,7 +69,8 @@ class PciBus:
     Devices are :class:`~aioirqfd.pci.PciDevice`, as they are for vfio-user. Each access is one after the other for its device, on the
     loop; the vCPU waits. Three things need no loop: what :meth:`PciFunction.peek_config` can say, doorbells, and interrupts. With a ``vm``
     the kernel rings the doorbells (``KVM_IOEVENTFD``, where the guest has put the BAR), and where the manager's sink is a
-    :class:`aioirqfd.sinks.KvmSink` it injects the interrupts (``KVM_IRQFD``), so that neither passes through Python.
+    :class:`aioirqfd.sinks.KvmSink` it injects the interrupts (``KVM_IRQFD``), so that neither passes through Python. Interrupts do where
+    the tracer is, or stands before, a :class:`aioirqfd.tracing.FlightRecorder`: it is to see each of them.
 
     A BAR is at an address of its own from the start, as firmware would leave it. It answers where the guest puts it, and while the
     guest has enabled it in the command register. Parts of a BAR that are ``shared`` are reached by exits here.
@@ -151,7 +152,7 @@ class PciBus:
 
     async def __aenter__(self) -> Self:
         nodes.add("pci", self, PciBus._node, name=self._name, loop=PciBus._loop_of)
-        await self.plug(HostBridge(), slot=0)
+        await self._plug(HostBridge(), 0, NULL_TRACER)  # it has nothing to tell
         return self
 
     async def __aexit__(
@@ -177,7 +178,9 @@ class PciBus:
                 what cannot be.
             Exception: What the device raises when it begins to be served.
         """
-        number = self._number(slot)
+        return await self._plug(device, self._number(slot), self._tracer)
+
+    async def _plug(self, device: _Device, number: int, tracer: Tracer) -> PciSlot[_Device]:
         self._loop = asyncio.get_running_loop()
         plugged = PciSlot(
             number,
@@ -186,7 +189,7 @@ class PciBus:
             irqs=self._irqs,
             vm=self._vm,
             changed=self._remap,
-            tracer=self._tracer,
+            tracer=tracer,
         )
         await plugged.open(self._ram)
         try:
@@ -212,7 +215,7 @@ class PciBus:
             slot = next((number for number in range(1, SLOTS) if number not in self._slots), SLOTS)
             if slot == SLOTS:
                 raise ValueError(f"no slot is free: a bus has {SLOTS - 1}")
-        if not 0 <= slot < SLOTS:
+        if not 1 <= slot < SLOTS:
             raise ValueError(f"slots are 1..{SLOTS - 1}, not {slot}")
         if slot in self._slots:
             raise ValueError(f"slot {slot} is taken, by {self._slots[slot].name}")

@@ -155,8 +155,10 @@ class Interrupts:
     async def __aenter__(self) -> Self:
         await self._manager.__aenter__()
         self._closed = False
-        for one in self._vectors if self._host is not None else ():
-            self._trigger(one)  # now, for the host's are made on the loop alone
+        if self._host is not None:
+            for one in self._vectors:
+                self._trigger(one)  # now, for the host's are made on the loop alone
+            self.intercept(None)
         return self
 
     async def __aexit__(
@@ -236,17 +238,19 @@ class Interrupts:
     def intercept(self, interception: Interception | None) -> None:
         """From now on, have every interrupt go by this; None: by nobody.
 
-        A host's eventfd is behind the trigger then, and not the trigger itself: what a device signals comes here first. The way stays
-        open when nothing comes between any more, for a thread that has just taken the trigger.
+        A host's eventfd is behind the trigger then, and not the trigger itself: what a device signals comes here first. So it does with
+        a flight recorder, which is to see each. The way stays open when nothing comes between any more, for a thread that has just
+        taken the trigger.
         """
         self.interception = interception
+        relayed = interception is not None or self._flight is not None
         for one in self._vectors:
             if one.hosted is None:
                 continue
-            if interception is not None and one.relay is None:
+            if relayed and one.relay is None:
                 one.relay = one.trigger = EventFd()
                 self.bind(one.number, EventFd.from_fd(os.dup(one.hosted.fileno()), owns=True))
-            one.trigger = one.hosted if interception is None else one.relay
+            one.trigger = one.relay if relayed else one.hosted
 
     def _deliver(self, interrupt: Interrupt) -> bool:
         """The sink: signal the target."""

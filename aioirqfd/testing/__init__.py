@@ -15,7 +15,7 @@ from aioirqfd.testing.tracer import RecordingTracer
 if TYPE_CHECKING:
     from aioirqfd.testing.frontend import FrontEnd, FrontEndError, Queue, vhost_user_frontend
     from aioirqfd.testing.initramfs import GuestError
-    from aioirqfd.testing.linux import Guest, Result, guest
+    from aioirqfd.testing.linux import Guest, Result, Vmm, guest
     from aioirqfd.testing.vfio import vfio_user_client
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "RecordingTracer",
     "RefusingSink",
     "Result",
+    "Vmm",
     "guest",
     "vfio_user_client",
     "vhost_user_frontend",
@@ -38,7 +39,7 @@ __all__ = [
 _LATER: Final = {
     **dict.fromkeys(("FrontEnd", "FrontEndError", "Queue", "vhost_user_frontend"), "frontend"),
     "GuestError": "initramfs",
-    **dict.fromkeys(("Guest", "Result", "guest"), "linux"),
+    **dict.fromkeys(("Guest", "Result", "Vmm", "guest"), "linux"),
     "vfio_user_client": "vfio",
 }
 

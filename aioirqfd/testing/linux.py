@@ -4,6 +4,8 @@ r"""A guest for a test: a Linux kernel in QEMU, with devices of yours, in which 
 
     async with guest(Blk("disk.img"), modules=["virtio_pci", "virtio_blk"]) as vm:
         assert (await vm.run("cat /sys/block/vda/size")).output == "131072\n"
+
+Instead of QEMU a VMM in this process can run it: a :class:`Vmm`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, Protocol, final
 
 from aioirqfd.pci.device import PciDevice
 from aioirqfd.testing.initramfs import PACKAGES, GuestError, debian_kernel, initramfs
@@ -34,6 +36,7 @@ from aioirqfd.virtio_pci import VirtioPci
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from typing import TypeVar
 
     from aioirqfd.faults import Faults
@@ -48,8 +51,9 @@ TAIL: Final = 60
 """Lines of the console that an error shows."""
 CHUNK: Final = 512
 """Characters of a command that are sent in one line."""
+COMMAND_LINE: Final = "console=ttyS0 no_timer_check quiet panic=-1"
 # no_timer_check: on a busy host Linux may find that the emulated timer does not tick, and panic.
-APPEND: Final = "console=ttyS0 no_timer_check quiet panic=-1 tsc=unstable"
+QEMU_COMMAND_LINE: Final = f"{COMMAND_LINE} tsc=unstable"
 QEMU_DEVICES: Final = {2: "vhost-user-blk-pci,num-queues={queues}", 4: "vhost-user-rng-pci"}
 """By virtio device id, what QEMU calls it, where it needs no more than that."""
 # In a shell of its own: an orphan that ends is a signal for process 1, whose `read` would begin the line anew, and forget what it has.
@@ -69,6 +73,37 @@ while read -r what rest <&3; do
 done
 )
 """
+
+
+class Vmm(Protocol):
+    """Runs a guest in this process, on this loop, in place of QEMU. The example VMM's is ``examples.vmm.linux.guest.machine``."""
+
+    def __call__(
+        self,
+        devices: Sequence[PciDevice],
+        *,
+        kernel: Path,
+        initrd: bytes,
+        append: str,
+        memory: int,
+        cpus: int,
+        serial: tuple[socket.socket, socket.socket],
+        tracer: Tracer,
+    ) -> AbstractAsyncContextManager[object]:
+        """Make a machine that runs while the context lasts.
+
+        Args:
+            devices: What is to be in its PCI slots, from 1 on; they stay the caller's.
+            kernel: A bzImage.
+            initrd: Its initramfs.
+            append: Its command line.
+            memory: MiB.
+            cpus: 1 or more.
+            serial: What is at the other end of the guest's first two serial ports, ttyS0 and ttyS1; the sockets are the machine's, to
+                be closed when the guest has ended.
+            tracer: Hears what happens to the devices and to the interrupts.
+        """
+        ...
 
 
 @final
@@ -98,9 +133,9 @@ class Books:
     def __init__(self, trace: Path) -> None:
         self._trace = trace
 
-    def traced(self) -> list[str]:
-        """The lines of QEMU's trace up to here."""
-        return self._trace.read_text("utf-8", "replace").splitlines()
+    def traced(self) -> list[str] | None:
+        """The lines of QEMU's trace up to here; None: it is not QEMU that runs the guest."""
+        return self._trace.read_text("utf-8", "replace").splitlines() if self._trace.exists() else None
 
 
 @final
@@ -189,7 +224,7 @@ class Guest:
     async def books(
         self, recorder: FlightRecorder, *, device: str | None = None, address: str | None = None
     ) -> AsyncGenerator[Books]:
-        """Keep the books of a PCI device's interrupts while the block runs: its own, QEMU's and the guest's.
+        """Keep the books of a PCI device's interrupts while the block runs: its own, QEMU's if that runs the guest, and the guest's.
 
         Args:
             recorder: What the guest was given as its ``tracer``, or what stands behind that.
@@ -201,12 +236,12 @@ class Guest:
             GuestError: The guest has died.
         """
         books = Books(self._trace)
-        before, seen, since_ns = await self._interrupts(), len(books.traced()), time.monotonic_ns()
+        before, seen, since_ns = await self._interrupts(), len(books.traced() or ()), time.monotonic_ns()
         yield books
-        after = await self._interrupts()
+        after, traced = await self._interrupts(), books.traced()
         books.ledger = ledger(
             recorder.log(),
-            qemu=of_qemu(books.traced()[seen:]),
+            qemu=None if traced is None else of_qemu(traced[seen:]),
             guest=taken(before, after),
             device=device,
             address=address,
@@ -227,7 +262,8 @@ class Guest:
         """What QEMU and the console said last."""
         console = "\n".join(self.console[-TAIL:])
         output = self._output.read_text("utf-8", "replace")[-2000:] if self._output.exists() else ""
-        return f"QEMU said: {output!r}\nthe guest's console:\n{console}"
+        qemu = f"QEMU said: {output!r}\n" if self._output.exists() else ""
+        return f"{qemu}the guest's console:\n{console}"
 
     async def within(self, awaitable: Awaitable[T], what: str, seconds: float | None = None) -> T:
         """Wait, but not longer than that."""
@@ -285,15 +321,17 @@ async def guest(
     seconds: float = 60,
     faults: Faults | None = None,
     tracer: Tracer = NULL_TRACER,
+    vmm: Vmm | None = None,
 ) -> AsyncGenerator[Guest]:
-    """Boot Linux in QEMU with devices of yours, for as long as the block lasts.
+    """Boot Linux in QEMU, or in a VMM of yours, with devices of yours, for as long as the block lasts.
 
     What is raised in it shows the guest's console, and the last of what happened to the devices.
 
     Args:
         devices: Devices, which are served for as long. A virtio one is plugged in as QEMU's vhost-user device of its id; where QEMU
             wants more, give a pair: the device, and what is to follow ``-device``, such as "vhost-user-rng-pci". A PCI device is
-            QEMU's vfio-user-pci, of QEMU 10.1 or later.
+            QEMU's vfio-user-pci, of QEMU 10.1 or later. With a ``vmm`` a virtio device is plugged in as a
+            :class:`aioirqfd.virtio_pci.VirtioPci`, and nothing else has to be said.
         kernel: A kernel ``vmlinuz-VERSION`` whose modules are in ``/lib/modules/VERSION``; None: the newest of Debian's.
         modules: Kernel modules to load, by name, such as "virtio_blk"; virtio_pci comes by itself where there is a virtio device.
         files: More files in the guest: path, and contents or the path of a file here.
@@ -302,16 +340,17 @@ async def guest(
         cpus: 1 or more.
         accel: "kvm" or "tcg".
         qemu: The program.
-        arguments: More of its arguments.
+        arguments: More of its arguments. With a ``vmm`` these three are of no use.
         append: More of the kernel's command line.
         seconds: That the boot, and each command, may take.
         faults: Of the devices: what has been hit is shown where something is raised.
         tracer: Hears what happens to the devices.
+        vmm: What runs the guest in this process; None: QEMU does.
 
     Raises:
         GuestError: QEMU, the kernel, busybox or a module is not there, or the guest does not come up; with what was said.
     """
-    program = shutil.which(qemu)
+    program = shutil.which(qemu) if vmm is None else ""
     if program is None:
         raise GuestError(f"no program {qemu}; on Debian: apt-get install {PACKAGES}")
     chosen = debian_kernel() if kernel is None else Path(kernel)
@@ -319,20 +358,41 @@ async def guest(
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aioirqfd-")))
         tail = Tail(tracer)
         stack.enter_context(tail.shown())
-        plugged: list[str] = []
-        for index, one in enumerate(devices):
-            plugged += await _serve(stack, directory / f"device-{index}", index, one, tail)
         wanted = ["virtio_pci", *modules] if any(map(_is_virtio, devices)) else modules
-        initrd = directory / "initrd"
-        initrd.write_bytes(initramfs(AGENT, kernel=chosen, modules=wanted, files=files, programs=programs))
+        archive = initramfs(AGENT, kernel=chosen, modules=wanted, files=files, programs=programs)
         vm = Guest(directory, seconds=seconds)
-        command = [program, "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]
-        command += ["-machine", "q35,memory-backend=ram", "-accel", accel, "-smp", str(cpus), "-m", f"{memory}M"]
-        command += ["-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on"]
-        # QEMU's book of the interrupts of PCI devices: see Guest.books().
-        command += ["-trace", "vfio_msi_interrupt", "-D", str(directory / "qemu.trace")]
-        command += ["-kernel", str(chosen), "-initrd", str(initrd), "-append", f"{APPEND} {append}".strip()]
-        await _start(stack, vm, command, [*plugged, *arguments])
+        if vmm is None:
+            plugged: list[str] = []
+            for index, one in enumerate(devices):
+                plugged += await _serve(stack, directory / f"device-{index}", index, one, tail)
+            initrd = directory / "initrd"
+            initrd.write_bytes(archive)
+            command = [program, "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]
+            command += ["-machine", "q35,memory-backend=ram", "-accel", accel, "-smp", str(cpus), "-m", f"{memory}M"]
+            command += ["-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on"]
+            # QEMU's book of the interrupts of PCI devices: see Guest.books().
+            command += ["-trace", "vfio_msi_interrupt", "-D", str(directory / "qemu.trace")]
+            command += ["-kernel", str(chosen), "-initrd", str(initrd)]
+            command += ["-append", f"{QEMU_COMMAND_LINE} {append}".strip()]
+            await _start(stack, vm, command, [*plugged, *arguments])
+        else:
+            functions = [_as_pci(one) for one in devices]
+            (console, agent), serial = zip(*(socket.socketpair() for _ in range(2)), strict=True)
+            for end in (console, agent, *serial):
+                stack.callback(end.close)
+            stack.push_async_callback(vm.aclose)
+            machine = vmm(
+                functions,
+                kernel=chosen,
+                initrd=archive,
+                append=f"{COMMAND_LINE} {append}".strip(),
+                memory=memory,
+                cpus=cpus,
+                serial=serial,
+                tracer=tail,
+            )
+            await stack.enter_async_context(machine)
+            await vm.boot(console, agent)
         try:
             yield vm
         except Exception as error:
@@ -370,6 +430,12 @@ async def _start(stack: contextlib.AsyncExitStack, vm: Guest, command: Sequence[
     stack.callback(process.wait)
     stack.callback(process.kill)
     await vm.boot(*ours)
+
+
+def _as_pci(one: AnyDevice | tuple[AnyDevice, str]) -> PciDevice:
+    if isinstance(one, tuple):
+        raise GuestError(f"what follows -device is QEMU's: without QEMU, give {one[0]!r} alone")
+    return one if isinstance(one, PciDevice) else VirtioPci(one)
 
 
 def _is_virtio(one: AnyDevice | tuple[AnyDevice, str]) -> bool:

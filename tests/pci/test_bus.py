@@ -12,6 +12,8 @@ from aioirqfd.kvm import GuestRam, LoopCalls
 from aioirqfd.pci import Bar, Msi, PciBus, PciDevice, PciExpress, Register
 from aioirqfd.sinks import RecordingSink
 from aioirqfd.testing import RecordingTracer
+from aioirqfd.tracing import FlightRecorder
+from aioirqfd.tracing.ledger import ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -390,3 +392,24 @@ async def settled(machine, device):
         await device.function.interrupts.flush()
         await machine.irqs.flush()
         await asyncio.sleep(0)
+
+
+async def test_a_flight_recorder_sees_each_interrupt():
+    device, sink, recorder = Device(), RecordingSink(), FlightRecorder(capacity=1 << 10)
+    with GuestRam(1 << 20) as ram, LoopCalls() as calls:
+        async with (
+            IrqManager(sink, routing=ROUTES) as irqs,
+            PciBus(irqs, calls, ram=ram, tracer=recorder) as bus,
+        ):
+            await bus.plug(device)
+            machine = Machine(sink, irqs, bus, ram)
+            await machine.enable(1)
+            await program(machine, 1, 0, 0xFEE0_0000, 0x21)
+            await msix(machine, 1, 0x8000)
+            for _ in range(3):
+                device.interrupt(0)
+                await settled(machine, device)
+            assert machine.interrupts() == 3 * [(0xFEE0_0000, 0x21)]
+    device.close()
+    found = ledger(recorder.log())
+    assert [(entry.vector, entry.signalled, entry.injected) for entry in found.entries] == [(0, 3, 3)]

@@ -22,7 +22,11 @@ from typing import TYPE_CHECKING
 
 import aioirqfd
 import aioirqfd.kvm.vcpu
+from aioirqfd import inspect
+from aioirqfd.faults import Drop, Fail, Faults, Match
 from aioirqfd.kvm import usable
+from aioirqfd.testing import guest
+from aioirqfd.tracing import FlightRecorder
 from aioirqfd.virtio_pci import VirtioPci
 from examples.edu_pci import Edu
 from examples.net_user import UserNet
@@ -33,6 +37,7 @@ from examples.virtio_console import Console as VirtioConsole
 from examples.virtio_net import Net
 from examples.vmm.linux import address_map
 from examples.vmm.linux.bzimage import BzImage
+from examples.vmm.linux.guest import machine as vmm
 from examples.vmm.linux.machine import Machine
 from examples.vmm.linux.power import Power
 from examples.vmm.linux.uart import Uart
@@ -228,9 +233,9 @@ def timed_runs() -> Iterator[list[float]]:
 
 
 @contextlib.asynccontextmanager
-async def pc(*, cpus: int = 1, offload: bool = True) -> AsyncIterator[Ran]:
+async def pc(*, cpus: int = 1, offload: bool = True, doorbells: bool = True) -> AsyncIterator[Ran]:
     """A machine with a console and power management, not yet running."""
-    async with Machine(memory=MEMORY, cpus=cpus, offload=offload) as machine:
+    async with Machine(memory=MEMORY, cpus=cpus, offload=offload, doorbells=doorbells) as machine:
         ran = Ran(machine)
         try:
             machine.ports.add(Power(machine.end))
@@ -299,7 +304,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-async def devices(kernel: Path, initramfs: Path) -> None:
+async def devices(kernel: Path, initramfs: Path, check: str = "devices", *, by_kernel: bool = True) -> None:
     """The devices that vhost-user and vfio-user carry, in the machine's own slots."""
     stream, wire, network = Stream(), Wire(TYPED), UserNet()
     with tempfile.TemporaryDirectory() as folder:
@@ -315,21 +320,56 @@ async def devices(kernel: Path, initramfs: Path) -> None:
             VirtioPci(VirtioConsole(wire, wire)),
         ]
         made += [Edu(), Nvme(str(paths[2]))]
-        async with pc() as ran:
+        async with pc(offload=by_kernel, doorbells=by_kernel) as ran:
             for device in made:
                 await ran.machine.pci.plug(device)
             exits = count_exits(ran.machine.ports)
             await ran.run(kernel, initramfs, "check.devices")
-            say("devices.exits", exits)
-            say("devices.calls", sum(queue.calls for queue in disk.statistics()))
+            say(f"{check}.exits", exits)
+            say(f"{check}.offloaded", ran.machine.irqs.statistics().offloaded)
+            say(f"{check}.calls", sum(queue.calls for queue in disk.statistics()))
         for device in made:
             device.close()
     values = ran.console.values
     rng = values.get("rng", "").split()[:1]
-    say("devices.rng-at", [at for at in range(0, 1025, 32) if [sha256(stream.known[at : at + 4096])] == rng])
-    say("devices.shown", wire.shown == b"ready\n" + DISK[:3000])
-    say("devices.network", dict(network.counts))
-    report("devices", ran)
+    say(f"{check}.rng-at", [at for at in range(0, 1025, 32) if [sha256(stream.known[at : at + 4096])] == rng])
+    say(f"{check}.shown", wire.shown == b"ready\n" + DISK[:3000])
+    say(f"{check}.network", dict(network.counts))
+    report(check, ran)
+
+
+async def fixture(kernel: Path, _: Path) -> None:
+    """``aioirqfd.testing.guest`` by this machine in place of QEMU: commands, a fault, the books of the interrupts, the tree."""
+    faults, recorder = Faults(), FlightRecorder(capacity=1 << 14)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "disk")
+        path.write_bytes(DISK)
+        disk = faults.wrap(Blk(str(path)))
+        async with guest(disk, kernel=kernel, modules=["virtio_blk"], faults=faults, tracer=recorder, vmm=vmm) as vm:
+            await vm.run("echo 0 >/sys/block/vda/queue/read_ahead_kb", check=True)
+            async with vm.books(recorder, device="Blk-1", address="00:01.0") as books:
+                said = await vm.run("dd if=/dev/vda bs=4096 count=50 2>/dev/null | sha256sum", check=True)
+            entry = next(entry for entry in books.ledger.entries if entry.vector == 1)
+            say("fixture.read", said.output.split()[0] == sha256(DISK[: 50 << 12]))
+            say("fixture.books", [books.ledger.owed, entry.signalled, entry.injected, entry.qemu, entry.guest])
+            bad = faults.add(Match("read", sector=816), Fail())
+            script = "for n in 100 101 102 103; do dd if=/dev/vda of=/dev/null bs=4096 count=1 skip=$n 2>/dev/null; echo $?; done"
+            say("fixture.statuses", (await vm.run(script)).output.split())
+            bad.remove()
+            say("fixture.dmesg", "I/O error, dev vda, sector 816" in (await vm.run("dmesg | grep I.O")).output)
+            faults.add(Match("interrupt", nth=1), Drop())
+            async with vm.books(recorder, device="Blk-1", address="00:01.0") as books:
+                # The second one's interrupt brings the first one's answer along.
+                script = "dd if=/dev/vda of=/dev/null bs=4096 count=1 skip={} 2>/dev/null"
+                await vm.run(f"{script.format(200)} & sleep 0.3; {script.format(300)}; wait", check=True)
+            say("fixture.lost", [books.ledger.owed, str(books.ledger)])
+            say("fixture.tree", inspect.read("pci/0/01"))
+        disk.close()
+
+
+async def plain(kernel: Path, initramfs: Path) -> None:
+    """The same, and every interrupt and every doorbell passes through this process."""
+    await devices(kernel, initramfs, "plain", by_kernel=False)
 
 
 async def reset(kernel: Path, initramfs: Path) -> None:
@@ -350,6 +390,8 @@ async def panic(kernel: Path, initramfs: Path) -> None:
 CHECKS: dict[str, Callable[[Path, Path], Coroutine[object, object, None]]] = {
     "off": power_off,
     "devices": devices,
+    "plain": plain,
+    "fixture": fixture,
     "reset": reset,
     "panic": panic,
 }

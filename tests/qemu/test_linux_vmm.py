@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from aioirqfd.testing.initramfs import BUSYBOX, module_paths, modules_directory
 from aioirqfd.testing.initramfs import initramfs as archive_of
 from tests.qemu.harness import Linux, Qemu, initramfs, kernel
 from tests.qemu.initramfs import python_files, python_path
@@ -25,8 +26,8 @@ pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 LIMIT = 600
 """Seconds for all machines together: less than what ends pytest itself (faulthandler_timeout), so that a reason is given."""
 # What the agent imports only when it needs it.
-LATER = ("anyio._backends._asyncio", "concurrent.futures.thread")
-KERNEL, INITRAMFS = "/boot/vmlinuz", "/boot/initramfs"
+LATER = ("anyio._backends._asyncio", "concurrent.futures.thread", "aioirqfd.testing.linux")
+INITRAMFS = "/boot/initramfs"
 
 
 def guest() -> Linux:
@@ -34,11 +35,12 @@ def guest() -> Linux:
     variables |= {name: value for name, value in os.environ.items() if name == "AIOIRQFD_PURE_PYTHON"}
     assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     python = Path(sys.executable).resolve()
-    agent = f"{python} -W error -m tests.qemu.linux_agent {KERNEL} {INITRAMFS}"
-    inner = {
-        KERNEL: kernel(),
-        INITRAMFS: archive_of(SCRIPT, kernel=kernel(), modules=MODULES, files=FILES, programs=PROGRAMS),
-    }
+    agent = f"{python} -W error -m tests.qemu.linux_agent {kernel()} {INITRAMFS}"
+    # For the agent's own initramfs, too: busybox, and the modules where its kernel's are.
+    modules = modules_directory(kernel())
+    here = [kernel(), BUSYBOX, modules / "modules.dep", modules / "modules.builtin", *module_paths(kernel(), MODULES)]
+    archive = archive_of(SCRIPT, kernel=kernel(), modules=MODULES, files=FILES, programs=PROGRAMS)
+    inner = {str(path): path for path in here} | {INITRAMFS: archive}
     return initramfs(
         f"ulimit -n 4096; {assignments} {agent} 2>&1; echo AGENT ENDED $?",
         modules=["irqbypass", "kvm", "kvm-amd"],
@@ -91,11 +93,12 @@ class TestBoot:
 
 
 @pytest.mark.timeout(LIMIT)
+@pytest.mark.parametrize("check", ["devices", "plain"])
 class TestDevices:
     """The classes that vhost-user and vfio-user carry, in the machine's own slots."""
 
-    def test_linux_finds_them_in_their_slots(self, results):
-        assert results["devices.found"].split() == [
+    def test_linux_finds_them_in_their_slots(self, results, check):
+        assert results[f"{check}.found"].split() == [
             "0x1237",
             "0x1042",
             "0x1042",
@@ -106,41 +109,57 @@ class TestDevices:
             "0x1110",
         ]
 
-    def test_each_byte_of_a_disk(self, results):
-        assert results["devices.blk"].split()[0] == sha256(DISK[: 1000 << 12])
-        assert results["devices.nvme"].split()[0] == sha256(DISK[: 1 << 20])
+    def test_each_byte_of_a_disk(self, results, check):
+        assert results[f"{check}.blk"].split()[0] == sha256(DISK[: 1000 << 12])
+        assert results[f"{check}.nvme"].split()[0] == sha256(DISK[: 1 << 20])
 
-    def test_each_call_is_an_interrupt_in_the_guest(self, results):
-        assert int(results["devices.blkirqs"]) == results["devices.calls"] > 1000
+    def test_each_call_is_an_interrupt_in_the_guest(self, results, check):
+        assert int(results[f"{check}.blkirqs"]) == results[f"{check}.calls"] > 1000
 
-    def test_a_file_system_is_made_checked_and_read(self, results):
-        assert results["devices.fsck"] == "0"
-        assert results["devices.copy"].split()[0] == sha256(DISK[: 1 << 20])
+    def test_a_file_system_is_made_checked_and_read(self, results, check):
+        assert results[f"{check}.fsck"] == "0"
+        assert results[f"{check}.copy"].split()[0] == sha256(DISK[: 1 << 20])
 
-    def test_the_random_numbers_are_the_devices(self, results):
-        assert len(results["devices.rng-at"]) == 1
+    def test_the_random_numbers_are_the_devices(self, results, check):
+        assert len(results[f"{check}.rng-at"]) == 1
 
-    def test_a_lease_and_each_ping_answered(self, results):
-        assert (results["devices.lease"], results["devices.pings"]) == ("10.0.0.2", "20")
-        assert results["devices.network"]["malformed"] == results["devices.network"]["unreceived"] == 0
+    def test_a_lease_and_each_ping_answered(self, results, check):
+        assert (results[f"{check}.lease"], results[f"{check}.pings"]) == ("10.0.0.2", "20")
+        assert results[f"{check}.network"]["malformed"] == results[f"{check}.network"]["unreceived"] == 0
 
-    def test_a_console_both_ways(self, results):
-        assert results["devices.typed"].split()[0] == sha256(TYPED)
-        assert results["devices.shown"]
+    def test_a_console_both_ways(self, results, check):
+        assert results[f"{check}.typed"].split()[0] == sha256(TYPED)
+        assert results[f"{check}.shown"]
 
-    def test_a_device_of_vfio_user_and_its_pin(self, results):
-        assert (results["devices.edu"], results["devices.factorial"]) == ("0x010000ED", "0x000002D0")
-        assert results["devices.raised"].split() == ["0x00000001:1", "0x00000002:2", "0x00000003:3"]
-        assert results["devices.eduirqs"] == "3"
+    def test_a_device_of_vfio_user_and_its_pin(self, results, check):
+        assert (results[f"{check}.edu"], results[f"{check}.factorial"]) == ("0x010000ED", "0x000002D0")
+        assert results[f"{check}.raised"].split() == ["0x00000001:1", "0x00000002:2", "0x00000003:3"]
+        assert results[f"{check}.eduirqs"] == "3"
 
-    def test_virtio_and_nvme_interrupt_by_msix(self, results):
-        assert int(results["devices.msix"]) > 10
+    def test_the_kernel_injects_and_rings_where_it_may(self, results, check):
+        exits = results[f"{check}.exits"]
+        if check == "devices":
+            assert results[f"{check}.offloaded"] > 10
+            assert exits["mmio write"] < 1000
+        else:
+            assert results[f"{check}.offloaded"] == 0
+            assert exits["mmio write"] > results[f"{check}.calls"]
+
+    def test_virtio_and_nvme_interrupt_by_msix(self, results, check):
+        assert int(results[f"{check}.msix"]) > 10
 
 
 @pytest.mark.timeout(LIMIT)
 class TestEnding:
     @pytest.mark.parametrize(
-        ("check", "ending"), [("off", "POWER_OFF"), ("devices", "POWER_OFF"), ("reset", "RESET"), ("panic", "PANIC")]
+        ("check", "ending"),
+        [
+            ("off", "POWER_OFF"),
+            ("devices", "POWER_OFF"),
+            ("plain", "POWER_OFF"),
+            ("reset", "RESET"),
+            ("panic", "PANIC"),
+        ],
     )
     def test_it_is_what_the_guest_wanted(self, results, check, ending):
         assert results[f"{check}.ending"] == ending

@@ -38,6 +38,7 @@ PCI_PORTS: Final = range(0x1000, 0x10000)
 PCI_CONFIG_PORTS: Final = range(0xCF8, 0xD00)
 
 COM1_PORTS: Final = range(0x3F8, 0x400)
+COM2_PORTS: Final = range(0x2F8, 0x300)
 PANIC_PORTS: Final = range(0x505, 0x506)
 PM1_EVENT: Final = range(0x600, 0x604)
 PM1_CONTROL: Final = range(0x604, 0x606)
@@ -45,6 +46,7 @@ RESET: Final = range(0x606, 0x607)
 RESET_VALUE: Final = 1
 
 COM1_GSI: Final = 4
+COM2_GSI: Final = 3
 SCI: Final = 9
 """The gsi of the ACPI events; level-triggered, active high."""
 PCI_SLOTS: Final = range(1, 32)

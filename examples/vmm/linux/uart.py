@@ -51,16 +51,19 @@ class Uart:
     Args:
         output: Where the guest's output goes.
         source: Where its input comes from; None: from nowhere.
+        ports: Eight ports, from a multiple of 8 on.
         gather: Seconds to collect output before it is written, 0 or more.
 
     Attributes:
-        trigger: The eventfd of the interrupt, an edge, to be bound to ``COM1_GSI``.
+        trigger: The eventfd of the interrupt, an edge, to be bound to ``COM1_GSI``, or that of its ports.
         ports: Where it is.
 
     Threads: :meth:`port_in` and :meth:`port_out` on any, the rest on the loop's. The vCPUs stop before :meth:`close`.
     """
 
-    def __init__(self, output: Output, source: Input | None = None, *, gather: float = _GATHER) -> None:
+    def __init__(
+        self, output: Output, source: Input | None = None, *, ports: range = COM1_PORTS, gather: float = _GATHER
+    ) -> None:
         self._output = output
         self._source = source
         self._gather = gather
@@ -73,7 +76,7 @@ class Uart:
         self._room = EventFd()
         self._written = asyncio.Event()
         self.trigger = EventFd()
-        self.ports: Sequence[range] = (COM1_PORTS,)
+        self.ports: Sequence[range] = (ports,)
 
     @property
     def dropped(self) -> int:
