@@ -143,10 +143,14 @@ async def the_link_goes_and_comes(vm, net):
 async def bytes_go_both_ways(vm, wire):
     """All 256 values; what is typed is shown again, byte for byte."""
     data = random.Random(5).randbytes(BYTES)
-    echo = f"head -c {BYTES} </dev/hvc0 >/tmp/typed; cat /tmp/typed >/dev/hvc0; echo >/tmp/echoed"
-    await vm.run(f"sleep 1000 </dev/hvc0 & stty raw -echo </dev/hvc0; ({echo}) &", check=True)
+    echo = f"head -c {BYTES} <&4 >/tmp/typed; cat /tmp/typed >&4; echo >/tmp/echoed"
+    # Held open from before it is raw: a terminal that nobody has open forgets it.
+    await vm.run(f"exec 4<>/dev/hvc0; stty raw -echo <&4; ({echo}) &", check=True)
     wire.type(data)
     await vm.run("until [ -e /tmp/echoed ]; do sleep 0.05; done", check=True)
+    async with asyncio.timeout(60):
+        while len(wire.shown) < BYTES:
+            await asyncio.sleep(0.01)
     assert bytes(wire.shown) == data
 
 
