@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 LIMIT = 50
 # What is imported by others, and is no program, or needs QEMU; and what tests/docs/test_follow.py runs, whose output is another each time.
-PARTS = {"__init__", "howto_guest", "howto_ledger", "howto_follow", "ns16550"}
+PARTS = {"__init__", "howto_guest", "howto_ledger", "howto_follow", "net_tap", "net_user", "ns16550"}
 # These serve, or go on for a while, and are asked for their help. All others end by themselves, and tests/docs/test_examples.py
 # starts them both ways.
 WITH_OPTIONS = {
@@ -41,6 +41,8 @@ WITH_OPTIONS = {
     "vhost_user_rng",
     "ivshmem_peer",
     "ivshmem_server",
+    "virtio_console",
+    "virtio_net",
     "vmm",
 }
 # It serves, and test_vhost_user.py starts it both ways.
