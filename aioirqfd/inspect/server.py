@@ -56,25 +56,23 @@ class InspectServer:
         The loop's that it was made on.
     """
 
-    def __init__(self, listener: Listener, *, patience: float = TIMEOUT) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, patience: float = TIMEOUT) -> None:
         self._patience = patience
         self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
-        self._listener = listener
+        self.path: Final = socket_path(path)
+        """Where it listens."""
+        self._listener: Listener
         self._server: asyncio.Server | None = None
 
     def __repr__(self) -> str:
         return f"<InspectServer {self.path}>"
-
-    @property
-    def path(self) -> str:
-        """Where it listens."""
-        return self._listener.path
 
     async def start(self) -> Self:
         """Begin to listen.
 
         :meta private:
         """
+        self._listener = await listening(self.path, mode=MODE)
         try:
             self._server = await serve_streams(self._connected, self._listener, limit=MAX_LINE)
         except BaseException:
@@ -220,5 +218,4 @@ async def serve(path: str | os.PathLike[str], *, patience: float = TIMEOUT) -> I
     Raises:
         OSError: With the path: it is none for a socket; EADDRINUSE, somebody listens there already, or it is no socket.
     """
-    listener = await listening(socket_path(path), mode=MODE)
-    return await InspectServer(listener, patience=patience).start()
+    return await InspectServer(path, patience=patience).start()

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, final
 from aioirqfd.eventfd.loops import add_reader, remove_reader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
 MAX_PATH: Final = 107
 """The longest path of a Unix socket, bytes (unix(7): ``sun_path``, with the NUL that ends it)."""
@@ -186,7 +186,7 @@ def done(waiting: asyncio.Future[None]) -> None:
 
 
 @contextlib.contextmanager
-def _folder_locked(path: str) -> Iterator[None]:
+def _folder_locked(path: str) -> Generator[None]:
     """Nobody else of this package makes a socket in this folder meanwhile. Where a folder cannot be locked it is as good as it gets."""
     try:
         fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # noqa: PTH120  as it was given

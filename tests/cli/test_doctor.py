@@ -72,8 +72,7 @@ def built(monkeypatch, tmp_path):
     for name, text in (("twin.py", "twin"), ("part.c", "one"), ("part.h", "two")):
         (tmp_path / name).write_text(text)
     module = types.ModuleType(BUILT)
-    module.__file__ = str(tmp_path / "_native.so")
-    module.__built_from__ = rules["built_from"](tmp_path)
+    vars(module).update(__file__=str(tmp_path / "_native.so"), __built_from__=rules["built_from"](tmp_path))
     monkeypatch.setitem(sys.modules, BUILT, module)
     return module
 

@@ -10,7 +10,6 @@ import pytest
 
 from aioirqfd import EventFd, InjectionError, IrqManager, Msi, Retry, State, WorkQueue
 from aioirqfd.sinks import RecordingSink
-from aioirqfd.testing import RefusingSink
 from tests.irqfd.helpers import turns, write
 
 HOWS = [EventFd.signal, write]
@@ -84,17 +83,15 @@ async def test_one_that_waits_for_the_handler_of_another_is_queued(how):
             kick.close()
 
 
-class Failing(RefusingSink):
-    """Fails with gsi 5 until it is let work."""
+class Slow:
+    """Takes nothing at once; fails until it is let work."""
 
-    def __init__(self):
-        super().__init__()
-        self.works = False
+    def __init__(self, *, works):
+        self.works = works
 
     async def inject(self, interrupt):
-        if interrupt.gsi == 5 and not self.works:
+        if not self.works:
             raise OSError(errno.EIO, "planted")
-        await super().inject(interrupt)
 
 
 WAITING = {
@@ -112,7 +109,7 @@ WAITING = {
 async def test_with_a_signal_waiting_it_is_never_idle(why, how):
     gate, failed, seen = Gate(), asyncio.Event(), []
     fails = why in {"retry", "given up"}
-    sink = Failing() if fails else RecordingSink()
+    sink = Slow(works=not fails)
     queue = WorkQueue(maxsize=1)
     async with contextlib.AsyncExitStack() as stack:
         if fails:

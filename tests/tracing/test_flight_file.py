@@ -259,8 +259,8 @@ class Busy:
             self.recorder.ring.put(SEEN, self.next, -1, 1)
             self.next += 1
 
-    def read(self, **options: object) -> FlightLog:
-        return FlightLog.read(self._pread, len(self.memory), **options)
+    def read(self, since: tuple[int, int] = (0, 0)) -> FlightLog:
+        return FlightLog.read(self._pread, len(self.memory), since=since)
 
     def _pread(self, at: int, size: int) -> bytes:
         data = bytes(self.memory[at : at + size])

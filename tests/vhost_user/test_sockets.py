@@ -269,9 +269,11 @@ def test_a_forked_child_that_unwinds_leaves_the_path_to_its_parent(path, what):
 
     async def tree():
         async with await inspect.serve(path) as serving:
+            server = serving._server
+            assert server is not None
 
             def unwind():
-                serving._server.close()
+                server.close()
                 serving._listener.__exit__()
 
             assert in_child(unwind) == 0
