@@ -33,7 +33,7 @@ native_fdinfo(PyObject *Py_UNUSED(module), PyObject *arg)
 }
 
 #ifndef AIOIRQFD_BUILT_FROM
-#define AIOIRQFD_BUILT_FROM "" /* not by setup.py, which says it: see there */
+#    define AIOIRQFD_BUILT_FROM "" /* not by setup.py, which says it: see there */
 #endif
 
 static PyMethodDef native_methods[] = {

@@ -2,7 +2,7 @@
 #include "_native.h"
 
 #ifndef AIOIRQFD_BUILT_FROM
-#define AIOIRQFD_BUILT_FROM "" /* not by setup.py, which says it: see there */
+#    define AIOIRQFD_BUILT_FROM "" /* not by setup.py, which says it: see there */
 #endif
 
 static PyMethodDef fast_methods[] = {
