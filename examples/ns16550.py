@@ -6,10 +6,10 @@ Eight bytes of ports, more registers than that, and most of them change by being
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 DATA, ENABLE, IDENTIFY, LINE, MODEM, STATUS, MODEM_STATUS, SCRATCH = range(8)
 """Offsets. A write to IDENTIFY controls the FIFOs; with LATCH set in LINE the first two are the divisor."""
@@ -22,6 +22,7 @@ READY, OVERRUN, EMPTY = 0x01, 0x02, 0x60
 """STATUS: there is input; some was lost; there is room to send (and all is sent, which are two bits)."""
 FIFO: Final = 16
 """Bytes in each direction: input kept for the guest, and what it may send when it is told of room."""
+_REGISTERS: Final = ("enabled", "control", "line", "modem", "scratch", "divisor", "overrun")
 _THRESHOLDS: Final = (1, 4, 8, 14)
 
 
@@ -55,6 +56,19 @@ class Ns16550:
         self.overrun = False
         self.received.clear()
         self._news = self.empty  # that there is room, which the guest has not been told by an interrupt yet
+
+    def save_state(self) -> dict[str, object]:
+        """Everything, as JSON has it."""
+        registers = {name: getattr(self, name) for name in _REGISTERS}
+        return {**registers, "news": self._news, "sent": self.sent.hex(), "received": list(self.received)}
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Everything."""
+        for name in _REGISTERS:
+            setattr(self, name, state[name])
+        self._news = state["news"]
+        self.sent[:] = bytes.fromhex(state["sent"])
+        self.received = deque(state["received"])
 
     # ------------------------------------------------------------------------------------------------- the world's side
 

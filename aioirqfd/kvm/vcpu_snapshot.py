@@ -42,13 +42,14 @@ def take(vcpu: Vcpu, indices: Iterable[int]) -> VcpuState:
     lapic = if_there(vcpu.get_lapic, errno.EINVAL)
     if lapic is not None:
         _rearm(values, lapic)
+    xcrs = if_there(vcpu.get_xcrs, errno.EINVAL)  # a CPU without XSAVE has none, and takes none
     return VcpuState(
         cpuid=bytes(cpuid.pack(vcpu.get_cpuid2())),
         tsc_khz=_tsc_khz(vcpu) or 0,
         regs=bytes(vcpu.get_regs()),
         sregs=bytes(vcpu.get_sregs()),
         xsave=vcpu.get_xsave(),
-        xcrs=bytes(if_there(vcpu.get_xcrs, errno.EINVAL) or b""),
+        xcrs=bytes(xcrs) if xcrs is not None and xcrs.nr_xcrs else b"",
         debugregs=bytes(vcpu.get_debugregs()),
         lapic=bytes(lapic or b""),
         msrs=msrs.pack(_ordered(values)),

@@ -9,6 +9,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self, TypeVar, cast, final
 
 from aioirqfd import nodes
+from aioirqfd.errors import SnapshotError
+from aioirqfd.integers import plain
 from aioirqfd.pci.bar import Bar
 from aioirqfd.pci.config import BAR_0, ROM
 from aioirqfd.pci.device import PciDevice
@@ -209,6 +211,24 @@ class PciBus:
         plugged = self._slots.pop(slot)
         self._remap()
         await plugged.aclose()
+
+    def save(self) -> dict[str, object]:
+        """What the bus itself has: the address register. Its slots' functions and tables are saved by themselves.
+
+        With the vCPUs at rest.
+        """
+        return {"address": self._address}
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Take what another bus has saved. Before the vCPUs run.
+
+        Raises:
+            SnapshotError: It is none.
+        """
+        address = plain(state.get("address"), 1 << 32)
+        if address is None:
+            raise SnapshotError(f"no state of a bus: {state!r}")
+        self._address = address & _ADDRESS_BITS
 
     def _number(self, slot: int | None) -> int:
         if slot is None:

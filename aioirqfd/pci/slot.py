@@ -333,7 +333,7 @@ class PciSlot(Generic[_Device]):
             if error.errno not in _FULL:
                 raise
             # No room in the kernel, or the guest has put two BARs on top of each other: it is rung by this process.
-            self.function.trace_once("doorbell_by_exit", {"address": bell.address, "reason": os.strerror(error.errno)})
+            self.device.trace_once("doorbell_by_exit", address=bell.address, reason=os.strerror(error.errno))
         else:
             self._bells[bell] = eventfd
 

@@ -35,10 +35,10 @@ from examples.vhost_user_blk import Blk
 from examples.vhost_user_rng import Rng
 from examples.virtio_console import Console as VirtioConsole
 from examples.virtio_net import Net
-from examples.vmm.linux import address_map
+from examples.vmm.linux import address_map, snapshot
 from examples.vmm.linux.bzimage import BzImage
 from examples.vmm.linux.guest import machine as vmm
-from examples.vmm.linux.machine import Machine
+from examples.vmm.linux.machine import Ending, Machine
 from examples.vmm.linux.power import Power
 from examples.vmm.linux.uart import Uart
 
@@ -55,7 +55,7 @@ SECONDS = 200
 """That a machine may take before all stacks are printed and everything ends."""
 # What the machine's guest runs, according to the words of its command line.
 SCRIPT = """
-irqs() { grep "$1" /proc/interrupts | tr -s ' ' | cut -d ' ' -f 3 | tr '\\n' ' '; }
+irqs() { grep "$1" /proc/interrupts | awk '{ n = 0; for (i = 2; $i ~ /^[0-9]+$/; i++) n += $i; print n }'; }
 devices() {
     echo found=$(cat /sys/bus/pci/devices/*/device | tr '\\n' ' ')
     echo 0 >/sys/block/vda/queue/read_ahead_kb
@@ -103,6 +103,14 @@ fi
 if word check.devices; then
     devices
 fi
+if word check.moves; then
+    echo 0 >/sys/block/vda/queue/read_ahead_kb
+    for turn in 1 2 3 4 5 6 7 8; do
+        echo 1 >/proc/sys/vm/drop_caches
+        dd if=/dev/vda bs=4096 count=150 2>/dev/null | sha256sum | sed "s/^/turn$turn=/"
+    done
+    echo blkirqs=$(irqs virtio0-req)
+fi
 if word check.panic; then echo c >/proc/sysrq-trigger; fi
 if word check.reset; then reboot -f; fi
 """
@@ -138,6 +146,7 @@ class Console:
         self.text = b""
         self.values: dict[str, str] = {}
         self.times: dict[str, float] = {}
+        self._news = asyncio.Event()
 
     async def write(self, data: bytes) -> None:
         self.text += data
@@ -150,6 +159,15 @@ class Console:
             if equals and name.isalnum() and name not in self.values:
                 self.values[name] = value
                 self.times[name] = time.perf_counter()
+                self._news.set()
+
+    async def wait_for(self, name: str, running: asyncio.Task[None]) -> None:
+        """Wait for a line NAME=VALUE, or for the end of the machine."""
+        while name not in self.values and not running.done():
+            self._news.clear()
+            looking = asyncio.create_task(self._news.wait())
+            await asyncio.wait((looking, running), return_when=asyncio.FIRST_COMPLETED)
+            looking.cancel()
 
 
 def count_exits(ports: PortTable) -> dict[str, int]:
@@ -186,9 +204,9 @@ def _group(port: int) -> str:
 class Ran:
     """A machine of a check, and what is known of it."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, console: Console) -> None:
         self.machine = machine
-        self.console = Console()
+        self.console = console
         self.uart = Uart(self.console)
         self.uart_irqfd: IrqFd
         self.entered = 0.0
@@ -196,9 +214,11 @@ class Ran:
         self.in_kvm = 0.0
         self.ending = ""
 
-    async def run(self, kernel: Path, initramfs: Path, words: str) -> None:
-        image, archive = kernel.read_bytes(), initramfs.read_bytes()
-        self.machine.load(BzImage(image, str(kernel)), initramfs=archive, command_line=f"{COMMAND_LINE} {words}")
+    async def run(self, kernel: Path | None, initramfs: Path, words: str) -> None:
+        """Boot, or go on with what was restored."""
+        if kernel is not None:
+            image, archive = kernel.read_bytes(), initramfs.read_bytes()
+            self.machine.load(BzImage(image, str(kernel)), initramfs=archive, command_line=f"{COMMAND_LINE} {words}")
         writing = asyncio.create_task(self.uart.run())
         try:
             with timed_runs() as times:
@@ -233,10 +253,12 @@ def timed_runs() -> Iterator[list[float]]:
 
 
 @contextlib.asynccontextmanager
-async def pc(*, cpus: int = 1, offload: bool = True, doorbells: bool = True) -> AsyncIterator[Ran]:
+async def pc(
+    *, console: Console | None = None, cpus: int = 1, offload: bool = True, doorbells: bool = True
+) -> AsyncIterator[Ran]:
     """A machine with a console and power management, not yet running."""
     async with Machine(memory=MEMORY, cpus=cpus, offload=offload, doorbells=doorbells) as machine:
-        ran = Ran(machine)
+        ran = Ran(machine, console or Console())
         try:
             machine.ports.add(Power(machine.end))
             machine.ports.add(ran.uart)
@@ -340,7 +362,7 @@ async def devices(kernel: Path, initramfs: Path, check: str = "devices", *, by_k
 
 async def fixture(kernel: Path, _: Path) -> None:
     """``aioirqfd.testing.guest`` by this machine in place of QEMU: commands, a fault, the books of the interrupts, the tree."""
-    faults, recorder = Faults(), FlightRecorder(capacity=1 << 14)
+    faults, recorder = Faults(nonconforming=True), FlightRecorder(capacity=1 << 14)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "disk")
         path.write_bytes(DISK)
@@ -372,6 +394,38 @@ async def plain(kernel: Path, initramfs: Path) -> None:
     await devices(kernel, initramfs, "plain", by_kernel=False)
 
 
+async def moved(kernel: Path, initramfs: Path) -> None:
+    """Saved to a file while Linux reads its disk, three times, and each time it goes on in another machine."""
+    calls, seconds = 0, []
+    with tempfile.TemporaryDirectory() as folder:
+        disk, file = Path(folder, "disk"), Path(folder, "machine")
+        disk.write_bytes(DISK)
+        console = Console()
+        for life in range(4):
+            blk = VirtioPci(Blk(str(disk)))
+            async with pc(console=console, cpus=2) as ran:
+                await ran.machine.pci.plug(blk)
+                if life:
+                    await snapshot.restore(ran.machine, file)
+                running = asyncio.create_task(ran.run(None if life else kernel, initramfs, "check.moves"))
+                if life < 3:
+                    await console.wait_for(f"turn{2 * life + 1}", running)
+                    await asyncio.sleep(0.2 * (life + 1))  # into the next turn
+                    start = time.perf_counter()
+                    await ran.machine.pause()
+                    await snapshot.save(ran.machine, file)
+                    seconds.append(time.perf_counter() - start)
+                    ran.machine.end(Ending.STOPPED)
+                await running
+                calls += sum(queue.calls for queue in blk.statistics())
+            blk.close()
+            say(f"moved.ending{life}", ran.ending)
+    say("moved.calls", calls)
+    say("moved.seconds", seconds)
+    for name, value in console.values.items():
+        say(f"moved.{name}", value)
+
+
 async def reset(kernel: Path, initramfs: Path) -> None:
     """Two CPUs, no irqfd offloaded; and the guest starts itself anew."""
     async with pc(cpus=2, offload=False) as ran:
@@ -392,6 +446,7 @@ CHECKS: dict[str, Callable[[Path, Path], Coroutine[object, object, None]]] = {
     "devices": devices,
     "plain": plain,
     "fixture": fixture,
+    "moved": moved,
     "reset": reset,
     "panic": panic,
 }

@@ -26,6 +26,7 @@ from examples.vmm.linux.errors import MachineError
 from examples.vmm.linux.ports import PortTable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     from aioirqfd.kvm import Vcpu, Vm
@@ -143,6 +144,11 @@ class Machine:
         boot.load(self.ram, kernel, initramfs=initramfs, command_line=command_line, cpus=self._cpus)
         long_mode.enter(self._vcpus[0], self.ram, kernel.entry)
 
+    @property
+    def vcpus(self) -> Sequence[Vcpu]:
+        """Its vCPUs; the first one boots."""
+        return self._vcpus
+
     async def run(self) -> Ending:
         """Run the guest to its end; once.
 
@@ -163,11 +169,43 @@ class Machine:
         )
         self._watching.extend(map(self._loop.create_task, map(self._watch, self._threads, self._vcpus)))
         try:
+            self.resume()  # what was restored
             for thread in self._threads:
                 thread.start()
             return await self._ended
         finally:
             await self._stop()
+
+    async def pause(self, *, timeout: float = 30) -> None:  # noqa: ASYNC109  as PciFunction.pause()
+        """Let everything stand still, between two instructions of the guest: for :mod:`examples.vmm.linux.snapshot`.
+
+        What a device has begun is ended first; its interrupt is with the vCPU, or pending.
+
+        Args:
+            timeout: Seconds that each device has for that.
+
+        Raises:
+            TimeoutError: One needs longer. The machine runs on; so it does if this is cancelled.
+        """
+        try:
+            for thread in self._threads:
+                await thread.pause()
+            for slot in self.pci.slots.values():
+                await slot.function.pause(timeout=timeout)
+            await self.irqs.pause()
+        except BaseException:
+            self.resume()
+            raise
+
+    def resume(self) -> None:
+        """Go on. Nothing happens if it was not paused."""
+        if self.irqs.paused:
+            self.irqs.resume()
+        for slot in self.pci.slots.values():
+            if slot.function.paused:
+                slot.function.resume()
+        for thread in self._threads:
+            thread.resume()
 
     def end(self, ending: Ending) -> None:
         """Let :meth:`run` return this. The first one counts. From any thread; from a device's, its vCPU does not go on."""

@@ -29,6 +29,13 @@ class PortDevice(Protocol):
         """The guest writes ``size`` bytes, 1, 2 or 4, as a number."""
         ...
 
+    def save_state(self) -> dict[str, object]:
+        """What it is like, as JSON has it. On the loop, while the machine is paused."""
+        ...
+
+    def restore_state(self, state: dict[str, object], /) -> None:
+        """Be like that. On the loop, before the vCPUs run."""
+
 
 @final
 class Nobody:
@@ -74,6 +81,11 @@ class PortTable:
             if (other := self._devices.get(port)) is not None:
                 raise ValueError(f"port {port:#x} of {device!r} is {other!r}'s already")
         self._devices.update(dict.fromkeys(ports, device))
+
+    @property
+    def devices(self) -> Sequence[PortDevice]:
+        """Who is there, in the order in which they came."""
+        return list(dict.fromkeys(self._devices.values()))
 
     def port_in(self, port: int, size: int) -> int:
         return self._devices.get(port, self.bus).port_in(port, size)

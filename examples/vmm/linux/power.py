@@ -59,6 +59,14 @@ class Power:
             range(RESET_CONTROL, RESET_CONTROL + 1),
         )
 
+    def save_state(self) -> dict[str, object]:
+        """Its two registers."""
+        return {"enabled": self._enabled, "control": self._control}
+
+    def restore_state(self, state: dict[str, object]) -> None:
+        """Its two registers."""
+        self._enabled, self._control = int(str(state["enabled"])), int(str(state["control"]))
+
     def port_in(self, port: int, size: int) -> int:
         """A register; what has none reads as 0."""
         value = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, Final, Protocol, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast, final
 
 from aioirqfd import EventFd
 from examples.ns16550 import FIFO, Ns16550
@@ -82,6 +82,19 @@ class Uart:
     def dropped(self) -> int:
         """Bytes of output that came although the guest was told that there is no room for them."""
         return self._chip.dropped
+
+    def save_state(self) -> dict[str, object]:
+        """The chip; output that is being written just now is the loop's, and will be."""
+        with self._lock:
+            return {"chip": self._chip.save_state(), "up": self._up}
+
+    def restore_state(self, state: dict[str, object]) -> None:
+        """The chip; what it had not sent yet is sent from here."""
+        with self._lock:
+            self._chip.restore_state(cast("dict[str, Any]", state["chip"]))
+            self._up = bool(state["up"])
+            if self._chip.sent:
+                self._filled.signal()
 
     def port_in(self, port: int, size: int) -> int:
         """Registers, the one at ``port`` in the lowest byte."""
