@@ -9,13 +9,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self, TypeVar, cast, final
 
 from aioirqfd import nodes
-from aioirqfd.errors import SnapshotError
+from aioirqfd.errors import ClosedError, SnapshotError
 from aioirqfd.integers import plain
 from aioirqfd.pci.bar import Bar
 from aioirqfd.pci.config import BAR_0, ROM
 from aioirqfd.pci.device import PciDevice
 from aioirqfd.pci.function import CONFIG_REGION, ROM_REGION
-from aioirqfd.pci.slot import PciSlot
+from aioirqfd.pci.slot import PciSlot, Window
 from aioirqfd.tracer import NULL_TRACER
 from aioirqfd.uncopied import refusal
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from aioirqfd.kvm.loop_calls import LoopCalls
     from aioirqfd.kvm.ram import GuestRam
     from aioirqfd.kvm.vm import Vm
-    from aioirqfd.pci.slot import Window
     from aioirqfd.tracer import Tracer
 
 _Device = TypeVar("_Device", bound=PciDevice)
@@ -43,7 +42,6 @@ _ADDRESS: Final = 0xCF8
 _DATA: Final = 0xCFC
 _ENABLE: Final = 1 << 31
 _ADDRESS_BITS: Final = 0x80FF_FFFC
-_LEAST_ROM: Final = 0x800
 _Found = tuple["PciSlot[PciDevice]", int, int]
 
 
@@ -95,13 +93,15 @@ class PciBus:
     __slots__ = (
         "__weakref__",
         "_address",
+        "_busy",
         "_calls",
-        "_free",
         "_irqs",
         "_loop",
         "_name",
+        "_places",
         "_ram",
         "_slots",
+        "_space",
         "_tracer",
         "_vm",
         "_windows",
@@ -125,8 +125,10 @@ class PciBus:
         self._ram: Final = ram
         self._tracer: Final = tracer
         self._name: Final = nodes.check_name(name, "a bus")
-        self._free = {False: memory, True: ports}
+        self._space: Final = {False: memory, True: ports}
         self._slots: dict[int, PciSlot[PciDevice]] = {}
+        self._busy: set[int] = set()  # slots that something is just being plugged into, or taken out of
+        self._places: dict[int, list[Window]] = {}  # by slot, where its regions were put at first
         self._address = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         # Replaced, never changed: vCPUs look without a lock. By space: the beginnings, and what begins there.
@@ -153,6 +155,7 @@ class PciBus:
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
         nodes.add("pci", self, PciBus._node, name=self._name, loop=PciBus._loop_of)
         await self._plug(HostBridge(), 0, NULL_TRACER)  # it has nothing to tell
         return self
@@ -161,6 +164,7 @@ class PciBus:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         nodes.discard(self)
+        self._loop = None
         async with contextlib.AsyncExitStack() as stack:
             for number in [*self._slots]:
                 stack.push_async_callback(self.unplug, number)
@@ -176,14 +180,17 @@ class PciBus:
             The slot. ``slot.function`` is the device as it is served.
 
         Raises:
+            ClosedError: The bus is not entered, or was left meanwhile.
             ValueError: There is no such slot, it is taken, no slot is free, there is no room for a BAR, or the device says of itself
                 what cannot be.
             Exception: What the device raises when it begins to be served.
+
+        Cancellation: Nothing is plugged in.
         """
+        self._check_open()
         return await self._plug(device, self._number(slot), self._tracer)
 
     async def _plug(self, device: _Device, number: int, tracer: Tracer) -> PciSlot[_Device]:
-        self._loop = asyncio.get_running_loop()
         plugged = PciSlot(
             number,
             device,
@@ -193,24 +200,46 @@ class PciBus:
             changed=self._remap,
             tracer=tracer,
         )
-        await plugged.open(self._ram)
+        self._busy.add(number)
         try:
-            self._place_bars(plugged)
-        except BaseException:
-            await plugged.aclose()
-            raise
+            await plugged.open(self._ram)
+            try:
+                self._check_open()
+                self._place_regions(plugged)
+            except BaseException:
+                await plugged.aclose()
+                raise
+        finally:
+            self._busy.discard(number)
         self._slots[number] = cast("PciSlot[PciDevice]", plugged)
         return plugged
 
     async def unplug(self, slot: int) -> None:
         """Take a device out, and serve it no more. An access that is under way is waited for; later ones find nothing.
 
+        So a device that takes itself out in the middle of an access of its own waits for ever.
+
         Raises:
             KeyError: There is nothing in this slot.
+
+        Cancellation: While an access is waited for, the device stays plugged in; later, it is out all the same.
         """
         plugged = self._slots.pop(slot)
+        self._busy.add(slot)
         self._remap()
-        await plugged.aclose()
+        try:
+            await plugged.aclose()
+        finally:
+            self._busy.discard(slot)
+            if plugged.closed:
+                self._places.pop(slot, None)
+            else:
+                self._slots[slot] = plugged
+                self._remap()
+
+    def _check_open(self) -> None:
+        if self._loop is None:
+            raise ClosedError("the bus is not open: enter it with `async with`, then plug devices in")
 
     def save(self) -> dict[str, object]:
         """What the bus itself has: the address register. Its slots' functions and tables are saved by themselves.
@@ -232,30 +261,44 @@ class PciBus:
 
     def _number(self, slot: int | None) -> int:
         if slot is None:
-            slot = next((number for number in range(1, SLOTS) if number not in self._slots), SLOTS)
+            taken = self._slots.keys() | self._busy
+            slot = next((number for number in range(1, SLOTS) if number not in taken), SLOTS)
             if slot == SLOTS:
                 raise ValueError(f"no slot is free: a bus has {SLOTS - 1}")
         if not 1 <= slot < SLOTS:
             raise ValueError(f"slots are 1..{SLOTS - 1}, not {slot}")
         if slot in self._slots:
             raise ValueError(f"slot {slot} is taken, by {self._slots[slot].name}")
+        if slot in self._busy:
+            raise ValueError(f"slot {slot} is taken: a device is just being plugged in there, or taken out")
         return slot
 
-    def _place_bars(self, slot: PciSlot[_Device]) -> None:
-        """Give each BAR an address that nobody else has: the guest's firmware would, and Linux keeps them."""
+    def _place_regions(self, slot: PciSlot[_Device]) -> None:
+        """Give each BAR, and the ROM, an address that nobody else has: the guest's firmware would, and Linux keeps them."""
         config = slot.function.config
+        places: list[Window] = []
         for index, bar in slot.function.bars.items():
-            config.put(BAR_0 + 4 * index, self._take(bar) | bar.flags, 8 if bar.wide else 4)
+            start = self._find_room(bar, places)
+            places.append(Window(bar.io, start, start + bar.size, index))
+            config.put(BAR_0 + 4 * index, start | bar.flags, 8 if bar.wide else 4)
         if rom := slot.function.size(ROM_REGION):
-            config.put(ROM, self._take(Bar(max(rom, _LEAST_ROM))), 4)
+            start = self._find_room(Bar(rom), places)
+            places.append(Window(False, start, start + rom, ROM_REGION))
+            config.put(ROM, start, 4)
+        self._places[slot.number] = places
 
-    def _take(self, bar: Bar) -> int:
-        free = self._free[bar.io]
-        start = -(-free.start // bar.size) * bar.size
-        if start + bar.size > free.stop:
-            space = "ports" if bar.io else "memory"
-            raise ValueError(f"no room for a BAR of {bar.size:#x} bytes: give the bus a longer range as `{space}`")
-        self._free[bar.io] = range(start + bar.size, free.stop)
+    def _find_room(self, bar: Bar, own: list[Window]) -> int:
+        """The lowest address that nobody was given, and where nobody has been moved to."""
+        space = self._space[bar.io]
+        given = [window for places in (*self._places.values(), own) for window in places]
+        moved = [window for window, _ in self._windows[bar.io][1]]
+        start = -(-space.start // bar.size) * bar.size
+        for taken in sorted(window for window in (*given, *moved) if window.io is bar.io):
+            if start < taken.end and taken.start < start + bar.size:
+                start = -(-taken.end // bar.size) * bar.size
+        if start + bar.size > space.stop:
+            name = "ports" if bar.io else "memory"
+            raise ValueError(f"no room for a BAR of {bar.size:#x} bytes: give the bus a longer range as `{name}`")
         return start
 
     def _remap(self) -> None:

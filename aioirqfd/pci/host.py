@@ -13,7 +13,7 @@ class FunctionHost(Protocol):
 
     :class:`aioirqfd.pci.PciBus` has one for each slot.
 
-    Threads: the loop's.
+    Threads: the loop's, but for :meth:`look_again`.
     """
 
     def eventfd(self, vector: int, /) -> EventFd | None:
@@ -36,7 +36,10 @@ class FunctionHost(Protocol):
         """The guest writes the MSI-X table."""
 
     def look_again(self) -> None:
-        """The configuration space is another, or the doorbells, or something comes between the device and the host, or no longer."""
+        """The configuration space is another, or the doorbells, or something comes between the device and the host, or no longer.
+
+        Threads: any. A doorbell whose eventfd is closed comes off in the thread of the vCPU that rings it.
+        """
 
     async def discard(self) -> None:
         """Throw away the interrupts that are pending: the function is reset."""

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import threading
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar, final
 
 from aioirqfd.errors import ClosedError
@@ -45,7 +46,7 @@ _MSI_ENABLE: Final = 1
 _MSI_GRANTED: Final = 4
 _MSI_DATA_BITS: Final = 0xFFFF
 _ROM_ENABLE: Final = 1
-_FULL: Final = {errno.ENOSPC, errno.EEXIST, errno.ENOMEM}
+_REFUSALS: Final = frozenset({errno.ENOSPC, errno.EEXIST, errno.ENOMEM, errno.EINVAL})
 _INTA: Final = {"pin": "INTx"}
 
 
@@ -84,8 +85,10 @@ class PciSlot(Generic[_Device]):
         function: The same, as it is served.
         table: Its vectors; None: it has none.
         gsi: Its pin's.
+        windows: Where the guest has put its regions, of those that answer now.
+        closed: It is served no more.
 
-    Threads: the loop's.
+    Threads: the loop's, but for :meth:`look_again`.
     """
 
     def __init__(
@@ -105,6 +108,8 @@ class PciSlot(Generic[_Device]):
         self.name: Final = f"{name_of(device)}-{number}"
         self._irqs = irqs
         self._vm = vm
+        self._loop = asyncio.get_running_loop()
+        self._ident = threading.get_ident()
         self._changed = changed
         self.function: Final[PciFunction[_Device]] = PciFunction(
             device, tracer=tracer, failed=self._background_failed, name=self.name, host=self
@@ -119,7 +124,7 @@ class PciSlot(Generic[_Device]):
         self._messages: tuple[int, int, int] | None = None  # of MSI: as they are in the table
         self._one_at_a_time = asyncio.Lock()
         self._stack = contextlib.AsyncExitStack()
-        self._closed = False
+        self.closed = False
 
     def __repr__(self) -> str:
         return f"<PciSlot {self.number}: {self.name}>"
@@ -146,7 +151,7 @@ class PciSlot(Generic[_Device]):
             stack.callback(self._take_doorbells_off)
             if self.table is not None:
                 await stack.enter_async_context(self.table)
-            stack.callback(setattr, self, "_closed", True)
+            stack.callback(setattr, self, "closed", True)
             await stack.enter_async_context(function)
             if ram is not None:
                 ram.map_into(function.dma)
@@ -155,9 +160,12 @@ class PciSlot(Generic[_Device]):
             self._stack = stack.pop_all()
 
     async def aclose(self) -> None:
-        """Serve it no more. Waits for an access that is under way."""
+        """Serve it no more. Waits for an access that is under way.
+
+        Cancellation: while an access is waited for, nothing has happened; later, it is closed all the same.
+        """
         async with self._one_at_a_time:
-            self._closed = True
+            self.closed = True
             self.windows = ()
             self._take_doorbells_off()
             await self._stack.aclose()
@@ -186,8 +194,10 @@ class PciSlot(Generic[_Device]):
     # -- the guest's side --------------------------------------------------------------------------------------------
 
     async def read(self, region: int, offset: int, size: int) -> int:
-        """The guest reads. What the device raises is reported, and the guest reads ones."""
+        """The guest reads. What the device raises is reported, and the guest reads ones; so it does once nothing is plugged in."""
         async with self._one_at_a_time:
+            if self.closed:  # while this access waited for another one
+                return (1 << 8 * size) - 1
             try:
                 return int.from_bytes(await self.function.read(region, offset, size), "little")
             except Exception as error:
@@ -197,14 +207,14 @@ class PciSlot(Generic[_Device]):
     async def write(self, region: int, offset: int, size: int, value: int) -> None:
         """The guest writes. What the device raises is reported."""
         async with self._one_at_a_time:
+            if self.closed:
+                return
             try:
                 await self.function.write(region, offset, value.to_bytes(size, "little"))
             except Exception as error:
                 self._raised("write", region, offset, error)
 
     def _raised(self, what: str, region: int, offset: int, error: Exception) -> None:
-        if self._closed and isinstance(error, ClosedError):
-            return  # the guest was quicker than whoever has unplugged it
         where = {ROM_REGION: "the ROM", CONFIG_REGION: "the configuration space"}.get(region, f"BAR {region}")
         said = f"{self.name} raised in a {what} at {offset:#x} of {where}"
         self._reports.raised("device_failed", said, error, what=what)
@@ -243,7 +253,11 @@ class PciSlot(Generic[_Device]):
 
     def look_again(self) -> None:
         """See :class:`~aioirqfd.pci.FunctionHost`."""
-        if self._closed:
+        if threading.get_ident() != self._ident:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self.look_again)
+            return
+        if self.closed:
             return
         self._enable_vectors()
         windows = tuple(self._mapped())
@@ -266,7 +280,9 @@ class PciSlot(Generic[_Device]):
             return
         control = config.word(self._msi + 2) if self._msi else 0
         if not control & _MSI_ENABLE:
-            self._messages = None
+            if self._messages is not None:
+                self._messages = None
+                table.reset()  # or MSI-X, enabled next, would begin with MSI's messages, unmasked
             table.write_control(0)
             return
         messages = control, config.word(self._msi + 4, 8), config.word(self._msi + 12)
@@ -330,9 +346,10 @@ class PciSlot(Generic[_Device]):
             self._vm.ioeventfd(bell.address, bell.length, eventfd, flags=bell.flags, datamatch=bell.datamatch)
         except OSError as error:
             eventfd.close()
-            if error.errno not in _FULL:
+            if error.errno not in _REFUSALS:
                 raise
-            # No room in the kernel, or the guest has put two BARs on top of each other: it is rung by this process.
+            # No room in the kernel, or the guest has put two BARs on top of each other, or one at the very end of all addresses,
+            # as while it measures it: it is rung by this process.
             self.device.trace_once("doorbell_by_exit", address=bell.address, reason=os.strerror(error.errno))
         else:
             self._bells[bell] = eventfd

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
 
-from aioirqfd import EventFd, IrqchipPin, IrqManager, WouldBlock
+from aioirqfd import Action, ClosedError, EventFd, IrqchipPin, IrqManager, WouldBlock
 from aioirqfd.kvm import GuestRam, LoopCalls
-from aioirqfd.pci import Bar, Msi, PciBus, PciDevice, PciExpress, Register
+from aioirqfd.pci import Bar, Msi, MsiX, PciBus, PciDevice, PciExpress, Register
 from aioirqfd.sinks import RecordingSink
 from aioirqfd.testing import RecordingTracer
 from aioirqfd.tracing import FlightRecorder
 from aioirqfd.tracing.ledger import ledger
+from aioirqfd.virtio_pci import VirtioPci
+from examples.vhost_user_rng import Rng
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,11 +66,40 @@ class Express(PciDevice):
     bars, capabilities, vectors = (Bar(1 << 20, wide=True),), (PciExpress(),), 1
 
 
+class Both(PciDevice):
+    """A device that can be interrupted either way."""
+
+    bars, capabilities = (Bar(4096),), (Msi(1), MsiX(1))
+
+
+class Slow(PciDevice):
+    """Takes its time: to begin, and over each read of its register."""
+
+    bars = (Bar(4096),)
+    number = Register(0)
+
+    def __init__(self):
+        self.may_begin, self.may_answer, self.asked = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.reads = 0
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self):
+        await self.may_begin.wait()
+        yield
+
+    @number.on_read
+    async def read_number(self):
+        self.reads += 1
+        self.asked.set()
+        await self.may_answer.wait()
+        return 7
+
+
 class Machine:
     """A bus and what it stands on, and a CPU: a thread that waits for each access."""
 
-    def __init__(self, sink, irqs, bus, ram):
-        self.sink, self.irqs, self.bus, self.ram = sink, irqs, bus, ram
+    def __init__(self, sink, irqs, calls, bus, ram):
+        self.sink, self.irqs, self.calls, self.bus, self.ram = sink, irqs, calls, bus, ram
 
     async def do(self, access: Callable[..., int], *arguments: int) -> int:
         return await asyncio.to_thread(access, *arguments)
@@ -109,7 +141,7 @@ async def machine(tracer):
             IrqManager(sink, routing=ROUTES) as irqs,
             PciBus(irqs, calls, ram=ram, tracer=tracer) as bus,
         ):
-            yield Machine(sink, irqs, bus, ram)
+            yield Machine(sink, irqs, calls, bus, ram)
 
 
 @pytest.fixture
@@ -117,6 +149,13 @@ async def device(machine):
     device = Device()
     await machine.bus.plug(device)
     await asyncio.sleep(0)  # its background() has put the doorbell
+    yield device
+    device.close()
+
+
+@pytest.fixture
+def other():
+    device = Device()
     yield device
     device.close()
 
@@ -181,6 +220,112 @@ class TestConfigurationSpace:
         assert await machine.config(1, 0) == ONES
 
 
+class TestPlugging:
+    async def test_two_at_once_get_a_slot_each(self, machine):
+        devices = [Slow(), Slow()]
+        plugging = [asyncio.create_task(machine.bus.plug(device)) for device in devices]
+        await asyncio.sleep(0)
+        with pytest.raises(ValueError, match="slot 2 is taken: a device is just being plugged in there, or taken out"):
+            await machine.bus.plug(PciDevice(), slot=2)
+        for device in devices:
+            device.may_begin.set()
+        assert [slot.number for slot in await asyncio.gather(*plugging)] == [1, 2]
+
+    async def test_one_that_fails_or_is_cancelled_leaves_its_slot_free(self, machine):
+        device = Slow()
+        plugging = asyncio.create_task(machine.bus.plug(device))
+        await asyncio.sleep(0)
+        plugging.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await plugging
+        assert device.function is None
+        assert (await machine.bus.plug(PciDevice())).number == 1
+
+    async def test_what_was_taken_out_leaves_its_addresses(self, machine, other):
+        class Large(PciDevice):
+            bars = (Bar(1 << 29),)  # the bus has room for one, aligned
+
+        large = Large()
+        for _ in range(3):
+            await machine.bus.plug(large)
+            assert await machine.config(1, BAR0) == 0xC000_0000
+            await machine.bus.unplug(1)
+        small = await machine.bus.plug(other)
+        assert (await machine.config(small.number, BAR0), await machine.config(small.number, BAR1)) == (
+            0xC000_0000,
+            0xC000_2000,
+        )
+
+    async def test_nothing_is_placed_where_the_guest_has_moved_something(self, machine, device):
+        await machine.enable(1)
+        await machine.config(1, BAR0, 0xC010_0000)
+        await machine.bus.plug(Express())
+        assert await machine.config(2, BAR0) == 0xC020_0004
+
+    async def test_a_bus_that_is_not_open(self, machine):
+        bus = PciBus(machine.irqs, machine.calls)
+        with pytest.raises(ClosedError, match="the bus is not open: enter it with `async with`"):
+            await bus.plug(PciDevice())
+        device = Slow()
+        async with bus:
+            plugging = asyncio.create_task(bus.plug(device))
+            await asyncio.sleep(0)
+        device.may_begin.set()
+        with pytest.raises(ClosedError, match="the bus is not open"):
+            await plugging
+        assert (device.function, dict(bus.slots)) == (None, {})
+
+    async def test_taken_out_while_vcpus_wait(self, machine):
+        device = Slow()
+        device.may_begin.set()
+        await machine.bus.plug(device)
+        base = await machine.enable(1)
+        first = asyncio.create_task(machine.read(base))
+        await device.asked.wait()
+        taking = asyncio.create_task(machine.bus.unplug(1))
+        await asyncio.sleep(0)
+        slot = machine.config(1, 0)
+        assert await slot == ONES
+        with pytest.raises(ValueError, match="slot 1 is taken"):
+            await machine.bus.plug(PciDevice(), slot=1)
+        device.may_answer.set()
+        assert await first == 7
+        await taking
+        assert (device.reads, device.function, await machine.read(base)) == (1, None, ONES)
+
+    async def test_an_access_that_waited_for_its_turn_finds_nothing(self, machine, tracer):
+        device = Slow()
+        device.may_begin.set()
+        slot = await machine.bus.plug(device)
+        first = asyncio.create_task(slot.read(0, 0, 4))
+        await device.asked.wait()
+        taking = asyncio.create_task(machine.bus.unplug(1))
+        await asyncio.sleep(0)
+        late = [asyncio.create_task(slot.read(0, 0, 4)), asyncio.create_task(slot.write(0, 0, 4, 1))]
+        await asyncio.sleep(0)
+        device.may_answer.set()
+        assert await asyncio.gather(first, taking, *late) == [7, None, ONES, None]
+        assert (device.reads, device.number, tracer.of("device_failed")) == (1, 0, [])
+
+    async def test_whoever_gives_up_taking_it_out_leaves_it_plugged_in(self, machine):
+        device = Slow()
+        device.may_begin.set()
+        slot = await machine.bus.plug(device)
+        base = await machine.enable(1)
+        first = asyncio.create_task(machine.read(base))
+        await device.asked.wait()
+        taking = asyncio.create_task(machine.bus.unplug(1))
+        await asyncio.sleep(0)
+        taking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+        assert machine.bus.slots[1] is slot
+        device.may_answer.set()
+        assert [await first, await machine.read(base)] == [7, 7]
+        await machine.bus.unplug(1)
+        assert await machine.config(1, 0) == ONES
+
+
 class TestRegions:
     async def test_nobody_answers_before_the_guest_enables_it(self, machine, device):
         assert await machine.read(0xC000_0000) == ONES
@@ -242,6 +387,15 @@ class TestDoorbells:
         await machine.write(base + 0x10, 1, 2)  # another length: it is a register's
         with pytest.raises(WouldBlock):
             device.bell.read_nowait()
+
+    async def test_one_whose_eventfd_is_closed_comes_off_in_the_thread_that_rings_it(self, machine, device):
+        base = await machine.enable(1)
+        device.bell.close()
+        await machine.write(base + 0x10, 1)
+        (bell,) = device.function.doorbells[0]
+        assert bell.dead
+        await machine.write(base, 5)
+        assert device.number == 5
 
     async def test_one_that_was_taken_off_is_no_doorbell(self, machine, device):
         base = await machine.enable(1)
@@ -316,6 +470,17 @@ class TestVectors:
         await machine.irqs.flush()
         assert machine.interrupts() == []
 
+    async def test_msix_after_msi_begins_masked(self, machine):
+        device = Both()
+        slot = await machine.bus.plug(device)
+        at = await capability(machine, 1, 0x05)
+        for register, value, size in ((4, 0xFEE0_0000, 4), (12, 0x4030, 2), (2, 1, 2), (2, 0, 2)):
+            await machine.config(1, at + register, value, size)
+        await msix(machine, 1, 0x8000)
+        device.interrupt()
+        await machine.irqs.flush()
+        assert (machine.interrupts(), slot.function.interrupts.pending(0)) == ([], True)
+
     async def test_a_reset_of_the_function_throws_away_what_is_pending(self, machine, device):
         base = await machine.enable(1)
         device.interrupt(1)
@@ -341,6 +506,22 @@ class TestVectors:
         device.interrupt(0)
         await machine.irqs.flush()
         assert (between.vectors, machine.interrupts()) == ([0, 0], [(0xFEE0_0000, 0x21)])
+
+    async def test_what_comes_between_sees_a_virtio_queues_interrupts(self, machine):
+        device = VirtioPci(Rng())
+        await machine.bus.plug(device)
+        await machine.enable(1)
+        await program(machine, 1, 1, 0xFEE0_0000, 0x21)
+        await msix(machine, 1, 0x8000)
+        device.queue_msix_vector = 1
+        await device.function.write(0, 0x1A, (1).to_bytes(2, "little"))
+        between = Between()
+        for interception, seen in ((between, [1]), (None, [1])):
+            device.intercept(interception)
+            device._ring(0)
+            await device.function.interrupts.flush()
+            await machine.irqs.flush()
+            assert (between.vectors, machine.interrupts()) == (seen, [(0xFEE0_0000, 0x21)])
 
 
 class Between:
@@ -377,6 +558,30 @@ class TestPin:
         await settled(machine, device)
         assert machine.interrupts() == [17], "down"
 
+    async def test_two_slots_have_one_gsi(self, machine, device, other):
+        def seen():
+            actions = [(one.gsi, one.action) for one in machine.sink.interrupts]
+            machine.sink.interrupts.clear()
+            return actions
+
+        up, down = (17, Action.ASSERT), (17, Action.DEASSERT)
+        assert (await machine.bus.plug(other, slot=9)).gsi == 17
+        device.pin = other.pin = True
+        await settled(machine, device, other)
+        assert seen() == [up, up]
+        for wants, actions in ((True, [down, up, up]), (False, [down, up])):
+            device.pin = wants
+            machine.irqs.ack(17)
+            await settled(machine, device, other)
+            assert seen() == actions
+        await machine.bus.unplug(9)
+        machine.irqs.ack(17)
+        await settled(machine, device)
+        assert seen() == [down], "whoever wanted it up is gone"
+        device.pin = True
+        await settled(machine, device)
+        assert seen() == [up]
+
     async def test_disabled_by_the_command_register(self, machine, device):
         await machine.config(1, COMMAND, 1 << 10, 2)
         device.pin = True
@@ -387,9 +592,10 @@ class TestPin:
         assert machine.interrupts() == [17]
 
 
-async def settled(machine, device):
+async def settled(machine, *devices):
     for _ in range(3):
-        await device.function.interrupts.flush()
+        for device in devices:
+            await device.function.interrupts.flush()
         await machine.irqs.flush()
         await asyncio.sleep(0)
 
@@ -402,7 +608,7 @@ async def test_a_flight_recorder_sees_each_interrupt():
             PciBus(irqs, calls, ram=ram, tracer=recorder) as bus,
         ):
             await bus.plug(device)
-            machine = Machine(sink, irqs, bus, ram)
+            machine = Machine(sink, irqs, calls, bus, ram)
             await machine.enable(1)
             await program(machine, 1, 0, 0xFEE0_0000, 0x21)
             await msix(machine, 1, 0x8000)
