@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from aioirqfd.eventfd import EventFd
     from aioirqfd.pci.config import ConfigSpace
+    from aioirqfd.pci.interception import Interception
     from aioirqfd.serving.reports import Reports
     from aioirqfd.virtio.device import Device
     from aioirqfd.virtio.statistics import VringStatistics
@@ -335,6 +336,12 @@ class VirtioPci(PciDevice):
         for queue in self._queues:
             vector = queue.vector if msix else NO_VECTOR
             self._calls[queue.index] = None if vector == NO_VECTOR else self._served().interrupts.trigger(vector)
+
+    def intercept(self, interception: Interception | None) -> None:
+        """As :meth:`PciDevice.intercept`: the queues' interrupts, too, which it sends by eventfds that it has at hand."""
+        super().intercept(interception)
+        if self.function is not None:
+            self._choose_calls()
 
     def _ring(self, queue: int) -> None:
         call = self._calls[queue]
