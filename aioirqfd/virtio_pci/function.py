@@ -338,7 +338,7 @@ class VirtioPci(PciDevice):
             self._calls[queue.index] = None if vector == NO_VECTOR else self._served().interrupts.trigger(vector)
 
     def intercept(self, interception: Interception | None) -> None:
-        """As :meth:`PciDevice.intercept`: the queues' interrupts, too, which it sends by eventfds that it has at hand."""
+        """As :meth:`aioirqfd.pci.PciDevice.intercept`: the queues' interrupts, too, which it sends by eventfds that it has at hand."""
         super().intercept(interception)
         if self.function is not None:
             self._choose_calls()
