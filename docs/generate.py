@@ -2,13 +2,14 @@
 
 The pages are whole as they stand, for a forge and for an editor: each block of code or output is copied between two comments that
 name where it is from. ``<!-- examples/howto_sink.py slow: begin -->`` is a region of a program, between ``# docs: begin slow`` and
-``# docs: end slow`` (``example`` where no region is named, ``whole`` for all of it).
+``# docs: end slow`` (``example`` where no region is named, ``whole`` for all of it). ``<!-- aioirqfd/pci/bus.py PciBus._write(): begin -->`` is a function.
 ``<!-- examples/output/howto_sink.txt 1-2: begin -->`` are lines of what a program printed, all of them where none are named.
-The pictures are drawn here too, from the table of states and from that of costs.
+The pictures are drawn here too, from the tables of states, of costs, and of the steps of a read.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import picture_costs
+import picture_read
 import picture_states
 
 from aioirqfd.events import COMMON, EVENTS
@@ -33,6 +35,7 @@ STATES = ROOT / "docs" / "explanation" / "irqfd-states.md"
 FAULT_TABLE = ROOT / "docs" / "reference" / "faults.md"
 CATALOGUE = ROOT / "docs" / "reference" / "events.md"
 COSTS = ROOT / "docs" / "explanation" / "performance.md"
+MACHINE = ROOT / "docs" / "explanation" / "virtual-machine.md"
 PICTURES = ROOT / "docs" / "_static"
 # What it prints depends on the machine.
 WITHOUT_OUTPUT = frozenset({"howto_follow", "howto_implementation"})
@@ -47,7 +50,7 @@ SERVERS = frozenset(
         *("net_tap", "net_user", "virtio_console", "virtio_net"),
     }
 )
-BLOCK: Final = re.compile(r"<!-- ((examples/\S+)(?: (\S+))?): begin -->\n(.*?)<!-- \1: end -->", re.DOTALL)
+BLOCK: Final = re.compile(r"<!-- (((?:examples|aioirqfd)/\S+)(?: (\S+))?): begin -->\n(.*?)<!-- \1: end -->", re.DOTALL)
 """A copied block: its name, the file, the part, and what stands there now."""
 
 
@@ -67,8 +70,10 @@ def pages() -> list[Path]:
 
 
 def region(path: Path, name: str = "example") -> str:
-    """The lines of a program between its markers, without their indent; ``whole``: all of it, without the markers."""
+    """The lines of a program between its markers, or of a function, without their indent; ``whole``: all of it, without the markers."""
     text = path.read_text("utf-8")
+    if name.endswith("()"):
+        return function(path, text, name.removesuffix("()"))
     if name != "whole":
         found = re.search(rf"# docs: begin {name}\n(.*?\n) *# docs: end {name}\n", text, re.DOTALL)
         if found is None:
@@ -76,6 +81,19 @@ def region(path: Path, name: str = "example") -> str:
         text = textwrap.dedent(found[1])
     # Regions may lie in each other; where a mark was, there may be one blank line too many.
     return re.sub(r"\n{3,}", "\n\n\n", re.sub(r"^ *# docs: .*\n", "", text, flags=re.MULTILINE)).strip("\n")
+
+
+def function(path: Path, text: str, name: str) -> str:
+    """The lines of a function or a class, named as in Python, from its decorators on."""
+    node: ast.AST = ast.parse(text)
+    for part in name.split("."):
+        kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        found = next((one for one in ast.iter_child_nodes(node) if isinstance(one, kinds) and one.name == part), None)
+        if found is None:
+            raise ValueError(f"{path} has no {name}")
+        node = found
+    first = min(one.lineno for one in (found, *found.decorator_list))
+    return textwrap.dedent("\n".join(text.splitlines()[first - 1 : found.end_lineno]))
 
 
 def lines(path: Path, part: str | None) -> str:
@@ -100,7 +118,7 @@ def filled(page: str) -> str:
         body = region(ROOT / path, part or "example") if python else lines(ROOT / path, part)
         return f"<!-- {name}: begin -->\n```{'python' if python else 'text'}\n{body}\n```\n<!-- {name}: end -->"
 
-    begun = re.findall(r"<!-- (examples/.*): begin -->", page)
+    begun = re.findall(r"<!-- ((?:examples|aioirqfd)/.*): begin -->", page)
     if [found[1] for found in BLOCK.finditer(page)] != begun:
         raise ValueError(f"one of these blocks has no end: {begun}")
     return BLOCK.sub(block, page)
@@ -167,6 +185,7 @@ def pictures() -> dict[Path, str]:
     return {
         PICTURES / "irqfd-states.svg": picture_states.draw(),
         PICTURES / "performance.svg": picture_costs.draw(COSTS.read_text("utf-8")),
+        PICTURES / "virtual-machine.svg": picture_read.draw(MACHINE.read_text("utf-8")),
     }
 
 

@@ -170,6 +170,7 @@ class Blk(Device):
         """Serve one request; its last writable byte is the status."""
         writable = request.writable
         readable = request.readable
+        # docs: begin read
         # Nearly all reads look like this, and are in the page cache: no step more than they need.
         if len(readable) == 1 and len(readable[0]) == 16 and writable and len(writable[-1]) == 1:
             kind, _, sector = _UNPACK(readable[0])
@@ -188,6 +189,7 @@ class Blk(Device):
                             return size + 1
                     except OSError:
                         pass  # not all of it is there: the long way
+        # docs: end read
         if not writable:
             return 0  # not even room to say that it was wrong
         if len(writable[-1]) == 1:

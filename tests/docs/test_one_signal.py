@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
 import pytest
+
+from tests.docs.generator import generate
 
 pytestmark = pytest.mark.alike
 
@@ -28,12 +29,4 @@ def test_a_step_is_where_the_page_says(file, name):
             file
         ).stem in {"lane", "mail"}
         return
-    owner: ast.AST = ast.parse(source)
-    for part in name.split("."):
-        found = [
-            node
-            for node in ast.iter_child_nodes(owner)
-            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name == part
-        ]
-        assert found, name
-        owner = found[0]
+    generate.function(Path(file), source, name)
