@@ -136,7 +136,8 @@ class Interrupts:
             "bound": self.bound(vector),
             "masked": self.masked(vector),
             "pending": pending,
-            "sent": self.sent(vector),
+            # Of a host's, what went by this process is not all: the host has its own counts.
+            **({} if self._of(vector).hosted is not None else {"sent": self.sent(vector)}),
         }
 
     def waiting(self) -> Iterator[tuple[str, str]]:
@@ -392,7 +393,10 @@ class Interrupts:
         return one.masked if one.hosted is None or self._host is None else self._host.masked(vector)
 
     def sent(self, vector: int) -> int:
-        """How often whoever is to be told of a vector, or of ``PIN``, was told, since the device began to be served."""
+        """How often whoever is to be told of a vector, or of ``PIN``, was told, since the device began to be served.
+
+        What goes to a host's eventfd without this object is not counted.
+        """
         return self._of(vector).sent
 
     def pending(self, vector: int) -> bool:

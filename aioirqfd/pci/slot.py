@@ -200,7 +200,7 @@ class PciSlot(Generic[_Device]):
                 return (1 << 8 * size) - 1
             try:
                 return int.from_bytes(await self.function.read(region, offset, size), "little")
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 self._raised("read", region, offset, error)
                 return (1 << 8 * size) - 1
 
@@ -211,10 +211,13 @@ class PciSlot(Generic[_Device]):
                 return
             try:
                 await self.function.write(region, offset, value.to_bytes(size, "little"))
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 self._raised("write", region, offset, error)
 
-    def _raised(self, what: str, region: int, offset: int, error: Exception) -> None:
+    def _raised(self, what: str, region: int, offset: int, error: BaseException) -> None:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise error  # it is not the device's: the calls are closed
         where = {ROM_REGION: "the ROM", CONFIG_REGION: "the configuration space"}.get(region, f"BAR {region}")
         said = f"{self.name} raised in a {what} at {offset:#x} of {where}"
         self._reports.raised("device_failed", said, error, what=what)
