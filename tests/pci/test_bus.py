@@ -150,6 +150,11 @@ def other():
     device.close()
 
 
+@pytest.fixture
+def virtio():
+    return VirtioPci(Rng())
+
+
 class TestConfigurationSpace:
     async def test_the_host_bridge_and_nothing_else(self, machine):
         assert await machine.config(0, 0) == 0x1237_8086
@@ -391,19 +396,17 @@ class TestVectors:
         await machine.irqs.flush()
         assert (between.vectors, machine.interrupts()) == ([0, 0], [(0xFEE0_0000, 0x21)])
 
-    async def test_what_comes_between_sees_a_virtio_queues_interrupts(self, machine):
-        device = VirtioPci(Rng())
-        await machine.bus.plug(device)
+    async def test_what_comes_between_sees_a_virtio_queues_interrupts(self, machine, virtio):
+        await machine.bus.plug(virtio)
         await machine.enable(1)
         await program(machine, 1, 1, 0xFEE0_0000, 0x21)
         await msix(machine, 1, 0x8000)
-        device.queue_msix_vector = 1
-        await device.function.write(0, 0x1A, (1).to_bytes(2, "little"))
+        await virtio.function.write(0, 0x1A, (1).to_bytes(2, "little"))
         between = Between()
         for interception, seen in ((between, [1]), (None, [1])):
-            device.intercept(interception)
-            device._ring(0)
-            await device.function.interrupts.flush()
+            virtio.intercept(interception)
+            virtio._ring(0)
+            await virtio.function.interrupts.flush()
             await machine.irqs.flush()
             assert (between.vectors, machine.interrupts()) == (seen, [(0xFEE0_0000, 0x21)])
 
