@@ -300,6 +300,7 @@ class Dma:
         *,
         fd: int | None = None,
         offset: int = 0,
+        memory: memoryview | None = None,
         readable: bool = True,
         writable: bool = True,
         require_seal: bool = False,
@@ -309,8 +310,9 @@ class Dma:
         Args:
             address: Its first address.
             size: Bytes, at least 1.
-            fd: The file that it is a part of; only borrowed. None: it is reached by asking its VMM.
+            fd: The file that it is a part of; only borrowed. None, and no ``memory``: it is reached by asking its VMM.
             offset: Where in the file.
+            memory: The range itself, memory of this process, in place of a file.
             readable: The device may read it.
             writable: The device may write it.
             require_seal: Refuse a file that may still shrink.
@@ -328,7 +330,11 @@ class Dma:
                 raise DmaMapError(errno.EEXIST, f"{size} bytes at {address:#x} overlap {other!r}")
         if len(table) >= self.limit:
             raise DmaMapError(errno.ENOSPC, f"there are {self.limit} mappings already")
-        view: memoryview | None = None
+        view = memory
+        if view is not None and (len(view) != size or fd is not None):
+            raise DmaMapError(
+                errno.EINVAL, f"{size} bytes at {address:#x}: the memory has {len(view)}, and takes no file"
+            )
         if fd is not None:
             try:
                 view, _ = map_shared(fd, size, offset, require_seal=require_seal)

@@ -215,3 +215,15 @@ class TestRelease:
             await asyncio.sleep(0)
         running.cancel()
         await asyncio.wait((running,))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_its_memory_is_its_own_unless_it_is_to_be_shared(shared):
+    async with Machine(memory=MEMORY, **({"shared": True} if shared else {})) as machine:
+        assert machine.ram.shared is shared
+        values = []
+        machine.ports.add(Power(machine.end))
+        machine.ports.add(Port(lambda value: (values.append(value), machine.end(Ending.STOPPED))))
+        machine.load(kernel(MAGIC))
+        assert await machine.run() is Ending.STOPPED
+    assert values[0].to_bytes(4, "little") == b"HdrS"

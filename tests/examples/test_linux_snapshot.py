@@ -37,8 +37,8 @@ class Nothing:
 
 
 @contextlib.asynccontextmanager
-async def machine(*devices, memory=2 * MIB, cpus=1, power=True):
-    async with Machine(memory=memory, cpus=cpus) as machine:
+async def machine(*devices, memory=2 * MIB, cpus=1, shared=False, power=True):
+    async with Machine(memory=memory, cpus=cpus, shared=shared) as machine:
         with contextlib.closing(Uart(Nothing())) as uart:
             machine.ports.add(uart)
             if power:
@@ -49,10 +49,10 @@ async def machine(*devices, memory=2 * MIB, cpus=1, power=True):
             yield machine
 
 
-@pytest.fixture
-async def saved(tmp_path):
+@pytest.fixture(params=[False, True], ids=["private", "shared"])
+async def saved(tmp_path, request):
     path, device = tmp_path / "machine", Device()
-    async with machine(device) as here:
+    async with machine(device, shared=request.param) as here:
         here.ram.write(0x3000, b"in the middle")
         here.ram.write(2 * MIB - 3, b"end")
         device.number = 77

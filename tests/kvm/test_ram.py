@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import fcntl
 import gc
 import mmap
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -167,6 +169,90 @@ class TestSharers:
                 ram.attach(vm, 1)  # its second region is there already
             assert set(vm._memory) == {6}
             other.attach(vm, 1)
+
+
+class TestPrivate:
+    """Memory of this process alone, which the kernel may make huge pages of."""
+
+    @pytest.fixture
+    def private(self):
+        with GuestRam(SMALL, shared=False) as ram:
+            yield ram
+
+    def test_it_begins_on_a_huge_page(self, private):
+        assert ctypes.addressof(ctypes.c_char.from_buffer(private.view)) % (2 << 20) == 0
+        assert private.view.nbytes == private.size == SMALL
+        assert not any(private.view)
+
+    def test_it_has_no_file(self, private):
+        assert not private.shared
+        before = set(Path("/proc/self/fd").iterdir())
+        with GuestRam(PAGE, shared=False):
+            assert set(Path("/proc/self/fd").iterdir()) == before
+        with pytest.raises(ValueError, match="private memory, which has no file: make it with shared=True"):
+            private.fileno()
+
+    def test_the_hole_below_four_gibibytes(self):
+        with GuestRam(3 * GIB + PAGE, shared=False) as ram:
+            ram.write(4 * GIB + 2, b"high")
+            assert ram.view[3 * GIB + 2 : 3 * GIB + 6] == b"high"
+            dma = Dma()
+            ram.map_into(dma)
+            assert [(address, len(view)) for address, view in dma.mappings()] == [(0, 3 * GIB), (4 * GIB, PAGE)]
+
+    def test_devices_have_the_memory_itself(self, private):
+        dma = Dma()
+        private.map_into(dma)
+        with dma.view(0x10, 4, writable=True) as data:
+            data[:] = b"bus!"
+        assert private.read(0x10, 4) == b"bus!"
+        private.write(0x10, b"from")
+        with dma.view(0x10, 4) as data:
+            assert data == b"from"
+
+    def test_neither_a_child_nor_a_core_dump_has_it(self, private):
+        """A child's copy of a page would part this process from its guest."""
+        address = ctypes.addressof(ctypes.c_char.from_buffer(private.view))
+        flags: list[str] = []
+        inside = False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+                inside = int(found[1], 16) <= address < int(found[2], 16)
+            elif inside and line.startswith("VmFlags:"):
+                flags = line.split()
+        assert {"dc", "dd"} <= set(flags)
+
+    @pytest.mark.kvm
+    def test_a_vm_keeps_it_mapped(self):
+        with Kvm() as kvm, kvm.create_vm() as vm, vm.create_vcpu() as vcpu:
+            with GuestRam(SMALL, shared=False) as ram:
+                ram.attach(vm)
+                ram.write(0x1000, b"\xa0\x00\x20\xe6\x10")  # mov al, [0x2000]; out 0x10, al
+                ram.write(0x2000, b"\x5a")
+            sregs = vcpu.get_sregs()
+            sregs.cs.base = sregs.cs.selector = 0
+            vcpu.set_sregs(sregs)
+            regs = vcpu.get_regs()
+            regs.rip = 0x1000
+            vcpu.set_regs(regs)
+            assert vcpu.run() == KVM_EXIT_IO
+            assert bytes(vcpu.io_exit().data) == b"\x5a"
+
+    def test_after_close(self):
+        ram = GuestRam(PAGE, shared=False)
+        part = ram.view[16:32]
+        ram.close()
+        ram.close()
+        assert repr(ram) == "<GuestRam 0x1000 bytes, closed>"
+        for call in (ram.fileno, lambda: ram.view, lambda: ram.read(0, 1)):
+            with pytest.raises(ClosedError, match="this GuestRam is closed"):
+                call()
+        part[0] = 1  # mapped as long as somebody has a part
+
+    def test_dropped_open_it_warns(self):
+        ram = GuestRam(PAGE, shared=False)
+        with pytest.warns(ResourceWarning, match="unclosed <GuestRam 0x1000 bytes, private>"):
+            del ram
 
 
 class TestLife:

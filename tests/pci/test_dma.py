@@ -63,6 +63,22 @@ async def test_read_and_write(memory):
     assert len(dma) == 0
 
 
+async def test_memory_of_this_process_in_place_of_a_file(memory):
+    dma = Dma()
+    ram = bytearray(PAGE)
+    dma.map(0x10000, PAGE, memory=memoryview(ram))
+    await dma.write(0x10001, b"abc")
+    assert ram[:5] == b"\0abc\0"
+    ram[0] = 0x41
+    assert await dma.read(0x10000, 2) == b"Aa"
+    for size, options in ((PAGE - 1, {}), (PAGE, {"fd": memory})):
+        with pytest.raises(DmaMapError, match=f"{size} bytes at 0x20000: the memory has 4096") as raised:
+            dma.map(0x20000, size, memory=memoryview(ram), **options)
+        assert raised.value.errno == errno.EINVAL
+    assert len(dma) == 1
+    await dma.unmap_all()
+
+
 async def test_a_transfer_may_touch_several_mappings(memory):
     dma = Dma()
     dma.map(0x1000, PAGE, fd=memory)

@@ -70,6 +70,7 @@ class Machine:
     Args:
         memory: Bytes of RAM, a multiple of the page size.
         cpus: vCPUs, 1..254. The first one boots; Linux starts the others.
+        shared: Whether the RAM can be given to other processes. Linux boots faster in memory that cannot (:class:`aioirqfd.kvm.GuestRam`).
         offload: Whether the kernel watches the eventfds of interrupts by itself (:class:`aioirqfd.sinks.KvmSink`).
         doorbells: Whether the kernel rings the doorbells of devices by itself (``KVM_IOEVENTFD``).
         tracer: Hears what the :class:`aioirqfd.IrqManager` does.
@@ -90,10 +91,18 @@ class Machine:
     pci: PciBus
 
     def __init__(
-        self, *, memory: int, cpus: int = 1, offload: bool = True, doorbells: bool = True, tracer: Tracer = NULL_TRACER
+        self,
+        *,
+        memory: int,
+        cpus: int = 1,
+        shared: bool = False,
+        offload: bool = True,
+        doorbells: bool = True,
+        tracer: Tracer = NULL_TRACER,
     ) -> None:
         self._memory: Final = memory
         self._cpus: Final = cpus
+        self._shared: Final = shared
         self._offload: Final = offload
         self._doorbells: Final = doorbells
         self._tracer: Final = tracer
@@ -112,7 +121,7 @@ class Machine:
             self.vm.set_tss_addr(at.TSS)
             self.vm.create_irqchip()
             self.vm.create_pit(KVM_PIT_SPEAKER_DUMMY)
-            self.ram = stack.enter_context(GuestRam(self._memory))
+            self.ram = stack.enter_context(GuestRam(self._memory, shared=self._shared))
             self.ram.attach(self.vm)
             for number in range(self._cpus):
                 vcpu = stack.enter_context(self.vm.create_vcpu(number))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 VERSION: Final = 1
 _MOST: Final = 1 << 26
 """Bytes of the longest line of JSON that is not another kind of file."""
+_STEP: Final = 1 << 16
+_ZEROES: Final = bytes(_STEP)
 
 
 async def save(machine: Machine, path: Path) -> None:
@@ -91,7 +93,26 @@ async def restore(machine: Machine, path: Path) -> None:
 
 
 def _written(ram: GuestRam) -> Iterator[tuple[int, int]]:
-    """Where there is something: offset in the RAM's file, and size."""
+    """Where there is something: offset in the RAM, and size."""
+    return _data(ram) if ram.shared else _not_zero(ram)
+
+
+def _not_zero(ram: GuestRam) -> Iterator[tuple[int, int]]:
+    """Of private memory, which no file says it of. To look does not make pages of what was never written."""
+    start = None
+    for at in range(0, ram.size, _STEP):
+        part = ram.view[at : at + _STEP].tobytes()
+        if part != _ZEROES[: len(part)]:
+            start = at if start is None else start
+        elif start is not None:
+            yield start, at - start
+            start = None
+    if start is not None:
+        yield start, ram.size - start
+
+
+def _data(ram: GuestRam) -> Iterator[tuple[int, int]]:
+    """Of a file, which knows it. To look into a hole would fill it."""
     at, fd = 0, ram.fileno()
     while at < ram.size:
         try:
