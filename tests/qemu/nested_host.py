@@ -1,0 +1,59 @@
+"""A host that has KVM wherever QEMU runs: Debian's kernel on TCG's emulated SVM, and this very Python in it, which runs an agent."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.qemu.harness import Linux, Qemu, initramfs, kernel
+from tests.qemu.initramfs import python_files, python_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# What is imported only when it is needed.
+LATER = ("anyio._backends._asyncio", "concurrent.futures.thread")
+KERNEL, INITRAMFS = "/boot/vmlinuz", "/boot/initramfs"
+"""Where the agent finds what its own guest boots."""
+
+
+def nested(
+    agent: str,
+    *arguments: str,
+    inner: bytes,
+    modules: Sequence[str] = (),
+    files: Mapping[str, Path] | None = None,
+    programs: Sequence[str] = (),
+    warnings: str = "error",
+) -> Linux:
+    """The host, to boot.
+
+    Args:
+        agent: The module that it runs, with KERNEL, INITRAMFS and the arguments.
+        arguments: More of its arguments.
+        inner: The initramfs of its guest.
+        modules: More that Python shall find there.
+        files: More files.
+        programs: Programs from here, with their libraries.
+        warnings: For Python's ``-W``.
+    """
+    variables = {"PYTHONPATH": ":".join(python_path())}
+    variables |= {name: value for name, value in os.environ.items() if name == "AIOIRQFD_PURE_PYTHON"}
+    assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    python = Path(sys.executable).resolve()
+    command = shlex.join([str(python), "-W", warnings, "-m", agent, KERNEL, INITRAMFS, *arguments])
+    contents: dict[str, bytes | str | Path] = {KERNEL: kernel(), INITRAMFS: inner, **(files or {})}
+    return initramfs(
+        f"ulimit -n 4096; {assignments} {command} 2>&1; echo AGENT ENDED $?",
+        modules=["irqbypass", "kvm", "kvm-amd"],
+        files=python_files(agent, *LATER, *modules) | contents,
+        programs=programs,
+    )
+
+
+def host(linux: Linux, *, timeout: float, ram: int = 1 << 30) -> Qemu:
+    """The machine that boots it: one CPU. ``timeout``: seconds of one wait."""
+    return Qemu(linux=linux, cpu="qemu64,+svm,+npt", ram=ram, timeout=timeout)
