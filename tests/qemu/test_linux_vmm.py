@@ -1,6 +1,6 @@
 """The example VMM boots Debian's Linux, wherever QEMU runs: in a guest whose CPU has emulated SVM.
 
-One boot of QEMU does everything, under this very Python (:mod:`tests.qemu.linux_agent`); each of its results is a test here.
+Two boots of QEMU do everything, under this very Python (:mod:`tests.qemu.linux_agent`); each of their results is a test here.
 """
 
 from __future__ import annotations
@@ -24,18 +24,22 @@ from tests.qemu.linux_agent import CHECKS, DISK, FILES, MODULES, PROGRAMS, SCRIP
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 
 LIMIT = 600
-"""Seconds for all machines together: less than what ends pytest itself (faulthandler_timeout), so that a reason is given."""
+"""Seconds for all machines of a boot together: less than what ends pytest itself (faulthandler_timeout), so that a reason is given."""
 # What the agent imports only when it needs it.
 LATER = ("anyio._backends._asyncio", "concurrent.futures.thread", "aioirqfd.testing.linux")
 INITRAMFS = "/boot/initramfs"
 
 
-def guest() -> Linux:
+# By boot of QEMU.
+TOGETHER = (("off", "devices", "reset", "panic"), ("plain", "fixture", "moved"))
+
+
+def guest(checks: tuple[str, ...]) -> Linux:
     variables = {"PYTHONPATH": ":".join(python_path())}
     variables |= {name: value for name, value in os.environ.items() if name == "AIOIRQFD_PURE_PYTHON"}
     assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     python = Path(sys.executable).resolve()
-    agent = f"{python} -W error -m tests.qemu.linux_agent {kernel()} {INITRAMFS}"
+    agent = f"{python} -W error -m tests.qemu.linux_agent {kernel()} {INITRAMFS} {' '.join(checks)}"
     # For the agent's own initramfs, too: busybox, and the modules where its kernel's are.
     modules = modules_directory(kernel())
     here = [kernel(), BUSYBOX, modules / "modules.dep", modules / "modules.builtin", *module_paths(kernel(), MODULES)]
@@ -48,31 +52,47 @@ def guest() -> Linux:
     )
 
 
-async def boot() -> tuple[list[str], dict[str, object]]:
-    async with Qemu(linux=guest(), cpu="qemu64,+svm,+npt", ram=1 << 30, timeout=LIMIT - 20) as qemu:
+async def boot(checks: tuple[str, ...]) -> tuple[list[str], dict[str, object]]:
+    async with Qemu(linux=guest(checks), cpu="qemu64,+svm,+npt", ram=1 << 30, timeout=LIMIT - 20) as qemu:
         await qemu.wait_for("AGENT ENDED")
         lines = qemu.console.lines
     results = [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
     return lines, dict(results)
 
 
+class Outcomes:
+    """What came of the checks, by name; a check's boot is done when it is first asked for."""
+
+    def __init__(self):
+        self._done = {}
+
+    def of(self, checks):
+        if checks not in self._done:
+            # In a loop of its own: it is done once for all tests.
+            with asyncio.Runner() as runner:
+                self._done[checks] = runner.run(boot(checks))
+        return self._done[checks]
+
+    def __getitem__(self, name):
+        (checks,) = (checks for checks in TOGETHER if name.partition(".")[0] in checks)
+        return self.of(checks)[1][name]
+
+
 @pytest.fixture(scope="module")
-def outcome():
-    # In a loop of its own: it is done once for all tests.
-    with asyncio.Runner() as runner:
-        return runner.run(boot())
-
-
-@pytest.fixture
-def results(outcome):
-    return outcome[1]
+def results():
+    return Outcomes()
 
 
 @pytest.mark.timeout(LIMIT)
-def test_the_agent_ran_to_its_end(outcome):
-    lines, _ = outcome
+@pytest.mark.parametrize("checks", TOGETHER, ids=" ".join)
+def test_the_agent_ran_to_its_end(results, checks):
+    lines, _ = results.of(checks)
     assert [line for line in lines if line.startswith("AGENT")] == ["AGENT DONE", "AGENT ENDED 0"], "\n".join(lines)
     assert any(re.match(r"python 3\S+ \S+ kvm usable$", line) for line in lines)
+
+
+def test_every_check_is_in_a_boot():
+    assert sorted(sum(TOGETHER, ())) == sorted(CHECKS)
 
 
 @pytest.mark.timeout(LIMIT)
