@@ -51,6 +51,12 @@ class Port:
     def port_out(self, port, size, value):
         self.take(value)
 
+    def save_state(self):
+        return {}
+
+    def restore_state(self, state):
+        pass
+
 
 class Bus:
     def __init__(self, answer):
@@ -219,7 +225,7 @@ class TestRelease:
 
 @pytest.mark.parametrize("shared", [False, True])
 async def test_its_memory_is_its_own_unless_it_is_to_be_shared(shared):
-    async with Machine(memory=MEMORY, **({"shared": True} if shared else {})) as machine:
+    async with Machine(memory=MEMORY, shared=True) if shared else Machine(memory=MEMORY) as machine:
         assert machine.ram.shared is shared
         values = []
         machine.ports.add(Power(machine.end))

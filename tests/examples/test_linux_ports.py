@@ -22,6 +22,12 @@ class Device:
     def port_out(self, port, size, value):
         self.log.append((self.name, "out", port, size, value))
 
+    def save_state(self):
+        return {}
+
+    def restore_state(self, state):
+        pass
+
     def __repr__(self):
         return self.name
 
