@@ -46,7 +46,7 @@ SCRIPT = f"""
 word() {{ sed -n "s/.*$1=\\([0-9]*\\).*/\\1/p" /proc/cmdline; }}
 irqs() {{ grep -E "$1" /proc/interrupts | awk '{{ n += $2 + $3 }} END {{ print n + 0 }}'; }}
 flip() {{
-    while :; do
+    while [ ! -e /tmp/enough ]; do
         for mask in 1 2; do
             for irq in $*; do echo $mask >/proc/irq/$irq/smp_affinity || echo refused=$irq; done
             echo >>/tmp/flips; usleep 100000
@@ -61,7 +61,7 @@ if [ -n "$interrupts" ]; then
     movable=$(grep -E 'nvme0q0|virtio1-input' /proc/interrupts | cut -d : -f 1 | tr -d ' ')
     echo movable=$(echo $movable | wc -w)
     flip $movable & flipping=$!
-    (while dd if=/dev/hwrng of=/dev/null bs=64 count=500 2>/dev/null; do :; done) & drawing=$!
+    (while [ ! -e /tmp/enough ] && dd if=/dev/hwrng of=/dev/null bs=64 count=500 2>/dev/null; do :; done) & drawing=$!
     turns=0; done=0
     while [ $(irqs 'nvme0q0|virtio0-req|virtio1-input') -lt $interrupts ]; do
         taskset 1 /bin/vhost_load /dev/nvme0n1 rand 4096 1 {CHUNK} >/tmp/said1 & one=$!
@@ -72,7 +72,7 @@ if [ -n "$interrupts" ]; then
         turns=$((turns + 1)); done=$((done + $(cat /tmp/said? | awk '{{ n += $1 }} END {{ print n }}')))
         echo turn $turns $(irqs nvme0q0) $(irqs virtio0-req) $(irqs virtio1-input)
     done
-    kill $flipping $drawing; wait 2>/dev/null
+    touch /tmp/enough; wait $flipping $drawing
     echo turns=$turns; echo done=$done; echo flips=$(wc -l </tmp/flips)
     echo nvme=$(grep nvme0q0 /proc/interrupts | awk '{{ print $2, $3 }}')
     echo blk=$(irqs virtio0-req)

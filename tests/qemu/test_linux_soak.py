@@ -87,6 +87,7 @@ class TestVectorsThatMove:
         taken = {name: sum(map(int, values[name].split())) for name in ("nvme", "blk", "rng")}
         assert sum(taken.values()) >= INTERRUPTS
         for name, count in taken.items():
+            # Fewer were counted where one came while the handler of the one before was still running, on another CPU perhaps.
             assert results[f"soak.{name}"]["calls"] >= count
 
     def test_each_request_was_answered(self, results):
