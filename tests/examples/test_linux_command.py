@@ -84,6 +84,7 @@ def test_how_it_ended_is_said_when_its_output_is_written(boots, capfd, tmp_path,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.usefixtures("signals_heard")
 def test_a_signal_ends_it(boots, capfd, tmp_path, number):
     out = tmp_path / "out"
 

@@ -81,7 +81,7 @@ class Program:
 
 
 @pytest.fixture
-def program():
+def program(signals_heard):
     program = Program()
     try:
         program.until(b"raw\r\n")
