@@ -36,13 +36,16 @@ MEMORY: Final = range(0xC000_0000, 0xFEC0_0000)
 """Where BARs in memory space are, unless it is said otherwise: above the RAM below 4 GiB, and below the IOAPIC."""
 PORTS: Final = range(0x1000, 0x1_0000)
 """Where BARs in port space are: above what a PC has of its own."""
-FIRST_GSI: Final = 16
-"""The pins of slots 0, 8, 16 and 24; the other slots have the seven that follow."""
 _ADDRESS: Final = 0xCF8
 _DATA: Final = 0xCFC
 _ENABLE: Final = 1 << 31
 _ADDRESS_BITS: Final = 0x80FF_FFFC
 _Found = tuple["PciSlot[PciDevice]", int, int]
+
+
+def pin_gsi(slot: int) -> int:
+    """The gsi of a slot's pin: 16..23, where an IOAPIC has no ISA lines; a guest's firmware is to tell it so (ACPI's _PRT)."""
+    return 16 + slot % 8
 
 
 @final
@@ -194,7 +197,7 @@ class PciBus:
         plugged = PciSlot(
             number,
             device,
-            gsi=FIRST_GSI + number % 8,
+            gsi=pin_gsi(number),
             irqs=self._irqs,
             vm=self._vm,
             changed=self._remap,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from aioirqfd.pci.bus import pin_gsi
 from examples.vmm.linux import address_map as at
 from examples.vmm.linux.aml import (
     Device,
@@ -139,7 +140,7 @@ def _dsdt() -> bytes:
             ),
         ),
         # Of each slot, all functions (0xffff), INTA (0): no link device (0), but a gsi.
-        Name("_PRT", Package(*(Package(slot << 16 | 0xFFFF, 0, 0, at.slot_gsi(slot)) for slot in at.PCI_SLOTS))),
+        Name("_PRT", Package(*(Package(slot << 16 | 0xFFFF, 0, 0, pin_gsi(slot)) for slot in at.PCI_SLOTS))),
     )
     serial = Device(
         "COM1",

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from aioirqfd.pci import bus
+
 GDT: Final = 0x500
 BOOT_PARAMS: Final = 0x7000
 PAGE_TABLES: Final = 0x9000
@@ -33,8 +35,8 @@ IOAPIC: Final = 0xFEC00000
 LOCAL_APIC: Final = 0xFEE00000
 TSS: Final = 0xFFFBD000
 
-PCI_MEMORY: Final = range(0xC0000000, 0xFEC00000)
-PCI_PORTS: Final = range(0x1000, 0x10000)
+PCI_MEMORY: Final = bus.MEMORY
+PCI_PORTS: Final = bus.PORTS
 PCI_CONFIG_PORTS: Final = range(0xCF8, 0xD00)
 
 COM1_PORTS: Final = range(0x3F8, 0x400)
@@ -49,10 +51,5 @@ COM1_GSI: Final = 4
 COM2_GSI: Final = 3
 SCI: Final = 9
 """The gsi of the ACPI events; level-triggered, active high."""
-PCI_SLOTS: Final = range(1, 32)
+PCI_SLOTS: Final = range(1, bus.SLOTS)
 """Slot 0 is the host bridge's."""
-
-
-def slot_gsi(slot: int) -> int:
-    """The gsi of a PCI slot's INTA: 16..23, level-triggered."""
-    return 16 + slot % 8
