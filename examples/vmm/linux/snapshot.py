@@ -36,6 +36,7 @@ async def save(machine: Machine, path: Path) -> None:
         SnapshotError: A device cannot be saved; the error says why.
         OSError: The file cannot be written.
     """
+    parts = await asyncio.to_thread(lambda: [*_written(machine.ram)])
     state = {
         "version": VERSION,
         "memory": machine.ram.size,
@@ -51,13 +52,13 @@ async def save(machine: Machine, path: Path) -> None:
         "pci": machine.pci.save(),
         "ports": [device.save_state() for device in machine.ports.devices],
         "irqs": machine.irqs.snapshot(),
-        "ram": [*_written(machine.ram)],
+        "ram": parts,
     }
 
     def write() -> None:
         with path.open("wb") as file:
             file.write(json.dumps(state).encode() + b"\n")
-            for start, size in _written(machine.ram):
+            for start, size in parts:
                 file.write(machine.ram.view[start : start + size])
 
     await asyncio.to_thread(write)
