@@ -7,7 +7,6 @@ import os
 import signal
 import termios
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -87,10 +86,11 @@ def test_how_it_ended_is_said_when_its_output_is_written(boots, capfd, tmp_path,
 @pytest.mark.usefixtures("signals_heard")
 def test_a_signal_ends_it(boots, capfd, tmp_path, number):
     out = tmp_path / "out"
+    os.mkfifo(out)
 
     def send() -> None:
-        while not (out.exists() and out.read_bytes()):
-            time.sleep(0.01)
+        with out.open("rb") as file:
+            assert file.read(3) == b"hi\n"
         os.kill(os.getpid(), number)
 
     with meanwhile(send):
