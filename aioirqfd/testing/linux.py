@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, final
 
@@ -35,7 +36,7 @@ from aioirqfd.virtio_pci import VirtioPci
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import TypeVar
 
@@ -376,23 +377,17 @@ async def guest(
             command += ["-append", f"{QEMU_COMMAND_LINE} {append}".strip()]
             await _start(stack, vm, command, [*plugged, *arguments])
         else:
-            functions = [_as_pci(one) for one in devices]
-            (console, agent), serial = zip(*(socket.socketpair() for _ in range(2)), strict=True)
-            for end in (console, agent, *serial):
-                stack.callback(end.close)
-            stack.push_async_callback(vm.aclose)
-            machine = vmm(
-                functions,
+            make = partial(
+                vmm,
+                [_as_pci(one) for one in devices],
                 kernel=chosen,
                 initrd=archive,
                 append=f"{COMMAND_LINE} {append}".strip(),
                 memory=memory,
                 cpus=cpus,
-                serial=serial,
                 tracer=tail,
             )
-            await stack.enter_async_context(machine)
-            await vm.boot(console, agent)
+            await _start_here(stack, vm, make)
         try:
             yield vm
         except Exception as error:
@@ -430,6 +425,18 @@ async def _start(stack: contextlib.AsyncExitStack, vm: Guest, command: Sequence[
     stack.callback(process.wait)
     stack.callback(process.kill)
     await vm.boot(*ours)
+
+
+async def _start_here(
+    stack: contextlib.AsyncExitStack, vm: Guest, make: Callable[..., AbstractAsyncContextManager[object]]
+) -> None:
+    """Start a VMM's machine, ended by the stack, and wait until the guest is up."""
+    (console, agent), serial = zip(*(socket.socketpair() for _ in range(2)), strict=True)
+    for end in (console, agent, *serial):
+        stack.callback(end.close)
+    stack.push_async_callback(vm.aclose)
+    await stack.enter_async_context(make(serial=serial))
+    await vm.boot(console, agent)
 
 
 def _as_pci(one: AnyDevice | tuple[AnyDevice, str]) -> PciDevice:
