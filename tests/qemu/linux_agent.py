@@ -360,14 +360,14 @@ async def devices(kernel: Path, initramfs: Path, check: str = "devices", *, by_k
     report(check, ran)
 
 
-async def fixture(kernel: Path, _: Path) -> None:
+async def fixture(_kernel: Path, _initramfs: Path) -> None:
     """``aioirqfd.testing.guest`` by this machine in place of QEMU: commands, a fault, the books of the interrupts, the tree."""
     faults, recorder = Faults(), FlightRecorder(capacity=1 << 14)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "disk")
         path.write_bytes(DISK)
         disk = faults.wrap(Blk(str(path)))
-        async with guest(disk, kernel=kernel, modules=["virtio_blk"], faults=faults, tracer=recorder, vmm=vmm) as vm:
+        async with guest(disk, modules=["virtio_blk"], faults=faults, tracer=recorder, vmm=vmm) as vm:
             await vm.run("echo 0 >/sys/block/vda/queue/read_ahead_kb", check=True)
             async with vm.books(recorder, device="Blk-1", address="00:01.0") as books:
                 said = await vm.run("dd if=/dev/vda bs=4096 count=50 2>/dev/null | sha256sum", check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -23,7 +24,7 @@ KERNEL, INITRAMFS = "/boot/vmlinuz", "/boot/initramfs"
 def nested(
     agent: str,
     *arguments: str,
-    inner: bytes,
+    inner: bytes | None = None,
     modules: Sequence[str] = (),
     files: Mapping[str, Path] | None = None,
     programs: Sequence[str] = (),
@@ -32,9 +33,9 @@ def nested(
     """The host, to boot.
 
     Args:
-        agent: The module that it runs, with KERNEL, INITRAMFS and the arguments.
+        agent: The module that it runs, with KERNEL and INITRAMFS, if there is one, and the arguments.
         arguments: More of its arguments.
-        inner: The initramfs of its guest.
+        inner: The initramfs of its guest; None: it boots none.
         modules: More that Python shall find there.
         files: More files.
         programs: Programs from here, with their libraries.
@@ -44,12 +45,12 @@ def nested(
     variables |= {name: value for name, value in os.environ.items() if name == "AIOIRQFD_PURE_PYTHON"}
     assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     python = Path(sys.executable).resolve()
-    command = shlex.join([str(python), "-W", warnings, "-m", agent, KERNEL, INITRAMFS, *arguments])
-    contents: dict[str, bytes | str | Path] = {KERNEL: kernel(), INITRAMFS: inner, **(files or {})}
+    boots: dict[str, bytes | str | Path] = {} if inner is None else {KERNEL: kernel(), INITRAMFS: inner}
+    command = shlex.join([str(python), "-W", warnings, "-m", agent, *boots, *arguments])
     return initramfs(
         f"ulimit -n 4096; {assignments} {command} 2>&1; echo AGENT ENDED $?",
         modules=["irqbypass", "kvm", "kvm-amd"],
-        files=python_files(agent, *LATER, *modules) | contents,
+        files=python_files(agent, *LATER, *modules) | boots | dict(files or {}),
         programs=programs,
     )
 
@@ -57,3 +58,12 @@ def nested(
 def host(linux: Linux, *, timeout: float, ram: int = 1 << 30) -> Qemu:
     """The machine that boots it: one CPU. ``timeout``: seconds of one wait."""
     return Qemu(linux=linux, cpu="qemu64,+svm,+npt", ram=ram, timeout=timeout)
+
+
+async def outcome(linux: Linux, *, timeout: float) -> tuple[list[str], dict[str, object]]:
+    """Run the agent to its end: what it said, and its results, each of which is a line of JSON after the word RESULT."""
+    async with host(linux, timeout=timeout) as qemu:
+        await qemu.wait_for("AGENT ENDED")
+        lines = qemu.console.lines
+    results = [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
+    return lines, dict(results)

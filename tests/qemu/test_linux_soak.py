@@ -1,6 +1,6 @@
 """Linux in the example VMM for as long as one likes: disks under load on two CPUs whose vectors move all the time, and boot after boot.
 
-``AIOIRQFD_SOAK=1000000 pytest -s --timeout 0 tests/qemu/test_linux_soak.py`` takes a million interrupts, and boots 20 times in a row
+``AIOIRQFD_SOAK=1000000 pytest -s --timeout 0 -o faulthandler_timeout=0 tests/qemu/test_linux_soak.py`` takes a million interrupts, and boots 20 times in a row
 and 5 times beside six busy loops. Without the variable it is 3,000 interrupts, and a boot of each kind.
 """
 
@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -27,27 +28,25 @@ INTERRUPTS = INTERRUPTS or 3_000
 SECONDS = 300 + 60 * PLAIN + 200 * BESIDE + INTERRUPTS / 25
 """More than it takes on the slowest machine; who hangs is found by the agent long before."""
 
+if TYPE_CHECKING:
+    from tests.qemu.harness import Linux
+
 pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.timeout(SECONDS + 60)]
 
 
-async def boot() -> tuple[list[str], dict[str, object]]:
+def host() -> Linux:
     with tempfile.TemporaryDirectory() as folder:
         program = build(Path(folder))
         inner = initramfs(SCRIPT, kernel=kernel(), modules=MODULES, files={"bin/vhost_load": program})
     numbers = map(str, (INTERRUPTS, PLAIN, BESIDE))
-    linux = nested_host.nested("tests.qemu.linux_soak_agent", *numbers, inner=inner)
-    async with nested_host.host(linux, timeout=SECONDS) as qemu:
-        await qemu.wait_for("AGENT ENDED")
-        lines = qemu.console.lines
-    results = [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
-    return lines, dict(results)
+    return nested_host.nested("tests.qemu.linux_soak_agent", *numbers, inner=inner)
 
 
 @pytest.fixture(scope="module")
 def outcome():
     # In a loop of its own: it is done once for all tests.
     with asyncio.Runner() as runner:
-        return runner.run(boot())
+        return runner.run(nested_host.outcome(host(), timeout=SECONDS))
 
 
 @pytest.fixture

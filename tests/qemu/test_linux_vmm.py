@@ -6,58 +6,39 @@ Two boots of QEMU do everything, under this very Python (:mod:`tests.qemu.linux_
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import re
-import shlex
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from aioirqfd.testing.initramfs import BUSYBOX, module_paths, modules_directory
 from aioirqfd.testing.initramfs import initramfs as archive_of
-from tests.qemu.harness import Linux, Qemu, initramfs, kernel
-from tests.qemu.initramfs import python_files, python_path
+from tests.qemu import nested_host
+from tests.qemu.harness import kernel
 from tests.qemu.linux_agent import CHECKS, DISK, FILES, MODULES, PROGRAMS, SCRIPT, TYPED, sha256
+
+if TYPE_CHECKING:
+    from tests.qemu.harness import Linux
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 
 LIMIT = 600
 """Seconds for all machines of a boot together: less than what ends pytest itself (faulthandler_timeout), so that a reason is given."""
-# What the agent imports only when it needs it.
-LATER = ("anyio._backends._asyncio", "concurrent.futures.thread", "aioirqfd.testing.linux")
-INITRAMFS = "/boot/initramfs"
-
-
 # By boot of QEMU.
 TOGETHER = (("off", "devices", "reset", "panic"), ("plain", "fixture", "moved"))
 
 
-def guest(checks: tuple[str, ...]) -> Linux:
-    variables = {"PYTHONPATH": ":".join(python_path())}
-    variables |= {name: value for name, value in os.environ.items() if name == "AIOIRQFD_PURE_PYTHON"}
-    assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
-    python = Path(sys.executable).resolve()
-    agent = f"{python} -W error -m tests.qemu.linux_agent {kernel()} {INITRAMFS} {' '.join(checks)}"
+def host(checks: tuple[str, ...]) -> Linux:
     # For the agent's own initramfs, too: busybox, and the modules where its kernel's are.
     modules = modules_directory(kernel())
     here = [kernel(), BUSYBOX, modules / "modules.dep", modules / "modules.builtin", *module_paths(kernel(), MODULES)]
-    archive = archive_of(SCRIPT, kernel=kernel(), modules=MODULES, files=FILES, programs=PROGRAMS)
-    inner = {str(path): path for path in here} | {INITRAMFS: archive}
-    return initramfs(
-        f"ulimit -n 4096; {assignments} {agent} 2>&1; echo AGENT ENDED $?",
-        modules=["irqbypass", "kvm", "kvm-amd"],
-        files=python_files("tests.qemu.linux_agent", *LATER) | inner,
+    return nested_host.nested(
+        "tests.qemu.linux_agent",
+        *checks,
+        inner=archive_of(SCRIPT, kernel=kernel(), modules=MODULES, files=FILES, programs=PROGRAMS),
+        modules=["aioirqfd.testing.linux"],
+        files={str(path): path for path in here},
     )
-
-
-async def boot(checks: tuple[str, ...]) -> tuple[list[str], dict[str, object]]:
-    async with Qemu(linux=guest(checks), cpu="qemu64,+svm,+npt", ram=1 << 30, timeout=LIMIT - 20) as qemu:
-        await qemu.wait_for("AGENT ENDED")
-        lines = qemu.console.lines
-    results = [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
-    return lines, dict(results)
 
 
 class Outcomes:
@@ -70,7 +51,7 @@ class Outcomes:
         if checks not in self._done:
             # In a loop of its own: it is done once for all tests.
             with asyncio.Runner() as runner:
-                self._done[checks] = runner.run(boot(checks))
+                self._done[checks] = runner.run(nested_host.outcome(host(checks), timeout=LIMIT - 20))
         return self._done[checks]
 
     def __getitem__(self, name):

@@ -6,19 +6,18 @@ One boot does everything, under this very Python (:mod:`tests.qemu.nested_agent`
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import re
-import shlex
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.conformance.run import ROWS
-from tests.qemu.harness import Linux, Qemu, initramfs
-from tests.qemu.initramfs import python_files, python_path
+from tests.qemu import nested_host
 from tests.qemu.nested_agent import MODES, ROUNDS
+
+if TYPE_CHECKING:
+    from tests.qemu.harness import Linux
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 
@@ -27,8 +26,6 @@ EXAMPLE = ROOT / "examples" / "howto_kvm.py"
 SHOWN = [row for row in ROWS.values() if row.scenario is not None]
 # What the agent imports only when it needs it.
 LATER = (
-    "anyio._backends._asyncio",
-    "concurrent.futures.thread",
     "tests.conformance.kernel",
     "tests.conformance.ours",
     "tests.conformance.run",
@@ -46,31 +43,15 @@ OLDER: dict[str, object] = {
 }
 
 
-def guest() -> Linux:
-    variables = {"PYTHONPATH": ":".join(python_path())}
-    variables |= {name: value for name, value in os.environ.items() if name == "AIOIRQFD_PURE_PYTHON"}
-    assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
-    python = Path(sys.executable).resolve()
-    return initramfs(
-        f"ulimit -n 4096; {assignments} {python} -W error -m tests.qemu.nested_agent 2>&1; echo AGENT ENDED $?",
-        modules=["irqbypass", "kvm", "kvm-amd"],
-        files=python_files("tests.qemu.nested_agent", *LATER) | {str(EXAMPLE): EXAMPLE},
-    )
-
-
-async def boot() -> tuple[list[str], dict[str, object]]:
-    async with Qemu(linux=guest(), cpu="qemu64,+svm,+npt", ram=1 << 30, timeout=250) as qemu:
-        await qemu.wait_for("AGENT ENDED")
-        lines = qemu.console.lines
-    results = [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
-    return lines, dict(results)
+def host() -> Linux:
+    return nested_host.nested("tests.qemu.nested_agent", modules=LATER, files={str(EXAMPLE): EXAMPLE})
 
 
 @pytest.fixture(scope="module")
 def outcome():
     # In a loop of its own: it is done once for all tests.
     with asyncio.Runner() as runner:
-        return runner.run(boot())
+        return runner.run(nested_host.outcome(host(), timeout=250))
 
 
 @pytest.mark.timeout(300)
