@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from aioirqfd.kvm import VcpuThread
 from examples.vmm.linux.bzimage import BzImage
 from examples.vmm.linux.errors import MachineError
 from examples.vmm.linux.machine import Ending, Machine
@@ -143,6 +144,36 @@ class TestEnding:
         thread.start()
         assert await running is Ending.STOPPED
         thread.join()
+
+    async def test_from_another_thread_while_its_vcpus_are_started(self, monkeypatch):
+        begun = threading.Event()  # the other thread is in end(), and waits there if it has to, or has come out of it
+
+        class Lock:
+            def __init__(self, lock):
+                self.lock = lock
+
+            def __enter__(self):
+                if threading.current_thread() is other:
+                    begun.set()
+                self.lock.acquire()
+
+            def __exit__(self, *_):
+                self.lock.release()
+
+        def start(thread):
+            real(thread)
+            if other.ident is None:
+                other.start()
+                begun.wait()
+
+        real = VcpuThread.start
+        monkeypatch.setattr(VcpuThread, "start", start)
+        async with Machine(memory=MEMORY, cpus=2) as machine:
+            other = threading.Thread(target=lambda: (machine.end(Ending.STOPPED), begun.set()))
+            machine._starting = Lock(threading.Lock())
+            machine.load(kernel(SPIN))
+            assert await machine.run() is Ending.STOPPED
+            other.join()
 
     async def test_before_it_runs(self, machine):
         machine.end(Ending.STOPPED)

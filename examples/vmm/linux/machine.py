@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import threading
 from typing import TYPE_CHECKING, Final, Self, final
 
 from aioirqfd import IrqchipPin, IrqManager
@@ -109,6 +110,7 @@ class Machine:
         self._stack = contextlib.AsyncExitStack()
         self._vcpus: Final[list[Vcpu]] = []
         self._threads: Final[list[VcpuThread]] = []
+        self._starting = threading.Lock()  # a thread that was told to stop cannot be started any more
         self._watching: Final[list[asyncio.Task[None]]] = []
         self.ports: Final = PortTable()
 
@@ -173,14 +175,15 @@ class Machine:
         """
         if self._threads:
             raise RuntimeError("a machine runs once: make another one")
-        self._threads.extend(
-            VcpuThread(vcpu, self.ports, name=f"vcpu {number}") for number, vcpu in enumerate(self._vcpus)
-        )
-        self._watching.extend(map(self._loop.create_task, map(self._watch, self._threads, self._vcpus)))
         try:
-            self.resume()  # what was restored
-            for thread in self._threads:
-                thread.start()
+            with self._starting:
+                self._threads.extend(
+                    VcpuThread(vcpu, self.ports, name=f"vcpu {number}") for number, vcpu in enumerate(self._vcpus)
+                )
+                self._watching.extend(map(self._loop.create_task, map(self._watch, self._threads, self._vcpus)))
+                self.resume()  # what was restored
+                for thread in self._threads:
+                    thread.start()
             return await self._ended
         finally:
             await self._stop()
@@ -219,8 +222,9 @@ class Machine:
     def end(self, ending: Ending) -> None:
         """Let :meth:`run` return this. The first one counts. From any thread; from a device's, its vCPU does not go on."""
         self._loop.call_soon_threadsafe(self._settle, ending)
-        for thread in self._threads:
-            thread.request_stop()
+        with self._starting:
+            for thread in self._threads:
+                thread.request_stop()
 
     async def _watch(self, thread: VcpuThread, vcpu: Vcpu) -> None:
         """Wait for the end of a vCPU's thread, which ends the run."""
