@@ -170,7 +170,7 @@ class TestEnding:
         monkeypatch.setattr(VcpuThread, "start", start)
         async with Machine(memory=MEMORY, cpus=2) as machine:
             other = threading.Thread(target=lambda: (machine.end(Ending.STOPPED), begun.set()))
-            machine._starting = Lock(threading.Lock())
+            monkeypatch.setattr(machine, "_starting", Lock(threading.Lock()))
             machine.load(kernel(SPIN))
             assert await machine.run() is Ending.STOPPED
             other.join()
