@@ -18,9 +18,8 @@ from typing import Final
 from aioirqfd.testing.initramfs import GuestError, initramfs
 from tests.qemu import program
 from tests.qemu.initramfs import APPEND, python_files, python_path
+from tests.qemu.nested_host import CPU, INITRAMFS, KERNEL, TICKS
 
-KERNEL, INITRAMFS = "/boot/vmlinuz", "/boot/initramfs"
-CPU: Final = "qemu64,+svm,+npt"
 # What the command imports only when it needs it.
 LATER: Final = ("anyio._backends._asyncio", "concurrent.futures.thread", "examples.vmm.linux.command")
 ENDED: Final = "VMM ENDED"
@@ -65,7 +64,7 @@ def main() -> None:
         command = [qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-machine", "q35,accel=tcg", "-cpu", CPU, "-m", "1G"]
         command += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]  # Ctrl-C is the guest's
-        command += ["-kernel", str(kernel), "-initrd", f"/dev/fd/{file.fileno()}", "-append", APPEND]
+        command += ["-kernel", str(kernel), "-initrd", f"/dev/fd/{file.fileno()}", "-append", f"{APPEND} {TICKS}"]
         os.execv(qemu, command)
 
 
