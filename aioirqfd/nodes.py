@@ -317,6 +317,11 @@ def entries() -> list[Entry]:
     return list(_entries.copy().values())
 
 
+def part_of_path(text: str) -> str:
+    """What can be a name, of a text that the program means for people: what a device is called, say."""
+    return "".join(one if one.isprintable() and one != "/" else "-" for one in text)
+
+
 def check_name(name: object, what: str) -> str | None:
     """A name that the program has given, or None.
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
 
     from aioirqfd.eventfd import EventFd
+    from aioirqfd.flight import FlightKind
     from aioirqfd.ioeventfd import IoEventFd
     from aioirqfd.pci.bar import Bar
     from aioirqfd.pci.capability import Capability
@@ -305,6 +306,23 @@ class PciDevice:
         self.interception = interception
         if self.function is not None:
             self.function.look_again()
+
+    def note(self, step: FlightKind, queue: int, request: int = 0) -> None:
+        """Have a flight recorder note a step of one of the device's own queues; without a recorder nothing happens.
+
+        So ``aioirqfd trace`` follows each request, and the ledger finds a completion that nobody was told of. The queues of a
+        :class:`~aioirqfd.virtio_pci.VirtioPci` do so by themselves.
+
+        Args:
+            step: ``KICK``, the queue is looked into; ``REQUEST_BEGUN`` and ``REQUEST_COMPLETED``, the driver has the answer;
+                ``CALL``, the driver is interrupted for what was completed, just before that is done.
+            queue: Its number, 0..2**32-1.
+            request: The number by which the queue's requests that are under way are told apart, 0..2**64-1.
+
+        Threads: the loop's.
+        """
+        if self.function is not None:
+            self.function.note(step, queue, request)
 
     def trace_once(self, event: str, **fields: object) -> None:
         """Have something traced the first time that it happens, with these very fields."""

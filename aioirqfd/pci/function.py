@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar, final
 
 from aioirqfd import nodes
-from aioirqfd.flight import FlightKind, flight_of
+from aioirqfd.flight import Flight, FlightKind, flight_of
 from aioirqfd.ioeventfd import IoBus
 from aioirqfd.irqfd.guard import guarded
 from aioirqfd.pci.bar import BARS, PAGE, Bar, check_bars
@@ -87,7 +87,7 @@ class PciFunction(Generic[_Device]):
             ``read_only_write``.
         max_maps: How many DMA mappings there may be.
         failed: Hears what the device's ``background()`` raised.
-        name: What its managers' names begin with, in :mod:`aioirqfd.inspect`.
+        name: What its managers' names begin with, in :mod:`aioirqfd.inspect`, and those of its queues in a flight recorder's file.
         host: Who has it in a slot, keeps its MSI-X table and injects its vectors; None: the function keeps what a driver writes to the
             table, and whoever serves it binds the vectors.
 
@@ -121,7 +121,7 @@ class PciFunction(Generic[_Device]):
         self.host: Final = host
         self.tracer: Final = guarded(tracer, device=name_of(device))
         self.reports: Reports | None = None
-        self.name: Final = name_of(device) if name is None else name
+        self.name: Final = nodes.part_of_path(name_of(device) if name is None else name)
         self._failed = failed
         self._once: set[object] = set()
         self.bars, capabilities = _with_msix(device)
@@ -151,7 +151,8 @@ class PciFunction(Generic[_Device]):
         count = max([device.vectors, *(one.vectors for one in (self.msi, self.msix) if one is not None)])
         self.interrupts: Final = Interrupts(count, tracer=self.tracer, name=f"{self.name}-vectors", host=host)
         self.dma: Final = Dma(max_maps=max_maps)
-        self._flight = flight_of(tracer, name_of(device))
+        self._flight = flight_of(tracer, self.name)
+        self._queues: dict[int, Flight] = {}  # who writes the records of the device's own queues
         self.shared: dict[int, SharedMemory] = {}
         self._buses: dict[int, IoBus] = {}
         self.doorbells: dict[int, list[IoEventFd]] = {}
@@ -306,6 +307,16 @@ class PciFunction(Generic[_Device]):
                 self.shared[region].view[start : start + length] = piece
             elif kind is None:
                 await self.device.write(region, start, piece)
+
+    def note(self, step: FlightKind, queue: int, request: int) -> None:
+        """Have a flight recorder note a step of one of the device's own queues: :meth:`PciDevice.note`."""
+        if self._flight is None:
+            return
+        flight = self._queues.get(queue)
+        if flight is None:
+            flight = Flight(self._flight.recorder, self._flight.recorder.source(f"{self.name} queue {queue}"))
+            self._queues[queue] = flight
+        flight.put(step, queue, request)
 
     def look_again(self) -> None:
         """The device has an interception now, or none any more; :meth:`PciDevice.intercept` calls it."""

@@ -17,6 +17,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar, final
 
+from aioirqfd import nodes
 from aioirqfd.errors import ClosedError
 from aioirqfd.eventfd import EventFd
 from aioirqfd.irqfd.msix import MsixTable
@@ -105,7 +106,7 @@ class PciSlot(Generic[_Device]):
         self.number: Final = number
         self.device: Final = device
         self.gsi: Final = gsi
-        self.name: Final = f"{name_of(device)}-{number}"
+        self.name: Final = nodes.part_of_path(f"{name_of(device)}-{number}")
         self._irqs = irqs
         self._vm = vm
         self._loop = asyncio.get_running_loop()

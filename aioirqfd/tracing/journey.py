@@ -10,7 +10,7 @@ is said of its time.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, final
 
@@ -165,7 +165,7 @@ class Journeys:
     Attributes:
         all: In the order of their first records.
         queues: By source.
-        vectors: By source and vector, how often a PCI device interrupted by it.
+        vectors: By source and vector, when a PCI device interrupted by it.
         raised: By source and gsi, when a line that is up went up.
         masked: Since when irqfds are masked.
         unrouted: Since when they wait for a route.
@@ -181,7 +181,7 @@ class Journeys:
     def __init__(self, records: Iterable[FlightRecord], *, whole: bool = True, until_ns: int = 0) -> None:
         self.all: list[Journey] = []
         self.queues: dict[str, Queue] = {}
-        self.vectors: Counter[tuple[str, int]] = Counter()
+        self.vectors: dict[tuple[str, int], list[int]] = {}
         self.raised: dict[tuple[str, int], tuple[int, Journey | None]] = {}
         self.masked: dict[Irq, int] = {}
         self.unrouted: dict[Irq, int] = {}
@@ -236,7 +236,7 @@ class Journeys:
             elif kind is not FlightKind.BOUND:
                 self._note(record, kind, irq)
         elif kind is FlightKind.VECTOR:
-            self.vectors[source, as_number(fields["vector"])] += 1
+            self.vectors.setdefault((source, as_number(fields["vector"])), []).append(record.time_ns)
         elif kind is FlightKind.PAUSED:
             self.paused[source] = record.time_ns
         elif kind is FlightKind.RESUMED:

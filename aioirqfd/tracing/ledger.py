@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.flight import FlightKind
 from aioirqfd.tracing.journey import BEGINNINGS, Journeys, as_number
-from aioirqfd.tracing.trouble import troubles
+from aioirqfd.tracing.trouble import VECTORS, troubles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from aioirqfd.tracing.flight_log import FlightLog
 
-_VECTORS: Final = re.compile(r"(?P<device>.*)-vectors(?P<number> \d+)?")
-"""What the manager of a PCI device's interrupts is called in a flight file; one of several of the same name has a number."""
 _QEMU: Final = re.compile(r"\bvfio_msi_interrupt\s+\((?P<device>.*)\) vector (?P<vector>\d+)")
 _ROW: Final = re.compile(r"\s*(?P<irq>\d+):(?P<rest>.*)")
 _MSI: Final = re.compile(
@@ -35,7 +33,7 @@ _MSI: Final = re.compile(
 )
 _DEVICE_SHIFT, _VECTOR_MASK = 11, 0x7FF
 """Where Linux up to 6.1 has a device's bus, device and function in the number of a PCI-MSI interrupt, and its vector."""
-_OWED: Final = frozenset({"not_injected", "dropped", "no_interrupt", "not_completed", "wrong_vector"})
+_OWED: Final = frozenset({"not_injected", "dropped", "no_interrupt", "not_completed", "wrong_vector", "not_sent"})
 """Troubles that somebody waits for the end of."""
 
 
@@ -209,8 +207,8 @@ def ledger(
     Raises:
         LedgerError: There are several to choose from, or none.
     """
-    matches = filter(None, map(_VECTORS.fullmatch, log.sources.values()))
-    devices = {found["device"] + (found["number"] or ""): found.string for found in matches}
+    matches = filter(None, map(VECTORS.fullmatch, log.sources.values()))
+    devices = {found["device"] + (found["number"] or ""): found for found in matches}
     device = _one("PCI device in the flight file", devices.keys(), device)
     seen = counted = None
     if qemu is not None:
@@ -224,11 +222,13 @@ def ledger(
         counted = {one.vector: found for one, found in guest.items() if one.address == address}
     records = [record for record in log.records if record.time_ns >= since_ns]
     whole = not since_ns and not log.overwritten
-    queues = [record for record in records if str(record.fields.get("source", "")).startswith(f"{device} queue ")]
+    own = devices[device]
+    is_own = re.compile(rf"{re.escape(own['device'])} queue \d+{own['number'] or ''}").fullmatch
+    queues = [record for record in records if is_own(str(record.fields.get("source", "")))]
     found = troubles(log, Journeys(queues, whole=whole, until_ns=_until(log)), slow_ns=slow_ns)
     return Ledger(
         device,
-        _Books(log, devices[device], seen, counted, since_ns, slow_ns).entries(),
+        _Books(log, own.string, seen, counted, since_ns, slow_ns).entries(),
         [one.text for one in found if one.what in _OWED],
         not log.overwritten,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -34,6 +35,10 @@ _QUEUED: Final = frozenset({FlightKind.WAKEUP, FlightKind.HELD, FlightKind.DEFER
 _MOST_NAMED: Final = 3
 _PIN: Final = "pin"
 """What the irqfd of a PCI device's interrupt pin is called."""
+_VECTOR: Final = "vector "
+"""What that of a vector begins with."""
+VECTORS: Final = re.compile(r"(?P<device>.*)-vectors(?P<number> \d+)?")
+"""What the manager of a PCI device's interrupts is called; one of several of the same name has a number."""
 
 
 class Trouble(NamedTuple):
@@ -41,7 +46,7 @@ class Trouble(NamedTuple):
 
     Attributes:
         what: Which: ``not_injected``, ``not_acknowledged``, ``storm``, ``long_wait``, ``no_interrupt``, ``no_completion``,
-            ``dropped``, ``failed``, ``handler_raised``, ``not_completed``, ``wrong_vector``.
+            ``dropped``, ``failed``, ``handler_raised``, ``not_completed``, ``wrong_vector``, ``not_sent``.
         text: A sentence.
         time_ns: When it began.
         gsi: Whose; None: it is a queue's.
@@ -85,7 +90,7 @@ def troubles(log: FlightLog, journeys: Journeys, *, slow_ns: int) -> list[Troubl
         *_not_acknowledged(log, journeys, slow_ns),
         *_counted(log, journeys),
         *_of_queues(log, journeys, slow_ns),
-        *_wrong_vectors(log, journeys),
+        *_astray(log, journeys, slow_ns),
         *_storms(log, journeys),
         *_long_waits(log, journeys, slow_ns),
     ]
@@ -214,15 +219,17 @@ def _another(queue: Queue, completed_ns: int, journeys: Journeys) -> str | None:
     return None
 
 
-def _wrong_vectors(log: FlightLog, journeys: Journeys) -> Iterator[Trouble]:
-    """A vector that was signalled, and another one by which a PCI device interrupted in its place."""
+def _astray(log: FlightLog, journeys: Journeys, slow_ns: int) -> Iterator[Trouble]:
+    """A PCI device's vector that was injected, and another one went out in its place, or none."""
     injected: dict[tuple[str, int], list[Journey]] = {}
     for journey in journeys.all:
-        if journey.injected_ns is not None and called(journey.irq, log) != _PIN:  # that interrupts once for many
+        # The pin interrupts once for many.
+        if journey.injected_ns is not None and called(journey.irq, log) != _PIN:
             injected.setdefault((journey.irq.source, journey.irq.gsi), []).append(journey)
-    surplus = {key: count - len(injected.get(key, ())) for key, count in journeys.vectors.items()}
+    surplus = {key: len(sent) - len(injected.get(key, ())) for key, sent in journeys.vectors.items()}
     for (source, vector), own in injected.items():
-        missing = len(own) - journeys.vectors[source, vector]
+        sent = journeys.vectors.get((source, vector), [])
+        missing = len(own) - len(sent)
         others = [other for (whose, other), more in surplus.items() if whose == source and more > 0]
         if journeys.whole and missing > 0 and others:
             text = (
@@ -230,6 +237,21 @@ def _wrong_vectors(log: FlightLog, journeys: Journeys) -> Iterator[Trouble]:
                 f" which nobody had signalled, the first of all {_at(log, own[0].at_ns)}: the wrong vector"
             )
             yield Trouble("wrong_vector", text, own[0].at_ns, vector)
+        elif VECTORS.fullmatch(source) and (called(own[0].irq, log) or "").startswith(_VECTOR):
+            # Each goes out while it is injected; one that came later tells of all before it.
+            kept = [one for one in own if one.whole and _before_injection(one) > max(sent, default=0)]
+            if kept and journeys.until_ns - kept[0].at_ns >= slow_ns:
+                age = seconds(journeys.until_ns - kept[0].at_ns)
+                text = (
+                    f"{name(kept[0].irq, log)}: {len(kept)} injected and not sent on, the first {_at(log, kept[0].at_ns)}, {age} ago:"
+                    " a fault that was set drops it, or keeps it back"
+                )
+                yield Trouble("not_sent", text, kept[0].at_ns, vector)
+
+
+def _before_injection(journey: Journey) -> int:
+    """The time of the step before the sink had it."""
+    return max(step.time_ns for step in journey.steps if step.kind is not FlightKind.INJECTED)
 
 
 def _storms(log: FlightLog, journeys: Journeys) -> Iterator[Trouble]:

@@ -113,7 +113,7 @@ class Server:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._key = nodes.add("vfio_user", self, Server._node, name=name, loop=Server._loop_of)
         self.function: Final = PciFunction(
-            device, tracer=own, failed=self._background_failed, name=f"vfio_user-{self._key}"
+            device, tracer=own, failed=self._background_failed, name=f"{name_of(device)}-{self._key}"
         )
 
     def _loop_of(self) -> asyncio.AbstractEventLoop | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
+from aioirqfd.serving.reports import name_of
 from aioirqfd.serving.terminal import GONE
 from aioirqfd.vhost_user.errors import RefusedError, RingError
 from aioirqfd.vhost_user.kick import Kick
@@ -64,6 +65,7 @@ class Vring:
         self.index: Final = index
         self.requests: Final = Requests(
             index,
+            name=name_of(device),
             device=device,
             ring=calls.ring,
             broken=self._break,

@@ -45,6 +45,7 @@ class Requests:
 
     Args:
         index: The queue's number.
+        name: What its source in a flight recorder's file begins with.
         device: Who handles the requests.
         ring: Interrupts for a queue.
         broken: Called when the driver has broken the ring, which is to be stopped: :meth:`stop`.
@@ -66,6 +67,7 @@ class Requests:
         self,
         index: int,
         *,
+        name: str,
         device: Device,
         ring: Callable[[int], None],
         broken: Callable[[VirtqueueError], object],
@@ -87,7 +89,7 @@ class Requests:
         self._interrupt = _interrupt_of(device)
         self._eager = eager
         self._reports = reports
-        self._flight = flight_of(reports.tracer, f"{self._name} queue {index}")
+        self._flight = flight_of(reports.tracer, f"{name} queue {index}")
         self._loop = asyncio.get_running_loop()
         self._running: dict[asyncio.Task[int | None], Chain] = {}
         self._cancelled: set[asyncio.Task[int | None]] = set()

@@ -176,6 +176,7 @@ class VirtioPci(PciDevice):
             for index in range(count):
                 queue = PciQueue(
                     index,
+                    name=function.name,
                     most=self._most,
                     device=self.virtio,
                     ring=self._ring,

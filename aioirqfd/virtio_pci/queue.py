@@ -44,6 +44,7 @@ class PciQueue:
 
     Args:
         index: Its number.
+        name: What its source in a flight recorder's file begins with.
         most: Entries that its ring has at most, and unless the driver says otherwise.
         device: Who handles the requests.
         ring: Interrupts for a queue.
@@ -70,6 +71,7 @@ class PciQueue:
         self,
         index: int,
         *,
+        name: str,
         most: int,
         device: Device,
         ring: Callable[[int], None],
@@ -83,6 +85,7 @@ class PciQueue:
         self.doorbell: Final = EventFd()
         self.requests: Final = Requests(
             index,
+            name=name,
             device=device,
             ring=ring,
             broken=self._break,

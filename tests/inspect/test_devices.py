@@ -251,12 +251,22 @@ async def test_a_vfio_user_session_its_vectors_and_its_pin():
         quiet = {"bound": False, "masked": False, "pending": False, "sent": 0}
         assert interrupts["vectors"] == {"0": quiet, "1": quiet | {"pending": True}}
         assert interrupts["pin"] == {"wanted": False, "up": False, "disabled": False} | quiet
-        assert f"vfio_user-{key}-vectors" in read("managers")
+        called = f"{Dice.__qualname__}-{key}"
+        assert f"{called}-vectors" in read("managers")
         why = (
             "nobody has given it an eventfd to interrupt by: the guest has not enabled it, or the VMM has forgotten it"
         )
         owed = "An injection is owed; its signals are in its eventfd, uncounted."
-        assert read(f"managers/vfio_user-{key}-vectors/explain") == f"vector 1: {why}. {owed}"
+        assert read(f"managers/{called}-vectors/explain") == f"vector 1: {why}. {owed}"
+
+
+async def test_a_device_may_be_called_as_no_part_of_a_path_can():
+    device = PciDevice()
+    device.name, device.intx = "disk\n1/a", True
+    async with vfio_user_client(device):
+        ((key, node),) = read("vfio_user").items()
+        assert node["device"] == "disk\n1/a"
+        assert f"disk-1-a-{key}-vectors" in read("managers")
 
 
 async def test_a_vector_of_a_pci_device_says_what_it_waits_for():
@@ -287,7 +297,7 @@ async def test_a_virtio_device_by_vfio_user_shows_its_queues():
         queues = node["own"]["queues"]
         assert [queues[n]["vector"] for n in ("0", "1")] == [None, None]
         assert [queues[n]["running"] for n in ("0", "1")] == [False, False]
-        assert list(read(f"managers/vfio_user-{key}-doorbells/irqfds", 0)) == ["doorbell 0", "doorbell 1"]
+        assert list(read(f"managers/Upper-{key}-doorbells/irqfds", 0)) == ["doorbell 0", "doorbell 1"]
 
 
 def test_faults_show_what_is_set():

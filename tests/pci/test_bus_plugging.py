@@ -64,7 +64,9 @@ async def test_one_that_fails_or_is_cancelled_leaves_its_slot_free(machine):
     with pytest.raises(asyncio.CancelledError):
         await plugging
     assert device.function is None
-    assert (await machine.bus.plug(PciDevice())).number == 1
+    oddly = PciDevice()
+    oddly.name, oddly.vectors, oddly.bars = "disk/1", 1, (Bar(4096),)
+    assert (await machine.bus.plug(oddly)).name == "disk-1-1"
 
 
 async def test_what_was_taken_out_leaves_its_addresses(machine):

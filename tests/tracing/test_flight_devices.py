@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aioirqfd import EventFd
-from aioirqfd.faults import Drop, Faults, Match, Misroute
+from aioirqfd.faults import Drop, Faults, Match, Misroute, Withhold
 from aioirqfd.pci import Bar, PciDevice, PciFunction, Register
 from aioirqfd.testing import vhost_user_frontend
 from aioirqfd.tracing import FlightKind, FlightRecorder
 from aioirqfd.tracing.journey import Journeys
+from aioirqfd.tracing.ledger import ledger
 from aioirqfd.tracing.trouble import troubles
 from aioirqfd.virtio import Chain, Device
+from aioirqfd.virtio_pci import VirtioPci
 from examples.vhost_user_blk import Blk, Type
 
 if TYPE_CHECKING:
@@ -161,3 +163,71 @@ async def test_a_register_access_and_its_vector_are_there():
         if record.event in {"register_written", "register_read", "vector"}
     ]
     assert found == [("register_written", 0, 8), ("vector", None, 0), ("register_read", 0, 8)]
+
+
+class Pair(PciDevice):
+    bars, vectors = (Bar(4096),), 2
+
+
+async def taken(device: PciDevice, recorder: FlightRecorder, *vectors: int) -> None:
+    """Interrupt by each of them, after what was before it."""
+    for vector in vectors:
+        count = sum(record.event == "interrupt_injected" for record in recorder.records())
+        device.interrupt(vector)
+        while sum(record.event == "interrupt_injected" for record in recorder.records()) == count:
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("fault", [Drop(), Withhold()])
+@pytest.mark.parametrize("before", [0, 2])
+async def test_an_interrupt_that_goes_no_further_than_its_manager_is_named(fault, before):
+    """By the file alone: the sink has taken it, and the vector was not sent."""
+    recorder, faults = FlightRecorder(), Faults(nonconforming=True)
+    device = faults.wrap(Pair())
+    async with PciFunction(device, tracer=recorder) as function:
+        for vector in range(2):
+            function.interrupts.bind(vector, EventFd())
+        await taken(device, recorder, *[0] * before, 1)
+        assert not ledger(recorder.log(), slow_ns=0).owed
+        bad = faults.add(Match("interrupt", vector=0), fault)
+        await taken(device, recorder, 0, 1)
+        found = ledger(recorder.log(), slow_ns=0)
+        assert [(one.vector, one.owed) for one in found.entries] == [(0, True), (1, False)]
+        assert "1 injected and not sent on, the first at" in found.entries[0].said
+        assert found.entries[0].said.endswith("a fault that was set drops it, or keeps it back")
+        # One that goes through tells of all before it.
+        bad.remove()
+        await taken(device, recorder, 0)
+        assert not ledger(recorder.log(), slow_ns=0).owed
+
+
+async def test_a_device_notes_the_steps_of_its_own_queues():
+    recorder = FlightRecorder()
+    device = Pair()
+    device.note(FlightKind.KICK, 5)  # served by nobody: nothing happens
+    async with PciFunction(device, tracer=recorder, name="Pair-3") as function:
+        function.interrupts.bind(0, EventFd())
+        device.note(FlightKind.KICK, 5)
+        device.note(FlightKind.REQUEST_BEGUN, 5, 77)
+        device.note(FlightKind.REQUEST_COMPLETED, 5, 77)
+        found = ledger(recorder.log(), slow_ns=0)
+        assert found.owed
+        assert found.troubles[0].startswith("Pair-3 queue 5: 1 completions without an interrupt")
+        device.note(FlightKind.CALL, 5)
+        assert not ledger(recorder.log(), slow_ns=0).owed
+    assert steps(recorder, "Pair-3 queue 5") == [
+        ("queue_kicked", 5),
+        ("request_begun", 5, 77),
+        ("request_completed", 5, 77),
+        ("call_written", 5),
+    ]
+    async with PciFunction(Pair()):
+        pass
+
+
+@pytest.mark.parametrize("name", ["Upper-7", None])
+async def test_the_queues_and_the_vectors_of_a_virtio_function_have_one_name(name):
+    recorder = FlightRecorder()
+    async with PciFunction(VirtioPci(Upper()), tracer=recorder, name=name):
+        sources = set(recorder.log().sources.values())
+    assert {f"{name or 'Upper'}-vectors", f"{name or 'Upper'} queue 0", name or "Upper"} <= sources

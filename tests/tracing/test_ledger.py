@@ -131,6 +131,13 @@ def test_a_completion_that_nobody_was_told_of_is_owed(book):
     assert "1 completions without an interrupt" in found.troubles[0]
 
 
+def test_the_queues_of_two_devices_of_one_name_are_told_apart(book):
+    book.queue.put(K.REQUEST_BEGUN, 0, 3)
+    book.queue.put(K.REQUEST_COMPLETED, 0, 3)
+    Book(book.recorder).sent(1)
+    assert [joined(book, device=name).owed for name in ("Nvme", "Nvme 2")] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("qemu", "guest", "said"),
     [
