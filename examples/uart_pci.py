@@ -10,6 +10,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as a path: python examples/uart_pci.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -49,6 +50,7 @@ class Uart(PciDevice):
         self.source, self.sink = source, sink
         self.chip = Ns16550()
         self.room = asyncio.Event()
+        self.paused = False
 
     def reset(self) -> None:
         self.chip.reset()
@@ -73,9 +75,23 @@ class Uart(PciDevice):
         """Let the pin be what the chip says, and input come as long as it is welcome."""
         if self.function is not None:
             self.pin = self.chip.interrupt
-        (self.room.set if self.chip.room else self.room.clear)()
+        (self.room.set if self.chip.room and not self.paused else self.room.clear)()
 
     # docs: end interrupts
+
+    async def pause(self) -> None:
+        self.paused = True
+        self.update()
+
+    def resume(self) -> None:
+        self.paused = False
+        self.update()
+
+    def save_state(self) -> dict[str, object]:
+        return {"chip": self.chip.save_state()}
+
+    def restore_state(self, state: dict[str, Any], /) -> None:
+        self.chip.restore_state(state["chip"])
 
     # docs: begin background
     async def background(self) -> None:
@@ -85,9 +101,9 @@ class Uart(PciDevice):
         while True:
             await self.room.wait()
             await readable(self.source)
-            if not (room := self.chip.room):
+            if not self.room.is_set():
                 continue  # no longer
-            if not (data := os.read(self.source, room)):
+            if not (data := os.read(self.source, self.chip.room)):
                 return
             self.chip.receive(data)
             self.update()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 
 import pytest
 
-from aioirqfd.pci import PciFunction
+from aioirqfd.pci import PciFunction, PciFunctionState
 from examples.ns16550 import FIFO
 from examples.uart_pci import Uart, readable
 
@@ -144,3 +145,28 @@ async def test_what_a_driver_looks_for(uart):
     assert (await read(uart, DATA), await read(uart, STATUS)) == (0x42, 0x60)
     await uart.reset()
     assert await uart.read(0, 0, 8) == bytes([0, 0, 1, 0, 0, 0x60, 0xB0, 0])
+
+
+async def test_it_is_saved_and_no_byte_is_taken_meanwhile(uart):
+    """What had come is in the state, with its interrupt; what comes during the pause stays where it is, for whoever goes on."""
+    await listen(uart)
+    await write(uart, SCRATCH, 0x5A)
+    await write(uart, ENABLE, 1)
+    os.write(uart.inside, b"ab")
+    await until(uart, lambda: uart.device.pin)
+    function = uart.device.function
+    await function.pause()
+    os.write(uart.inside, b"cd")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    state = PciFunctionState.from_dict(json.loads(json.dumps(function.save().to_dict())))
+    async with PciFunction(Uart(uart.device.source, uart.device.sink)) as other:
+        await other.pause()
+        await other.restore(state)
+        other.resume()
+        await until(uart, lambda: len(other.device.chip.received) == 4)
+        assert list(uart.device.chip.received) == list(b"ab")
+        assert other.device.pin
+        assert [(await other.read(0, DATA, 1))[0] for _ in range(4)] == list(b"abcd")
+        assert not other.device.pin
+        assert await other.read(0, SCRATCH, 1) == b"\x5a"
