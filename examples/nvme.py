@@ -12,11 +12,43 @@ import asyncio
 import ctypes
 import os
 import struct
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
+if not __package__:  # run as a path: python examples/nvme.py
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from aioirqfd.errors import SnapshotError
 from aioirqfd.pci import Bar, DmaError, PciDevice, PciExpress, PowerManagement, Register
+from aioirqfd.tracing import FlightKind
 from aioirqfd.vfio_user import main
+from examples.nvme_queues import (
+    ABORTED,
+    COMMAND,
+    COMPLETION,
+    EVENT,
+    INTERNAL_ERROR,
+    INVALID_COMPLETION_QUEUE,
+    INVALID_FIELD,
+    INVALID_LOG,
+    INVALID_NAMESPACE,
+    INVALID_OPCODE,
+    INVALID_QUEUE,
+    INVALID_SIZE,
+    INVALID_VECTOR,
+    OUT_OF_RANGE,
+    QUEUE_IN_USE,
+    SUCCESS,
+    TOO_MANY_EVENTS,
+    TRANSFER_ERROR,
+    Command,
+    CommandError,
+    CompletionQueue,
+    Status,
+    SubmissionQueue,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,81 +63,11 @@ MAX_PAGES: Final = 64
 MAX_EVENTS: Final = 4
 DOORBELLS: Final = 0x1000
 ALL_NAMESPACES: Final = 0xFFFFFFFF
-COMMAND: Final = struct.Struct("<BBHI8xQQQ6I")  # opcode, flags, id, namespace, metadata, PRP 1 and 2, dwords 10 to 15
-COMPLETION: Final = struct.Struct("<IIHHHH")
 _PUNCH: Final = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 
-class Status(int):
-    """A status code (4.6.1.2): what kind it is, times 256, and the code. A number above 0 is an error, and not to be retried."""
-
-
-SUCCESS = Status(0)
-INVALID_OPCODE, INVALID_FIELD, TRANSFER_ERROR, INTERNAL_ERROR = Status(0x01), Status(0x02), Status(0x04), Status(0x06)
-ABORTED, INVALID_NAMESPACE, OUT_OF_RANGE = Status(0x07), Status(0x0B), Status(0x80)
-INVALID_COMPLETION_QUEUE, INVALID_QUEUE, INVALID_SIZE = Status(0x100), Status(0x101), Status(0x102)
-TOO_MANY_EVENTS, INVALID_VECTOR, INVALID_LOG, QUEUE_IN_USE = Status(0x105), Status(0x108), Status(0x109), Status(0x10C)
-
-
-class CommandError(Exception):
-    """A command cannot be done; it is completed with this status."""
-
-    def __init__(self, status: Status) -> None:
-        super().__init__(f"status {status:#x}")
-        self.status = status
-
-
-class Command(NamedTuple):
-    """A submission queue entry (4.2)."""
-
-    opcode: int
-    flags: int
-    number: int
-    namespace: int
-    metadata: int
-    prp1: int
-    prp2: int
-    dw10: int
-    dw11: int
-    dw12: int
-    dw13: int
-    dw14: int
-    dw15: int
-
-
-@dataclass
-class CompletionQueue:
-    """Where the controller tells what is done."""
-
-    number: int
-    address: int
-    size: int
-    vector: int
-    interrupts: bool
-    head: int = 0
-    tail: int = 0
-    phase: int = 1
-    room: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass
-class SubmissionQueue:
-    """Where the driver says what to do."""
-
-    number: int
-    address: int
-    size: int
-    completions: CompletionQueue
-    head: int = 0
-    tail: int = 0
-    rung: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
-    late: set[asyncio.Task[None]] = field(default_factory=set)
-    """Commands that a fault keeps back (aioirqfd.faults)."""
-
-
 NAMES: Final = {0x00: "flush", 0x01: "write", 0x02: "read", 0x08: "write-zeroes", 0x09: "discard"}
-ADMIN_NAMES: Final = {0x06: "identify", 0x08: "abort", 0x09: "set-features", 0x0A: "get-features", 0x0C: "event"}
+ADMIN_NAMES: Final = {0x06: "identify", 0x08: "abort", 0x09: "set-features", 0x0A: "get-features", EVENT: "event"}
 
 
 @dataclass
@@ -153,9 +115,7 @@ class Request:
             self.interrupt()
 
     def interrupt(self) -> None:
-        there = self.queue.completions
-        if there.interrupts:
-            self.device.interrupt(there.vector)
+        self.device.call(self.queue)
 
     def misname(self, mask: int) -> None:
         self.command = self.command._replace(number=self.command.number ^ mask)
@@ -186,6 +146,8 @@ class Nvme(PciDevice):
     def __init__(self, path: str, *, shadow: bool = True) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self.blocks = os.fstat(self.fd).st_size // BLOCK
+        self.identity = b"\x52\x54\x00" + os.fstat(self.fd).st_ino.to_bytes(8, "big")[-5:]
+        """A number of the disk's own."""
         if not self.blocks:
             os.close(self.fd)
             raise ValueError(f"{path} has no whole block of {BLOCK} bytes")
@@ -200,6 +162,9 @@ class Nvme(PciDevice):
         """How often a doorbell was rung."""
         self.commands = 0
         """I/O commands that were completed."""
+        self.going = asyncio.Event()
+        self.going.set()
+        self.rested = asyncio.Event()
         self.admin: dict[int, Callable[[Command], Awaitable[int | None]]] = {
             0x00: self.delete_submission_queue,
             0x01: self.create_submission_queue,
@@ -261,10 +226,12 @@ class Nvme(PciDevice):
 
     def add_queue(self, queue: SubmissionQueue) -> None:
         self.submissions[queue.number] = queue
-        queue.task = asyncio.create_task(self.serve(queue), name=f"nvme queue {queue.number}")
+        if not self.status & 2:  # the controller has failed
+            queue.task = asyncio.create_task(self.serve(queue), name=f"nvme queue {queue.number}")
 
     async def remove_queue(self, queue: SubmissionQueue) -> None:
         del self.submissions[queue.number]
+        self.rested.set()
         if queue.task is not None and queue.task is not asyncio.current_task():
             queue.task.cancel()
             await asyncio.wait({queue.task})
@@ -353,31 +320,65 @@ class Nvme(PciDevice):
     async def take(self, queue: SubmissionQueue) -> None:
         """Take commands as they come."""
         while True:
-            while queue.head == queue.tail:
+            if queue.answered:
+                self.call(queue)
+            if not self.going.is_set():
+                await self.wait(queue, self.going)
+            if queue.done is not None:  # of an earlier life
+                await self.finish(queue, *queue.done)
+            elif queue.head == queue.tail:
                 queue.rung.clear()
                 queue.tail = await self.look(2 * queue.number, queue.head, queue.size)
                 if queue.head == queue.tail:
-                    await queue.rung.wait()
-            end = queue.tail if queue.tail > queue.head else queue.size
-            entries = await self.dma.read(queue.address + 64 * queue.head, 64 * (end - queue.head))
-            for values in COMMAND.iter_unpack(entries):
-                queue.head = (queue.head + 1) % queue.size
-                await self.execute(queue, Command._make(values))
-            if queue.completions.interrupts:
-                self.interrupt(queue.completions.vector)
+                    await self.wait(queue, queue.rung)
+            else:
+                await self.execute_all(queue)
+
+    async def execute_all(self, queue: SubmissionQueue) -> None:
+        """Do what the driver has put there, up to the ring's end, or to where the device is to be at rest."""
+        end = queue.tail if queue.tail > queue.head else queue.size
+        self.note(FlightKind.KICK, queue.number)
+        entries = await self.dma.read(queue.address + 64 * queue.head, 64 * (end - queue.head))
+        for values in COMMAND.iter_unpack(entries):
+            queue.head = (queue.head + 1) % queue.size
+            await self.execute(queue, Command._make(values))
+            if not self.going.is_set():
+                return
+
+    async def wait(self, queue: SubmissionQueue, event: asyncio.Event) -> None:
+        """Wait for what the driver does, and not while the device is to be at rest."""
+        if asyncio.current_task() is not queue.task:
+            await event.wait()
+            return
+        queue.resting = True
+        self.rested.set()
+        try:
+            await event.wait()
+            await self.going.wait()
+        finally:
+            queue.resting = False
 
     async def execute(self, queue: SubmissionQueue, command: Command) -> None:
         """Do one command, and complete it."""
+        if queue.number or command.opcode != EVENT:  # that waits for what may never come
+            self.note(FlightKind.REQUEST_BEGUN, queue.number, command.number)
         if self.interception is None:
             # No more than a disk without faults needs.
             result, status, waits = await self.perform(queue, command)
             if not waits:
-                await self.complete(queue, command, result, status)
+                await self.finish(queue, command, result, status)
             return
         task = await self.serve_request(Request(self, queue, command))
         if task is not None:
             queue.late.add(task)
             task.add_done_callback(queue.late.discard)
+            task.add_done_callback(lambda _: self.rested.set())
+
+    async def finish(self, queue: SubmissionQueue, command: Command, result: int, status: Status) -> None:
+        """Complete a command; until there is room for that, it is the queue's."""
+        queue.done = command, result, status
+        await self.complete(queue, command, result, status)
+        queue.done = None
 
     async def perform(self, queue: SubmissionQueue, command: Command) -> tuple[int, Status, bool]:
         """Do one command; its result, its status, and whether it is completed when there is an event."""
@@ -386,7 +387,7 @@ class Nvme(PciDevice):
             if queue.number:
                 self.commands += 1
                 result = await self.io[command.opcode](command) or 0
-            elif command.opcode == 0x0C:
+            elif command.opcode == EVENT:
                 if len(self.waiting) < MAX_EVENTS:
                     self.waiting.append((queue, command))
                     return 0, status, True
@@ -408,11 +409,10 @@ class Nvme(PciDevice):
         there = queue.completions
         while (there.tail + 1) % there.size == there.head:
             there.room.clear()
-            if there.interrupts:
-                self.interrupt(there.vector)  # for what is in there already
+            self.call(queue)  # for what is in there already
             there.head = await self.look(2 * there.number + 1, there.head, there.size)
             if (there.tail + 1) % there.size == there.head:
-                await there.room.wait()
+                await self.wait(queue, there.room)
         retry = 1 << 15 if status else 0
         entry = COMPLETION.pack(result, 0, queue.head, queue.number, command.number, retry | status << 1 | there.phase)
         place = there.address + COMPLETION.size * there.tail
@@ -420,13 +420,61 @@ class Nvme(PciDevice):
         if not there.tail:
             there.phase ^= 1
         await self.dma.write(place, entry)
+        queue.answered = True
+        self.note(FlightKind.REQUEST_COMPLETED, queue.number, command.number)
+
+    def call(self, queue: SubmissionQueue) -> None:
+        """Interrupt for what is in the completion queue, if the driver wants that."""
+        queue.answered = False
+        if queue.completions.interrupts:
+            self.note(FlightKind.CALL, queue.number)
+            self.interrupt(queue.completions.vector)
 
     async def event(self, bad_value: bool) -> None:  # noqa: FBT001  which of the two it is
         """The driver has rung a doorbell that is not there, or with a value that cannot be (5.2.1)."""
         if self.waiting:
             queue, command = self.waiting.pop(0)
             await self.complete(queue, command, int(bad_value) << 8 | 0x01 << 16, SUCCESS)
-            self.interrupt(queue.completions.vector)
+            self.call(queue)
+
+    # -- at rest, and as another process left it ----------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        """Carry out what was taken. What is in the queues stays there, and what has no room for its completion is in the state."""
+        self.going.clear()
+        while any(queue.busy for queue in self.submissions.values()):
+            self.rested.clear()
+            await self.rested.wait()
+
+    def resume(self) -> None:
+        self.going.set()
+
+    def under_way(self) -> list[str]:
+        return [f"a command of queue {queue.number}" for queue in self.submissions.values() if queue.busy]
+
+    def save_state(self) -> dict[str, object]:
+        return {
+            "blocks": self.blocks,
+            "identity": self.identity.hex(),
+            "completions": [queue.save() for queue in self.completions.values()],
+            "submissions": [queue.save() for queue in self.submissions.values()],
+            "features": [list(feature) for feature in self.features.items()],
+            "waiting": [[queue.number, list(command)] for queue, command in self.waiting],
+            "shadows": self.shadows,
+        }
+
+    def restore_state(self, state: dict[str, Any], /) -> None:
+        if state["blocks"] != self.blocks:
+            raise SnapshotError(f"the disk had {state['blocks']} blocks of {BLOCK} bytes, and has {self.blocks}")
+        self.identity = bytes.fromhex(state["identity"])  # the driver knows the disk by it
+        self.features = dict(state["features"])
+        self.shadows = state["shadows"] and tuple(state["shadows"])
+        self.completions = {values[0]: CompletionQueue(*values) for values in state["completions"]}
+        for number, address, size, completions, *counters, done in state["submissions"]:
+            queue = SubmissionQueue(number, address, size, self.completions[completions], *counters)
+            queue.done = done and (Command(*done[0]), done[1], Status(done[2]))
+            self.add_queue(queue)
+        self.waiting = [(self.submissions[number], Command(*command)) for number, command in state["waiting"]]
 
     # -- data --------------------------------------------------------------------------------------------------------
 
@@ -579,21 +627,17 @@ class Nvme(PciDevice):
             case 0x02:
                 data = struct.pack("<I", 1) if command.namespace < 1 else b""
             case 0x03 if command.namespace == 1:
-                data = bytes([1, 8, 0, 0]) + self.unique()  # EUI-64
+                data = bytes([1, 8, 0, 0]) + self.identity  # EUI-64
             case 0x00 | 0x03:
                 raise CommandError(INVALID_NAMESPACE)
             case _:
                 raise CommandError(INVALID_FIELD)
         await self.give(command, data.ljust(PAGE, b"\0"), PAGE)
 
-    def unique(self) -> bytes:
-        """A number of the disk's own."""
-        return b"\x52\x54\x00" + os.fstat(self.fd).st_ino.to_bytes(8, "big")[-5:]
-
     def controller_data(self) -> bytes:
         """What the controller is (5.15.2.2)."""
         data = bytearray(PAGE)
-        serial, model, firmware = f"aioirqfd{self.unique().hex()}"[:20], "aioirqfd example disk", "1"
+        serial, model, firmware = f"aioirqfd{self.identity.hex()}"[:20], "aioirqfd example disk", "1"
         struct.pack_into(
             "<HH20s40s8s", data, 0, self.vendor_id, 0, _text(serial, 20), _text(model, 40), _text(firmware, 8)
         )
@@ -612,7 +656,7 @@ class Nvme(PciDevice):
         data = bytearray(PAGE)
         struct.pack_into("<QQQ", data, 0, self.blocks, self.blocks, self.blocks)
         data[33] = 0x09  # what is deallocated reads as zeroes
-        data[120:128] = self.unique()
+        data[120:128] = self.identity
         data[130] = BLOCK.bit_length() - 1
         return bytes(data)
 

@@ -11,8 +11,10 @@ import struct
 import pytest
 
 from aioirqfd import EventFd
-from aioirqfd.errors import SnapshotError
+from aioirqfd.faults import Drop, Faults, Match, Withhold
 from aioirqfd.pci import PciFunction
+from aioirqfd.tracing import FlightRecorder
+from aioirqfd.tracing.ledger import ledger
 from examples.nvme import BLOCK, MAX_EVENTS, PAGE, QUEUES, Nvme
 
 RAM = 1 << 20
@@ -104,6 +106,11 @@ class Driver:
         answered, result, status = await self.next(queue)
         assert answered == number
         return result, status
+
+
+async def wait_for(found):
+    while not found():
+        await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -299,11 +306,45 @@ def test_an_image_that_is_none(tmp_path):
         Nvme(str(tmp_path / "none"))
 
 
-async def test_it_says_that_its_queues_cannot_be_saved(driver):
-    await driver.function.pause()
-    with pytest.raises(
-        SnapshotError, match=r"Nvme has attributes beside its registers \(admin, .*submissions.*\): override"
-    ):
-        driver.function.save()
-    driver.function.resume()
-    assert await driver.ask(0, IDENTIFY, prp1=0x8000, dw=(1,)) == (0, 0)
+async def test_a_flight_recorder_has_its_queues(image, tmp_path):
+    recorder, faults = FlightRecorder(), Faults(nonconforming=True)
+    device = faults.wrap(Nvme(str(image)))
+    async with PciFunction(device, tracer=recorder, name="Nvme-2") as function:
+        driver = Driver(function, tmp_path)
+        await driver.enable()
+        await driver.make_queue(1)
+        number = driver.number + 1
+        assert await driver.ask(1, 0x00) == (0, 0)
+        assert [
+            (record.event, record.fields.get("head"))
+            for record in recorder.records()
+            if record.fields.get("source") == "Nvme-2 queue 1"
+        ] == [
+            ("queue_kicked", None),
+            ("request_begun", number),
+            ("request_completed", number),
+            ("call_written", None),
+        ]
+        driver.push(0, 0x0C)  # waits for an event: nothing is late
+        await driver.kick(0)
+        assert await driver.ask(0, IDENTIFY, prp1=0x8000, dw=(1,)) == (0, 0)
+        assert not ledger(recorder.log(), slow_ns=0).owed
+        # One command that is kept back, and one whose interrupt is lost: each is named, and the first one is no interrupt for nothing.
+        faults.add(Match("flush"), Withhold())
+        driver.push(1, 0x00)
+        await driver.kick(1)
+        await wait_for(lambda: device.submissions[1].late)
+        faults.add(Match("interrupt", vector=1), Drop())
+        driver.push(1, 0x08, dw=(16, 0, 15))
+        await driver.kick(1)
+        await wait_for(lambda: len([one for one in recorder.records() if one.fields.get("head") == number + 4]) == 2)
+        await function.interrupts.flush()
+        found = ledger(recorder.log(), slow_ns=0)
+        assert ["Nvme-2 queue 1: 1 requests were begun and not completed" in one for one in found.troubles] == [True]
+        assert [one.said.partition(": ")[2].partition(",")[0] for one in found.entries if one.owed] == [
+            "1 injected and not sent on"
+        ]
+        assert "interrupts without a completion" not in str(found)
+        await device.reset()
+        driver.close()
+        device.close()

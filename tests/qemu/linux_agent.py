@@ -103,10 +103,12 @@ if word check.devices; then
     devices
 fi
 if word check.moves; then
-    echo 0 >/sys/block/vda/queue/read_ahead_kb
+    for disk in vda nvme0n1; do echo 0 >/sys/block/$disk/queue/read_ahead_kb; done
     for turn in 1 2 3 4 5 6 7 8; do
         echo 1 >/proc/sys/vm/drop_caches
+        dd if=/dev/nvme0n1 bs=4096 count=50 2>/dev/null | sha256sum | sed "s/^/nvme$turn=/" &
         dd if=/dev/vda bs=4096 count=150 2>/dev/null | sha256sum | sed "s/^/turn$turn=/"
+        wait
     done
     echo blkirqs=$(irqs virtio0-req)
 fi
@@ -390,16 +392,17 @@ async def plain(kernel: Path, initramfs: Path) -> None:
 
 
 async def moved(kernel: Path, initramfs: Path) -> None:
-    """Saved to a file while Linux reads its disk, three times, and each time it goes on in another machine."""
+    """Saved to a file while Linux reads its disks, three times, and each time it goes on in another machine."""
     calls, seconds = 0, []
     with tempfile.TemporaryDirectory() as folder:
         disk, file = Path(folder, "disk"), Path(folder, "machine")
         disk.write_bytes(DISK)
         console = Console()
         for life in range(4):
-            blk = VirtioPci(Blk(str(disk)))
+            blk, nvme = VirtioPci(Blk(str(disk))), Nvme(str(disk))
             async with pc(console=console, cpus=2) as ran:
                 await ran.machine.pci.plug(blk)
+                await ran.machine.pci.plug(nvme)
                 if life:
                     await snapshot.restore(ran.machine, file)
                 running = asyncio.create_task(ran.run(None if life else kernel, initramfs, "check.moves"))
@@ -414,6 +417,7 @@ async def moved(kernel: Path, initramfs: Path) -> None:
                 await running
                 calls += sum(queue.calls for queue in blk.statistics())
             blk.close()
+            nvme.close()
             say(f"moved.ending{life}", ran.ending)
     say("moved.calls", calls)
     say("moved.seconds", seconds)
