@@ -125,8 +125,8 @@ class Recorder(Protocol):
 
     ring: FlightRing
 
-    def source(self, name: str, /) -> int:
-        """A number for whoever is called so."""
+    def source(self, name: str, /, *, like: int | None = None) -> int:
+        """A number for whoever is called so; ``like``: who is of the same device."""
         ...
 
     def name_irqfd(self, source: int, gsi: int, fd: int, name: str | None, /) -> None:

@@ -135,6 +135,7 @@ class FlightRecorder:
         self._names: dict[tuple[int, ...], int] = {}  # by what it is and its numbers: the place in the table
         self._irqfds = 0  # how many of them are irqfds'
         self._sources: dict[str, int] = {}
+        self._counts: dict[int, int] = {}  # by source, which of its name it is
         self._on_since = 0  # the record's number
         _all.add(self)
         nodes.add("tracers", self, _node, name=name)
@@ -222,18 +223,26 @@ class FlightRecorder:
             memory[at + _CHANGE.size : at + _CHANGE.size + len(text)] = text
             _LAP.pack_into(memory, lap_at, lap + 1 & 0xFFFFFFFF)
 
-    def source(self, name: str, /) -> int:
+    def source(self, name: str, /, *, like: int | None = None) -> int:
         """A number for whoever writes records, by which a reader finds the name. A second one of that name gets a 2 behind it.
 
         There is room for 1024 names, whatever else has one; beyond that those of one name have one number.
+
+        Args:
+            name: At most 56 bytes of it are kept.
+            like: Another source's number: what it has behind its name, this one gets, too.
         """
         with self._lock:
-            names = itertools.chain((name,), (f"{name} {count}" for count in itertools.count(2)))
-            one = next(one for one in names if one not in self._sources)
+            counts = itertools.count(1) if like is None else (self._counts.get(like, 1),)
+            names = ((name if count == 1 else f"{name} {count}", count) for count in counts)
+            one, count = next(((one, count) for one, count in names if one not in self._sources), (None, 1))
+            if one is None:
+                return self._sources[name]
             number = len(self._sources) + 1
             if not self._put_name(SOURCE_NAME, number, one):
                 return self._sources.get(name, 0)
             self._sources[one] = number
+            self._counts[number] = count
             return number
 
     def name(self, gsi: int, name: str) -> None:

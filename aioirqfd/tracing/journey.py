@@ -173,6 +173,7 @@ class Journeys:
         broken: Since when they are given up.
         paused: By source, since when a manager is paused.
         whole: The records go back to the beginning.
+        gap_ns: When the recorder was last turned on; 0: never. What was before may have gone on meanwhile.
         begun_ns: The first record's time.
         ended_ns: The last one's.
         until_ns: What is under way then has had no further step.
@@ -188,7 +189,7 @@ class Journeys:
         self.offloaded: dict[Irq, int] = {}
         self.broken: dict[Irq, int] = {}
         self.paused: dict[str, int] = {}
-        self.begun_ns = self.ended_ns = 0
+        self.begun_ns = self.ended_ns = self.gap_ns = 0
         self.whole = whole
         self._open: dict[Irq, deque[Journey]] = {}
         self._last: dict[tuple[str, int], Journey] = {}
@@ -220,7 +221,7 @@ class Journeys:
         kind, fields = record.kind, record.fields
         if kind is None:
             if record.event == TURNED_ON:
-                self._lose()
+                self._lose(record.time_ns)
             return
         source = str(fields.get("source", ""))
         if "queue" in fields:
@@ -270,7 +271,7 @@ class Journeys:
                 pass
         self._step(record, kind, irq)
 
-    def _lose(self) -> None:
+    def _lose(self, time_ns: int) -> None:
         """The recorder was off: what became of all that was under way is not known."""
         for journey in self.open():
             journey.ended = True
@@ -281,7 +282,7 @@ class Journeys:
         for queue in self.queues.values():
             queue.open.clear()
             queue.uncalled.clear()
-        self.whole = False
+        self.whole, self.gap_ns = False, time_ns
 
     def _step(self, record: FlightRecord, kind: FlightKind, irq: Irq) -> None:
         waiting = self._open.setdefault(irq, deque())

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
 from aioirqfd.flight import FlightKind
+from aioirqfd.tracing.flight_log import TURNED_ON
 from aioirqfd.tracing.journey import BEGINNINGS, Journeys, as_number
 from aioirqfd.tracing.trouble import VECTORS, troubles
 
@@ -224,7 +225,7 @@ def ledger(
     whole = not since_ns and not log.overwritten
     own = devices[device]
     is_own = re.compile(rf"{re.escape(own['device'])} queue \d+{own['number'] or ''}").fullmatch
-    queues = [record for record in records if is_own(str(record.fields.get("source", "")))]
+    queues = [one for one in records if one.event == TURNED_ON or is_own(str(one.fields.get("source", "")))]
     found = troubles(log, Journeys(queues, whole=whole, until_ns=_until(log)), slow_ns=slow_ns)
     return Ledger(
         device,
@@ -269,7 +270,7 @@ class _Books:
         self._guest = guest
         self._signalled: Counter[int] = Counter()
         self._injected: Counter[int] = Counter()
-        own = [record for record in log.records if record.fields.get("source") == manager]
+        own = [one for one in log.records if one.event == TURNED_ON or one.fields.get("source") == manager]
         for record in own:
             if "gsi" in record.fields and record.time_ns >= since_ns:
                 vector = as_number(record.fields["gsi"])

@@ -239,14 +239,14 @@ def _astray(log: FlightLog, journeys: Journeys, slow_ns: int) -> Iterator[Troubl
             yield Trouble("wrong_vector", text, own[0].at_ns, vector)
         elif VECTORS.fullmatch(source) and (called(own[0].irq, log) or "").startswith(_VECTOR):
             # Each goes out while it is injected; one that came later tells of all before it.
-            kept = [one for one in own if one.whole and _before_injection(one) > max(sent, default=0)]
-            if kept and journeys.until_ns - kept[0].at_ns >= slow_ns:
-                age = seconds(journeys.until_ns - kept[0].at_ns)
+            since = max([journeys.gap_ns, *sent[-1:]])
+            kept = [one for one in own if one.whole and _before_injection(one) > since]
+            if kept and (begun := kept[0].injected_ns) is not None and journeys.until_ns - begun >= slow_ns:
                 text = (
-                    f"{name(kept[0].irq, log)}: {len(kept)} injected and not sent on, the first {_at(log, kept[0].at_ns)}, {age} ago:"
-                    " a fault that was set drops it, or keeps it back"
+                    f"{name(kept[0].irq, log)}: {len(kept)} injected and not sent on, the first {_at(log, begun)},"
+                    f" {seconds(journeys.until_ns - begun)} ago: a fault that was set drops it, or keeps it back"
                 )
-                yield Trouble("not_sent", text, kept[0].at_ns, vector)
+                yield Trouble("not_sent", text, begun, vector)
 
 
 def _before_injection(journey: Journey) -> int:

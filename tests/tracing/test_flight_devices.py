@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import random
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -199,6 +201,58 @@ async def test_an_interrupt_that_goes_no_further_than_its_manager_is_named(fault
         bad.remove()
         await taken(device, recorder, 0)
         assert not ledger(recorder.log(), slow_ns=0).owed
+
+
+async def test_what_went_on_while_the_recorder_was_off_is_not_owed():
+    recorder, faults = FlightRecorder(), Faults(nonconforming=True)
+    device = faults.wrap(Pair())
+    async with PciFunction(device, tracer=recorder) as function:
+        function.interrupts.bind(0, EventFd())
+        held = faults.add(Match("interrupt", vector=0), Withhold())
+        await taken(device, recorder, 0)
+        assert ledger(recorder.log(), slow_ns=0).owed
+        recorder.on = False
+        held.remove()
+        assert function.interrupts.sent(0) == 1
+        recorder.on = True
+        assert not ledger(recorder.log(), slow_ns=0).owed
+        faults.add(Match("interrupt", vector=0), Drop())
+        await taken(device, recorder, 0)
+        assert ledger(recorder.log(), slow_ns=0).owed
+
+
+async def test_an_interrupt_is_late_from_its_injection_on():
+    """Where it waited before, it waited for the guest."""
+    recorder, faults = FlightRecorder(), Faults(nonconforming=True)
+    device = faults.wrap(Pair())
+    async with PciFunction(device, tracer=recorder) as function:
+        function.interrupts.bind(0, EventFd())
+        function.interrupts.mask(0)
+        device.interrupt(0)
+        begun = time.monotonic_ns()
+        faults.add(Match("interrupt", vector=0), Withhold())
+        while time.monotonic_ns() - begun < 50_000_000:
+            await asyncio.sleep(0)
+        function.interrupts.unmask(0)
+        await function.interrupts.flush()
+        log = recorder.log()
+    (injected,) = (record.time_ns for record in log.records if record.kind is FlightKind.INJECTED)
+    log = dataclasses.replace(log, until_ns=injected + 10)
+    journeys = Journeys([record for record in log.records if record.time_ns <= injected], until_ns=injected + 10)
+    for slow_ns, owed in ((11, []), (10, ["not_sent"])):
+        assert [one.what for one in troubles(log, journeys, slow_ns=slow_ns) if one.what == "not_sent"] == owed
+
+
+async def test_the_queues_of_a_function_that_comes_again_are_its_own():
+    recorder = FlightRecorder()
+    for completed in (False, True):
+        device = Pair()
+        async with PciFunction(device, tracer=recorder, name="Pair-1"):
+            device.note(FlightKind.KICK, 0)
+            if completed:
+                device.note(FlightKind.REQUEST_COMPLETED, 3, 1)  # the first that it has to say of this queue
+    owed = [ledger(recorder.log(), device=name, slow_ns=0).owed for name in ("Pair-1", "Pair-1 2")]
+    assert owed == [False, True]
 
 
 async def test_a_device_notes_the_steps_of_its_own_queues():
