@@ -75,6 +75,7 @@ class PciDevice:
     registers: ClassVar[RegisterFile] = RegisterFile([])
     function: PciFunction[Self] | None = None
     interception: Interception | None = None
+    _left_paused = False  # it was served no more while it was paused
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -126,7 +127,11 @@ class PciDevice:
         """
 
     def resume(self) -> None:
-        """Go on: also with what has come meanwhile. Called after :meth:`pause`, and before it where that failed. Does nothing here."""
+        """Go on: also with what has come meanwhile. Called after :meth:`pause`, and where that failed. Does nothing here.
+
+        A device that was served no more while it was paused hears it when it is served again: after :meth:`lifespan`, before
+        :meth:`background`.
+        """
 
     def under_way(self) -> Sequence[str]:
         """What was begun and has not ended, in words: for the error of a pause that took too long. Nothing here."""

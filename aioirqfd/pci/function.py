@@ -1,5 +1,7 @@
 """A device as it is served, by whatever transport: its configuration space, its regions, its interrupts, its DMA, its reset."""
 
+# pyright: reportPrivateUsage=false
+# (what a device is for this package)
 from __future__ import annotations
 
 import asyncio
@@ -196,6 +198,9 @@ class PciFunction(Generic[_Device]):
             self.look_again()
             stack.callback(self._let_go)
             await stack.enter_async_context(device.lifespan())
+            if device._left_paused:  # noqa: SLF001  an underscore for this package
+                device._left_paused = False  # noqa: SLF001  as above
+                device.resume()
             if type(device).background is not PciDevice.background:
                 task = asyncio.create_task(device.background(), name=f"aioirqfd {name_of(device)}.background")
                 task.add_done_callback(self._background_ended)
@@ -210,6 +215,7 @@ class PciFunction(Generic[_Device]):
 
     def _let_go(self) -> None:
         self.device.function = None
+        self.device._left_paused = self._standstill.paused  # noqa: SLF001  as above
         self._standstill.paused = False
         for doorbell in [one for there in self.doorbells.values() for one in there]:
             doorbell.close()
@@ -314,7 +320,8 @@ class PciFunction(Generic[_Device]):
             return
         flight = self._queues.get(queue)
         if flight is None:
-            flight = Flight(self._flight.recorder, self._flight.recorder.source(f"{self.name} queue {queue}"))
+            recorder = self._flight.recorder
+            flight = Flight(recorder, recorder.source(f"{self.name} queue {queue}", like=self._flight.source))
             self._queues[queue] = flight
         flight.put(step, queue, request)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import struct
 from dataclasses import FrozenInstanceError, replace
@@ -331,6 +332,37 @@ async def test_a_function_that_is_left_while_it_stands_still():
     assert not function.paused
     with pytest.raises(SnapshotError):
         function.save()
+
+
+class Told(PciDevice):
+    def __init__(self):
+        self.heard: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self):
+        self.heard.append("lifespan")
+        yield
+
+    async def background(self):
+        self.heard.append("background")
+
+    async def pause(self):
+        self.heard.append("pause")
+
+    def resume(self):
+        self.heard.append("resume")
+
+
+async def test_a_device_that_was_left_while_it_stood_still_goes_on_when_it_is_served_again():
+    """Between what it opens and its background; once."""
+    device = Told()
+    for paused in (True, False, False):
+        async with PciFunction(device) as function:
+            await asyncio.sleep(0)
+            if paused:
+                await function.pause()
+    served = ["lifespan", "background"]
+    assert device.heard == [*served, "pause", "lifespan", "resume", "background", *served]
 
 
 async def test_who_pauses_at_the_same_time_waits_too():
