@@ -111,7 +111,7 @@ class Request:
             if not late:
                 raise
             self.device.status |= 2  # as serve() says
-        if late:
+        if late and self.queue.answered:
             self.interrupt()
 
     def interrupt(self) -> None:
@@ -209,12 +209,12 @@ class Nvme(PciDevice):
             self.status = (self.status & 1) | 2 << 2  # shutdown is complete
 
     async def reset(self) -> None:
+        self.waiting.clear()
+        self.features.clear()
+        self.shadows = None
         for queue in list(self.submissions.values()):
             await self.remove_queue(queue)
         self.completions.clear()
-        self.features.clear()
-        self.waiting.clear()
-        self.shadows = None
         self.status = 0
 
     async def background(self) -> None:
@@ -228,6 +228,7 @@ class Nvme(PciDevice):
         self.submissions[queue.number] = queue
         if not self.status & 2:  # the controller has failed
             queue.task = asyncio.create_task(self.serve(queue), name=f"nvme queue {queue.number}")
+            queue.task.add_done_callback(lambda _: self.rested.set())
 
     async def remove_queue(self, queue: SubmissionQueue) -> None:
         del self.submissions[queue.number]
@@ -318,14 +319,16 @@ class Nvme(PciDevice):
             self.status |= 2  # the queue's own memory is not there: the controller has failed, and wants to be reset
 
     async def take(self, queue: SubmissionQueue) -> None:
-        """Take commands as they come."""
+        """Take commands as they come, and none while there is no room for the completions of those before."""
         while True:
             if queue.answered:
                 self.call(queue)
             if not self.going.is_set():
                 await self.wait(queue, self.going)
-            if queue.done is not None:  # of an earlier life
-                await self.finish(queue, *queue.done)
+            if queue.done:
+                await self.put_completions(queue)
+                if queue.done and not queue.answered:
+                    await self.wait(queue, queue.completions.room)
             elif queue.head == queue.tail:
                 queue.rung.clear()
                 queue.tail = await self.look(2 * queue.number, queue.head, queue.size)
@@ -335,21 +338,18 @@ class Nvme(PciDevice):
                 await self.execute_all(queue)
 
     async def execute_all(self, queue: SubmissionQueue) -> None:
-        """Do what the driver has put there, up to the ring's end, or to where the device is to be at rest."""
+        """Do what the driver has put there, up to the ring's end, to where there is no room, or the device is to be at rest."""
         end = queue.tail if queue.tail > queue.head else queue.size
         self.note(FlightKind.KICK, queue.number)
         entries = await self.dma.read(queue.address + 64 * queue.head, 64 * (end - queue.head))
         for values in COMMAND.iter_unpack(entries):
             queue.head = (queue.head + 1) % queue.size
             await self.execute(queue, Command._make(values))
-            if not self.going.is_set():
+            if queue.done or not self.going.is_set():
                 return
 
     async def wait(self, queue: SubmissionQueue, event: asyncio.Event) -> None:
-        """Wait for what the driver does, and not while the device is to be at rest."""
-        if asyncio.current_task() is not queue.task:
-            await event.wait()
-            return
+        """In a queue's task: wait for what the driver does, and not while the device is to be at rest."""
         queue.resting = True
         self.rested.set()
         try:
@@ -366,19 +366,13 @@ class Nvme(PciDevice):
             # No more than a disk without faults needs.
             result, status, waits = await self.perform(queue, command)
             if not waits:
-                await self.finish(queue, command, result, status)
+                await self.complete(queue, command, result, status)
             return
         task = await self.serve_request(Request(self, queue, command))
         if task is not None:
             queue.late.add(task)
             task.add_done_callback(queue.late.discard)
             task.add_done_callback(lambda _: self.rested.set())
-
-    async def finish(self, queue: SubmissionQueue, command: Command, result: int, status: Status) -> None:
-        """Complete a command; until there is room for that, it is the queue's."""
-        queue.done = command, result, status
-        await self.complete(queue, command, result, status)
-        queue.done = None
 
     async def perform(self, queue: SubmissionQueue, command: Command) -> tuple[int, Status, bool]:
         """Do one command; its result, its status, and whether it is completed when there is an event."""
@@ -405,23 +399,34 @@ class Nvme(PciDevice):
         return result, status, False
 
     async def complete(self, queue: SubmissionQueue, command: Command, result: int, status: Status) -> None:
-        """Tell the driver; whoever calls it interrupts."""
+        """Tell the driver; where there is no room, the queue's task does it later. Whoever calls it interrupts."""
+        queue.done.append((command, result, status))
+        await self.put_completions(queue)
+        if queue.done:
+            queue.rung.set()
+
+    async def put_completions(self, queue: SubmissionQueue) -> None:
+        """Tell the driver what is done, as far as there is room."""
         there = queue.completions
-        while (there.tail + 1) % there.size == there.head:
-            there.room.clear()
-            self.call(queue)  # for what is in there already
-            there.head = await self.look(2 * there.number + 1, there.head, there.size)
+        while queue.done:
             if (there.tail + 1) % there.size == there.head:
-                await self.wait(queue, there.room)
-        retry = 1 << 15 if status else 0
-        entry = COMPLETION.pack(result, 0, queue.head, queue.number, command.number, retry | status << 1 | there.phase)
-        place = there.address + COMPLETION.size * there.tail
-        there.tail = (there.tail + 1) % there.size
-        if not there.tail:
-            there.phase ^= 1
-        await self.dma.write(place, entry)
-        queue.answered = True
-        self.note(FlightKind.REQUEST_COMPLETED, queue.number, command.number)
+                there.room.clear()
+                there.head = await self.look(2 * there.number + 1, there.head, there.size)
+                if (there.tail + 1) % there.size == there.head:
+                    return
+                continue
+            command, result, status = queue.done.pop(0)
+            retry = 1 << 15 if status else 0
+            entry = COMPLETION.pack(
+                result, 0, queue.head, queue.number, command.number, retry | status << 1 | there.phase
+            )
+            place = there.address + COMPLETION.size * there.tail
+            there.tail = (there.tail + 1) % there.size
+            if not there.tail:
+                there.phase ^= 1
+            await self.dma.write(place, entry)
+            queue.answered = True
+            self.note(FlightKind.REQUEST_COMPLETED, queue.number, command.number)
 
     def call(self, queue: SubmissionQueue) -> None:
         """Interrupt for what is in the completion queue, if the driver wants that."""
@@ -435,7 +440,8 @@ class Nvme(PciDevice):
         if self.waiting:
             queue, command = self.waiting.pop(0)
             await self.complete(queue, command, int(bad_value) << 8 | 0x01 << 16, SUCCESS)
-            self.call(queue)
+            if queue.answered:
+                self.call(queue)
 
     # -- at rest, and as another process left it ----------------------------------------------------------------------
 
@@ -472,7 +478,7 @@ class Nvme(PciDevice):
         self.completions = {values[0]: CompletionQueue(*values) for values in state["completions"]}
         for number, address, size, completions, *counters, done in state["submissions"]:
             queue = SubmissionQueue(number, address, size, self.completions[completions], *counters)
-            queue.done = done and (Command(*done[0]), done[1], Status(done[2]))
+            queue.done = [(Command(*command), result, Status(status)) for command, result, status in done]
             self.add_queue(queue)
         self.waiting = [(self.submissions[number], Command(*command)) for number, command in state["waiting"]]
 
@@ -609,6 +615,8 @@ class Nvme(PciDevice):
         if queue is None or not queue.number:
             raise CommandError(INVALID_QUEUE)
         await self.remove_queue(queue)
+        if queue.answered:
+            self.call(queue)
 
     async def delete_completion_queue(self, command: Command) -> None:
         number = command.dw10 & 0xFFFF

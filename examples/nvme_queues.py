@@ -79,8 +79,8 @@ class SubmissionQueue:
     tail: int = 0
     answered: bool = False
     """Whether there is a completion that the driver was not interrupted for."""
-    done: tuple[Command, int, Status] | None = None
-    """A command, its result and its status, for which there is no completion yet."""
+    done: list[tuple[Command, int, Status]] = field(default_factory=list[tuple[Command, int, Status]])
+    """Commands, with result and status, for whose completions there was no room yet."""
     resting: bool = False
     """Whether its task waits, and for nothing that the controller is doing."""
     rung: asyncio.Event = field(default_factory=asyncio.Event)
@@ -95,7 +95,7 @@ class SubmissionQueue:
 
     def save(self) -> list[object]:
         """With what another one is made of it, where it is not busy; the completion queue by its number."""
-        done = None if self.done is None else [list(self.done[0]), self.done[1], int(self.done[2])]
+        done = [[list(command), result, int(status)] for command, result, status in self.done]
         return [
             self.number,
             self.address,

@@ -306,6 +306,27 @@ def test_an_image_that_is_none(tmp_path):
         Nvme(str(tmp_path / "none"))
 
 
+async def test_a_queue_that_is_deleted_tells_of_what_it_has_completed(driver, monkeypatch):
+    await driver.make_queue(1)
+    gate, begun, calls = asyncio.Event(), asyncio.Event(), []
+
+    async def slow(command):
+        begun.set()
+        await gate.wait()
+
+    monkeypatch.setitem(driver.device.io, 0x00, slow)
+    number = driver.push(1, 0x08, dw=(16, 0, 15))
+    driver.push(1, 0x00)  # taken together with it
+    await driver.kick(1)
+    await begun.wait()
+    monkeypatch.setattr(driver.device, "interrupt", calls.append)
+    driver.push(0, 0x00, dw=(1,))
+    await driver.kick(0)
+    await wait_for(lambda: 0 in calls)
+    assert calls == [1, 0]
+    assert (await driver.next(1))[0] == number
+
+
 async def test_a_flight_recorder_has_its_queues(image, tmp_path):
     recorder, faults = FlightRecorder(), Faults(nonconforming=True)
     device = faults.wrap(Nvme(str(image)))

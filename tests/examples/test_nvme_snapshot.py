@@ -20,7 +20,7 @@ from examples.nvme import BLOCK, QUEUES, Nvme
 from tests.examples.test_nvme import RAM, Driver
 from tests.examples.test_nvme_shadow import FLUSH, Shadowing
 
-EVENT, IDENTIFY, WRITE_ZEROES, GET_FEATURES, SET_FEATURES = 0x0C, 0x06, 0x08, 0x0A, 0x09
+EVENT, IDENTIFY, WRITE_ZEROES, FEATURES, SET_FEATURES, ABORT = 0x0C, 0x06, 0x08, 0x0A, 0x09, 0x08
 BLOCKS = 64
 
 
@@ -98,7 +98,7 @@ async def test_commands_that_come_during_the_pause_are_the_other_ones(path, tmp_
         assert (first.commands, driver.device.commands) == (commands, 4)
         for _ in range(2 * driver.depth):
             assert await driver.ask(1, FLUSH) == (0, 0)
-        assert await driver.ask(0, GET_FEATURES, dw=(0x0B,)) == (0x155, 0)
+        assert await driver.ask(0, FEATURES, dw=(0x0B,)) == (0x155, 0)
         assert await identify(driver) == before
         await Driver.put(driver, 0x1000 + 8 * 9, 1)  # a doorbell that is not there: what waits for an event hears of it
         assert await driver.next(0) == (event, 1 << 16, 0)
@@ -117,10 +117,90 @@ async def test_a_command_whose_completion_has_no_room_is_done_once(path, tmp_pat
             await asyncio.sleep(0)
         await driver.function.pause()
         assert device.commands == driver.depth
-        assert device.submissions[1].done[0].number == numbers[driver.depth - 1]
+        assert device.submissions[1].done[0][0].number == numbers[driver.depth - 1]
         await move(driver, other)
         assert [await driver.next(1) for _ in numbers] == [(number, 0, 0) for number in numbers]
         assert other.device.commands == 2
+
+
+async def full(driver):
+    """Have the admin completion queue full, once what is in the submission queue is taken."""
+    while driver.device.submissions[0].head != driver.tails[0]:
+        await asyncio.sleep(0)
+    numbers = [driver.push(0, FEATURES, dw=(7,)) for _ in range(driver.depth - 1)]
+    await driver.kick(0)
+    there = driver.device.completions[0]
+    while (there.tail + 1) % there.size != there.head:
+        await asyncio.sleep(0)
+    return numbers
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_what_an_abort_completes_has_no_room_either(path, tmp_path, again):
+    async with driven(path, tmp_path) as driver, served(path) as other:
+        event = driver.push(0, EVENT)
+        await driver.kick(0)
+        numbers = await full(driver)
+        numbers += [event, driver.push(0, ABORT, dw=(event << 16,))]
+        await driver.kick(0)
+        while len(driver.device.submissions[0].done) < 2:
+            await asyncio.sleep(0)
+        await driver.function.pause()
+        if again:
+            driver.function.resume()
+        else:
+            await move(driver, other)
+        assert [(await driver.next(0))[0] for _ in numbers] == numbers
+        await identify(driver)
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_doorbell_that_is_an_event_does_not_wait_for_room(path, tmp_path, again):
+    async with driven(path, tmp_path) as driver, served(path) as other:
+        event = driver.push(0, EVENT)
+        await driver.kick(0)
+        numbers = await full(driver)
+        async with asyncio.timeout(60):
+            await driver.put(0x1000 + 8 * 9, 1)
+        await driver.function.pause()
+        if again:
+            driver.function.resume()
+        else:
+            await move(driver, other)
+        assert [(await driver.next(0))[0] for _ in range(8)] == [*numbers, event]
+        await identify(driver)
+
+
+async def test_a_controller_that_fails_while_it_comes_to_rest_is_at_rest(path, tmp_path, monkeypatch):
+    gate, begun = asyncio.Event(), asyncio.Event()
+
+    async def slow(command):
+        begun.set()
+        await gate.wait()
+
+    async with driven(path, tmp_path) as driver:
+        monkeypatch.setitem(driver.device.io, FLUSH, slow)
+        driver.push(1, FLUSH)
+        await driver.kick(1)
+        await begun.wait()
+        pausing = asyncio.create_task(driver.function.pause())
+        await asyncio.sleep(0)
+        await driver.function.dma.unmap(0, RAM)
+        gate.set()
+        async with asyncio.timeout(60):
+            await pausing
+        assert await driver.register(0x1C) == 3
+
+
+async def test_a_disk_that_was_left_paused_works_when_it_is_served_again(path, tmp_path):
+    device = Nvme(str(path))
+    async with PciFunction(device) as function:
+        await function.pause()
+    async with PciFunction(device) as function:
+        with contextlib.closing(Driver(function, tmp_path)) as driver:
+            await driver.enable()
+            await identify(driver)
+    device.close()
 
 
 @pytest.mark.parametrize("again", [False, True])
