@@ -252,14 +252,18 @@ class Vcpu(Descriptor):
 
         Raises:
             ClosedError: EBADF, after close.
+            BlockingIOError: EAGAIN: too many signals wait for the user's processes (``RLIMIT_SIGPENDING``, setrlimit(2)). The run
+                goes on until its next exit; kick it again.
         """
         with self._lock:
             self.fileno()
-            self._kicked = True
+            if self._kicked:
+                return  # one signal is enough, and each that waits takes a place in a queue that is limited
             # In this order: the signal may come before the thread enters the kernel, which then looks at the flag.
             self._run.immediate_exit = 1
             if self._runner is not None:
                 signal.pthread_kill(self._runner, KICK_SIGNAL)
+            self._kicked = True
 
     def io_exit(self) -> IoExit:
         """The port access that :meth:`run` returned ``KVM_EXIT_IO`` for."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import queue
+import resource
+import signal
 import threading
 from pathlib import Path
 
 import pytest
 
 from aioirqfd.errors import ClosedError
+from aioirqfd.kvm import KICK_SIGNAL
 from aioirqfd.kvm.ioctls import KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_MP_STATE_RUNNABLE
 from tests.kvm.guest import ENTRY, MEMORY, Guest
 
@@ -184,6 +187,43 @@ class TestEnds:
             assert (regs.rax & 0xFF, regs.rip, handler.heard) == (0x5A, ENTRY + 2, [("in", 0x60, 1)])
             assert guest.vcpu.serve(handler) == KVM_EXIT_HLT
             assert handler.heard[1:] == [("out", 0x61, 1, 0x5A)]
+
+    def test_however_often_it_is_kicked_one_signal_waits(self):
+        # A queue of them is limited for all processes of a user, and then a kick would fail.
+        class Kicking(Handler):
+            def port_out(self, port, size, value):
+                signal.pthread_sigmask(signal.SIG_BLOCK, [KICK_SIGNAL])
+                for _ in range(5):
+                    guest.vcpu.kick()
+                while signal.sigtimedwait([KICK_SIGNAL], 0) is not None:
+                    self.heard.append("signal")
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [KICK_SIGNAL])
+
+        with Bare(2 * b"\xe6\x10" + HLT) as guest:
+            handler = Kicking()
+            reasons = [guest.vcpu.serve(handler) for _ in range(3)]
+            assert (reasons, handler.heard) == ([KVM_EXIT_INTR, KVM_EXIT_INTR, KVM_EXIT_HLT], 2 * ["signal"])
+
+    def test_a_kick_whose_signal_has_no_room_says_so_and_the_next_one_has_its_own(self):
+        limits = resource.getrlimit(resource.RLIMIT_SIGPENDING)
+
+        class Kicking(Handler):
+            def port_out(self, port, size, value):
+                signal.pthread_sigmask(signal.SIG_BLOCK, [KICK_SIGNAL])
+                resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, limits[1]))
+                with pytest.raises(BlockingIOError):
+                    guest.vcpu.kick()
+                resource.setrlimit(resource.RLIMIT_SIGPENDING, limits)
+                guest.vcpu.kick()
+                self.heard.append(signal.sigtimedwait([KICK_SIGNAL], 0) is not None)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [KICK_SIGNAL])
+
+        with Bare(b"\xe6\x10" + HLT) as guest:
+            handler = Kicking()
+            assert ([guest.vcpu.serve(handler) for _ in range(2)], handler.heard) == (
+                [KVM_EXIT_INTR, KVM_EXIT_HLT],
+                [True],
+            )
 
     def test_a_kick_before_it_is_remembered_once(self):
         with Bare(HLT) as guest:
