@@ -53,6 +53,7 @@ class PciDevice:
         capabilities: Others, and these two if they are to be somewhere else or something else.
         rom: The contents of its expansion ROM.
         undeclared: What a byte reads as that belongs to no register: 0xFF, or 0.
+        left_paused: Whether it was last served no more while it was paused; then it hears :meth:`resume` when it is served again.
 
     Threads: everything is called on the loop of whatever serves it, one access after the other. :meth:`interrupt` and
     :attr:`pin` are for any thread.
@@ -75,7 +76,7 @@ class PciDevice:
     registers: ClassVar[RegisterFile] = RegisterFile([])
     function: PciFunction[Self] | None = None
     interception: Interception | None = None
-    _left_paused = False  # it was served no more while it was paused
+    left_paused: bool = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -1,7 +1,5 @@
 """A device as it is served, by whatever transport: its configuration space, its regions, its interrupts, its DMA, its reset."""
 
-# pyright: reportPrivateUsage=false
-# (what a device is for this package)
 from __future__ import annotations
 
 import asyncio
@@ -198,8 +196,8 @@ class PciFunction(Generic[_Device]):
             self.look_again()
             stack.callback(self._let_go)
             await stack.enter_async_context(device.lifespan())
-            if device._left_paused:  # noqa: SLF001  an underscore for this package
-                device._left_paused = False  # noqa: SLF001  as above
+            if device.left_paused:
+                device.left_paused = False
                 device.resume()
             if type(device).background is not PciDevice.background:
                 task = asyncio.create_task(device.background(), name=f"aioirqfd {name_of(device)}.background")
@@ -215,7 +213,7 @@ class PciFunction(Generic[_Device]):
 
     def _let_go(self) -> None:
         self.device.function = None
-        self.device._left_paused = self._standstill.paused  # noqa: SLF001  as above
+        self.device.left_paused = self._standstill.paused
         self._standstill.paused = False
         for doorbell in [one for there in self.doorbells.values() for one in there]:
             doorbell.close()

@@ -68,6 +68,14 @@ async def move(driver, function):
     function.resume()
 
 
+async def go_on(driver, function, again):
+    """In the same function again, or in another one."""
+    if again:
+        driver.function.resume()
+    else:
+        await move(driver, function)
+
+
 async def identify(driver):
     assert await driver.ask(0, IDENTIFY, prp1=0x8000, dw=(1,)) == (0, 0)
     return os.pread(driver.memory, 4096, 0x8000)
@@ -146,10 +154,7 @@ async def test_what_an_abort_completes_has_no_room_either(path, tmp_path, again)
         while len(driver.device.submissions[0].done) < 2:
             await asyncio.sleep(0)
         await driver.function.pause()
-        if again:
-            driver.function.resume()
-        else:
-            await move(driver, other)
+        await go_on(driver, other, again)
         assert [(await driver.next(0))[0] for _ in numbers] == numbers
         await identify(driver)
 
@@ -163,10 +168,7 @@ async def test_a_doorbell_that_is_an_event_does_not_wait_for_room(path, tmp_path
         async with asyncio.timeout(60):
             await driver.put(0x1000 + 8 * 9, 1)
         await driver.function.pause()
-        if again:
-            driver.function.resume()
-        else:
-            await move(driver, other)
+        await go_on(driver, other, again)
         assert [(await driver.next(0))[0] for _ in range(8)] == [*numbers, event]
         await identify(driver)
 
@@ -224,10 +226,7 @@ async def test_what_was_taken_together_stops_behind_the_command_that_is_done(pat
         await pausing
         assert driver.device.commands == 1
         assert await driver.next(1) == (numbers[0], 0, 0)
-        if again:
-            driver.function.resume()
-        else:
-            await move(driver, other)
+        await go_on(driver, other, again)
         assert [await driver.next(1) for _ in numbers[1:]] == [(number, 0, 0) for number in numbers[1:]]
         assert driver.device.commands == (4 if again else 3)
 

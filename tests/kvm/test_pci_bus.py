@@ -53,12 +53,12 @@ class Handler:
         self.bus = bus
         self.writes: list[tuple[int, int]] = []
         self.done = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
 
     def port_out(self, port, size, value):
         self.writes.append((port, value))
         if port == DONE:
-            self._loop.call_soon_threadsafe(self.done.set)
+            self.loop.call_soon_threadsafe(self.done.set)
         else:
             self.bus.port_out(port, size, value)
 

@@ -22,6 +22,7 @@ from aioirqfd.kvm.ioctls import KVM_MP_STATE_RUNNABLE
 from aioirqfd.pci import Bar, MsiX, PciBus, PciDevice
 from aioirqfd.sinks import KvmSink
 from tests.kvm.guest import ENTRY, HANDLER, LAPIC, READY, Guest
+from tests.kvm.test_pci_bus import Handler
 from tests.pci.test_bus import ADDRESS, COMMAND, DATA, MEMORY
 
 pytestmark = pytest.mark.kvm
@@ -129,26 +130,16 @@ class Machine(Guest):
         return [[int.from_bytes(self.memory[at : at + 4], "little") for at in row] for row in places]
 
 
-class Exits:
-    """What leaves the guest."""
+class Exits(Handler):
+    """What leaves the guest; and how many CPUs are ready."""
 
     def __init__(self, bus):
-        self.bus = bus
+        super().__init__(bus)
         self.ready = asyncio.Semaphore(0)
-        self.loop = asyncio.get_running_loop()
 
     def port_out(self, port, size, value):
         assert port == READY
         self.loop.call_soon_threadsafe(self.ready.release)
-
-    def port_in(self, port, size):
-        return self.bus.port_in(port, size)
-
-    def mmio_read(self, address, size):
-        return self.bus.mmio_read(address, size)
-
-    def mmio_write(self, address, size, value):
-        self.bus.mmio_write(address, size, value)
 
 
 def move(bus, device):
