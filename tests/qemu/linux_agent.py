@@ -41,6 +41,7 @@ from examples.vmm.linux.guest import machine as vmm
 from examples.vmm.linux.machine import Ending, Machine
 from examples.vmm.linux.power import Power
 from examples.vmm.linux.uart import Uart
+from tests.qemu.kvm_counts import KvmCounts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -456,7 +457,10 @@ def main() -> None:
     kernel, initramfs, *names = sys.argv[1:]
     for name in names or CHECKS:
         faulthandler.dump_traceback_later(SECONDS, exit=True)
-        asyncio.run(CHECKS[name](Path(kernel), Path(initramfs)))
+        with KvmCounts() as counts:
+            asyncio.run(CHECKS[name](Path(kernel), Path(initramfs)))
+            say(f"{name}.messages", counts.messages())
+            say(f"{name}.repeated", counts.repeated())
     faulthandler.cancel_dump_traceback_later()
     print("AGENT DONE", flush=True)
 

@@ -27,6 +27,7 @@ from examples.vmm.linux.bzimage import BzImage
 from examples.vmm.linux.machine import Machine
 from examples.vmm.linux.power import Power
 from examples.vmm.linux.uart import Uart
+from tests.qemu.kvm_counts import KvmCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -168,13 +169,16 @@ async def soak(kernel: Path, initramfs: Path, disk: Path, interrupts: int) -> No
     def rest(slots: list[PciSlot[PciDevice]]) -> None:
         say("soak.pending", [slot.name for slot in slots if any(slot.function.interrupts.pending_bits())])
         for name, device in (("blk", blk), ("rng", rng)):
-            counts = device.statistics()[0]
-            say(f"soak.{name}", {"requests": counts.requests, "answers": counts.answers, "calls": counts.calls})
+            queue = device.statistics()[0]
+            say(f"soak.{name}", {"requests": queue.requests, "answers": queue.answers, "calls": queue.calls})
         say("soak.nvme", {"commands": nvme.commands, "calls": nvme.calls})
+        say("soak.messages", sum(counts.messages()))
+        say("soak.repeated", counts.repeated())
 
     began = time.perf_counter()
     try:
-        ending, values = await run(kernel, initramfs, f"soak={interrupts}", [blk, rng, nvme], rest)
+        with KvmCounts() as counts:
+            ending, values = await run(kernel, initramfs, f"soak={interrupts}", [blk, rng, nvme], rest)
     finally:
         for device in (nvme, blk, rng):
             device.close()

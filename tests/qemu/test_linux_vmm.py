@@ -64,6 +64,13 @@ def results():
     return Outcomes()
 
 
+def assert_counted(results: Outcomes, check: str) -> None:
+    """Each of the disk's calls was one message to KVM, and one interrupt of its guest, but for what the CPU has taken twice."""
+    calls = results[f"{check}.calls"]
+    assert calls in results[f"{check}.messages"]
+    assert 0 <= int(results[f"{check}.blkirqs"]) - calls <= results[f"{check}.repeated"]
+
+
 @pytest.mark.timeout(LIMIT)
 @pytest.mark.parametrize("checks", TOGETHER, ids=" ".join)
 def test_the_agent_ran_to_its_end(results, checks):
@@ -114,8 +121,9 @@ class TestDevices:
         assert results[f"{check}.blk"].split()[0] == sha256(DISK[: 1000 << 12])
         assert results[f"{check}.nvme"].split()[0] == sha256(DISK[: 1 << 20])
 
-    def test_each_call_is_an_interrupt_in_the_guest(self, results, check):
-        assert int(results[f"{check}.blkirqs"]) == results[f"{check}.calls"] > 1000
+    def test_each_call_is_a_message_and_an_interrupt_in_the_guest(self, results, check):
+        assert results[f"{check}.calls"] > 1000
+        assert_counted(results, check)
 
     def test_a_file_system_is_made_checked_and_read(self, results, check):
         assert results[f"{check}.fsck"] == "0"
@@ -157,7 +165,9 @@ class TestGuestFixture:
 
     def test_the_books_agree(self, results):
         assert results["fixture.read"]
-        assert results["fixture.books"] == [False, 50, 50, None, 50]
+        *ours, guest = results["fixture.books"]
+        assert ours == [False, 50, 50, None]
+        assert 0 <= guest - 50 <= results["fixture.repeated"]
 
     def test_a_fault_is_linuxs(self, results):
         assert (results["fixture.statuses"], results["fixture.dmesg"]) == (["0", "0", "1", "0"], True)
@@ -177,7 +187,8 @@ class TestMoved:
             assert sums == {sha256(DISK[: count << 12])}
 
     def test_no_interrupt_is_lost_on_the_way(self, results):
-        assert int(results["moved.blkirqs"]) == results["moved.calls"] > 1200
+        assert results["moved.calls"] > 1200
+        assert_counted(results, "moved")
 
     def test_it_ended_where_it_was_left(self, results):
         endings = [results[f"moved.ending{life}"] for life in range(4)]
