@@ -45,7 +45,7 @@ SERVERS = frozenset(
     {
         *("chaos_blk", "howto_guest", "howto_ledger", "linux_sees"),
         *("ivshmem_peer", "ivshmem_server"),
-        *("edu_pci", "ns16550", "nvme", "nvme_queues", "uart_pci"),
+        *("edu_pci", "ns16550", "nvme", "nvme_controller", "nvme_queues", "uart_pci"),
         *("vhost_user_blk", "vhost_user_ping", "vhost_user_rng", "vhost_user_upper"),
         *("net_tap", "net_user", "virtio_console", "virtio_net"),
     }

@@ -10,7 +10,8 @@ import asyncio
 
 from aioirqfd.pci import Bar
 from aioirqfd.vfio_user import main
-from examples.nvme import DOORBELLS, PAGE, Nvme
+from examples.nvme import Nvme
+from examples.nvme_controller import DOORBELLS, PAGE
 
 
 class Mapped(Nvme):

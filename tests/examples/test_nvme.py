@@ -15,7 +15,8 @@ from aioirqfd.faults import Drop, Faults, Match, Withhold
 from aioirqfd.pci import PciFunction
 from aioirqfd.tracing import FlightRecorder
 from aioirqfd.tracing.ledger import ledger
-from examples.nvme import BLOCK, MAX_EVENTS, PAGE, QUEUES, Nvme
+from examples.nvme import Nvme
+from examples.nvme_controller import BLOCK, MAX_EVENTS, PAGE, QUEUES
 
 RAM = 1 << 20
 BLOCKS = 4096

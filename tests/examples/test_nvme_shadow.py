@@ -11,7 +11,8 @@ import struct
 import pytest
 
 from aioirqfd.pci import PciFunction
-from examples.nvme import BLOCK, PAGE, Nvme
+from examples.nvme import Nvme
+from examples.nvme_controller import BLOCK, PAGE
 from tests.examples.test_nvme import Driver
 
 SHADOW, EVENTS = 0x70000, 0x71000

@@ -16,7 +16,8 @@ from aioirqfd import EventFd
 from aioirqfd.errors import SnapshotError
 from aioirqfd.faults import Faults, Hang, Match
 from aioirqfd.pci import PciFunction, PciFunctionState
-from examples.nvme import BLOCK, QUEUES, Nvme
+from examples.nvme import Nvme
+from examples.nvme_controller import BLOCK, QUEUES
 from tests.examples.test_nvme import RAM, Driver
 from tests.examples.test_nvme_shadow import FLUSH, Shadowing
 

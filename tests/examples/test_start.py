@@ -27,7 +27,17 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 LIMIT = 50
 # What is imported by others, and is no program, or needs QEMU; and what tests/docs/test_follow.py runs, whose output is another each time.
-PARTS = {"__init__", "howto_guest", "howto_ledger", "howto_follow", "net_tap", "net_user", "ns16550", "nvme_queues"}
+PARTS = {
+    "__init__",
+    "howto_guest",
+    "howto_ledger",
+    "howto_follow",
+    "net_tap",
+    "net_user",
+    "ns16550",
+    "nvme_controller",
+    "nvme_queues",
+}
 # These serve, or go on for a while, and are asked for their help. All others end by themselves, and tests/docs/test_examples.py
 # starts them both ways.
 WITH_OPTIONS = {
