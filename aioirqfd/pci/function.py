@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mmap
-import os
 from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar, final
 
 from aioirqfd import nodes
@@ -19,6 +17,7 @@ from aioirqfd.pci.device import PciDevice
 from aioirqfd.pci.dma import MAX_MAPS, Dma
 from aioirqfd.pci.errors import RegionError
 from aioirqfd.pci.interrupts import Interrupts
+from aioirqfd.pci.shared_memory import SharedMemory
 from aioirqfd.pci.standstill import Standstill
 from aioirqfd.serving.reports import Reports, name_of
 from aioirqfd.tracer import NULL_TRACER
@@ -40,33 +39,6 @@ CONFIG_REGION: Final = 7
 _SIZES: Final = frozenset({1, 2, 4, 8})
 _MAX_ONCE: Final = 256
 """Places that are traced once each. A guest can make them up, so there is an end to it."""
-
-
-@final
-class SharedMemory:
-    """The memory behind the shared parts of a BAR.
-
-    Attributes:
-        fd: The file, as long as the BAR.
-        view: The same, mapped.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.fd: Final = os.memfd_create("aioirqfd-bar", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(self.fd, size)
-            self._map = mmap.mmap(self.fd, size)
-        except BaseException:
-            os.close(self.fd)
-            raise
-        self.view = memoryview(self._map)
-
-    def close(self) -> None:
-        """Close the file. The memory stays while somebody has a view of it."""
-        os.close(self.fd)
-        self.view = memoryview(b"")
-        with contextlib.suppress(BufferError):
-            self._map.close()
 
 
 @final

@@ -217,9 +217,9 @@ class VirtQueue:
         """Serve the requests at the front of the ring that only move bytes to or from the file, and give them back.
 
         Returns:
-            0 where there is none, or no file; else how many in its lowest bits (:data:`~aioirqfd.virtio.served.COUNT`), how much work they were in
-            its highest (:data:`~aioirqfd.virtio.served.WORK`), and :data:`~aioirqfd.virtio.served.RESTED` if that was all there is. Then the driver is to kick for the next one, and :data:`~aioirqfd.virtio.served.CALL` and :data:`~aioirqfd.virtio.served.MORE` say what
-            :meth:`finish` would. Else go on with :meth:`pop`, and ask :meth:`need_notify`.
+            0 where there is none, or no file; else bits of :mod:`aioirqfd.virtio.served`: how many in ``COUNT``, how much work they were
+            from ``WORK`` on, and ``RESTED`` if that was all there is. Then the driver is to kick for the next one, and ``CALL`` and
+            ``MORE`` say what :meth:`finish` would. Else go on with :meth:`pop`, and ask :meth:`need_notify`.
         """
         transfer = self._transfer
         if transfer is None or self._resubmit:
