@@ -172,7 +172,7 @@ async def soak(kernel: Path, initramfs: Path, disk: Path, interrupts: int) -> No
             queue = device.statistics()[0]
             say(f"soak.{name}", {"requests": queue.requests, "answers": queue.answers, "calls": queue.calls})
         say("soak.nvme", {"commands": nvme.commands, "calls": nvme.calls})
-        say("soak.messages", sum(counts.messages()))
+        say("soak.messages", counts.messages())
         say("soak.repeated", counts.repeated())
 
     began = time.perf_counter()

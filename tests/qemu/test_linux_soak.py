@@ -82,15 +82,20 @@ class TestVectorsThatMove:
             assert min(map(int, values[name].split())) > 50
 
     def test_each_is_one_message_of_kvm(self, results):
-        assert results["soak.messages"] == sum(results[f"soak.{name}"]["calls"] for name in ("nvme", "blk", "rng"))
+        calls, repeated = results["soak.blk"]["calls"], results["soak.repeated"]
+        # This vector stays where it is. Linux masks it only where it is interrupted by an interrupt that is taken twice; four more
+        # reads may be answered until it unmasks it, and they are one message.
+        assert any(0 <= calls - count <= 4 * repeated for count in results["soak.messages"])
 
     def test_so_many_interrupts_were_taken_and_each_was_sent(self, results):
-        values = results["soak.values"]
+        values, repeated = results["soak.values"], results["soak.repeated"]
         taken = {name: sum(map(int, values[name].split())) for name in ("nvme", "blk", "rng")}
+        calls = {name: results[f"soak.{name}"]["calls"] for name in taken}
         assert sum(taken.values()) >= INTERRUPTS
-        # Fewer were counted where one came while the handler of the one before was still running, on another CPU perhaps.
-        more = {name: max(0, count - results[f"soak.{name}"]["calls"]) for name, count in taken.items()}
-        assert sum(more.values()) <= results["soak.repeated"], more
+        # Fewer are sent than there were calls where a vector was masked meanwhile, and fewer are counted than were sent where one
+        # came while the handler of the one before was still running, on another CPU perhaps.
+        assert sum(taken.values()) - repeated <= sum(results["soak.messages"]) <= sum(calls.values())
+        assert sum(max(0, taken[name] - calls[name]) for name in taken) <= repeated
 
     def test_each_request_was_answered(self, results):
         values = results["soak.values"]
