@@ -42,6 +42,9 @@ for package in "$work"/archives/*.deb; do
 done
 # Of what was unpacked, what runs is under usr/lib, usr/bin and these; the rest is documentation.
 find "$work/root/usr/share" -mindepth 1 -maxdepth 1 ! -name qemu ! -name seabios -exec rm -rf {} +
+# What it has no module for, a window or sound, it would also seek among the installed QEMU's, and another build's end it at once. The
+# path is as long as before.
+LC_ALL=C sed -i 's#/usr/lib/x86_64-linux-gnu/qemu#/nonexistent/x86_64-linux/qemu#g' "$work/root/usr/bin/qemu-system-x86_64"
 cat >"$work/root/qemu-system-x86_64" <<'PROGRAM'
 #!/bin/sh
 root=$(dirname "$(readlink -f "$0")")
