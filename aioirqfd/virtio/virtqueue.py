@@ -1,10 +1,8 @@
 """A split virtqueue, the device's side: requests out of the guest's memory, and answers back.
 
-Nothing that the driver writes is believed. Every index, length and address is read once, checked, and used from the
-copy. What breaks the rules raises :class:`VirtqueueError` and stops the queue for good: it lets go of the guest's
-memory and every later call raises :class:`VirtqueueStoppedError`. To start again, make a new object.
-
-Source: virtio 1.2, section 2.7; each check names its paragraph.
+Nothing that the driver writes is believed. Every index, length and address is read once, checked, and used from the copy. What breaks the
+rules raises :class:`VirtqueueError` and stops the queue for good: it lets go of the guest's memory and every later call raises
+:class:`VirtqueueStoppedError`. To start again, make a new object. Source: virtio 1.2, section 2.7; each check names its paragraph.
 """
 
 from __future__ import annotations
@@ -47,8 +45,7 @@ class VirtQueue:
         size: Entries, a power of 2 in 1..32768.
         address: Where the ring lies, in the front-end's addresses.
         base: The available ring's index to begin with (``SET_VRING_BASE``).
-        features: The features agreed on; ``EVENT_IDX`` and ``INDIRECT_DESC`` count here, and with a ``file`` a block
-            device's ``FLUSH``.
+        features: The features agreed on; ``EVENT_IDX`` and ``INDIRECT_DESC`` count here, with a ``file`` a block device's ``FLUSH``.
         inflight: The queue's part of the inflight buffer, or None. It outranks ``base``: what was in flight comes again
             first, then the ring goes on behind it.
         file: What :meth:`transfer` moves bytes to and from, or None.
