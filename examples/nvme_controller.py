@@ -1,6 +1,6 @@
 """What every NVMe controller does, whatever is behind it: registers, doorbells, queues, completions and their interrupts.
 
-NVMe 1.4, section numbers of which are given. Commands are :mod:`examples.nvme`'s, but for those that are about queues.
+NVMe 1.4, section numbers of which are given. Commands are :mod:`examples.nvme`'s, but for those about queues, doorbells and abort.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Controller(PciDevice):
         shadow: Offer the driver to ring doorbells in its own memory.
 
     Attributes:
-        admin: What does an administrator's command, by its opcode: it returns the completion's first dword, or None for 0.
+        admin: The method for each admin command, by opcode; it returns the completion's first dword, or None for 0.
         io: The same for the commands of all other queues.
     """
 

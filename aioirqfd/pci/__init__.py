@@ -4,8 +4,8 @@ Subclass :class:`PciDevice`, and give it to :func:`aioirqfd.vfio_user.run`, whic
 VMM, or, in a test, to a :class:`PciFunction`.
 
 From the ground up: ``errors``, ``bar``, ``capability``, ``register`` (declarations), ``config`` (the configuration space), ``dma`` (the guest's
-memory), ``interrupts`` (a trigger for each vector), ``device`` (the base class), ``function`` (a device that is being served),
-``standstill``, ``snapshot`` and ``state`` (a function that is saved), ``slot`` and ``bus`` (where it is plugged in, in a VMM).
+memory), ``interrupts`` (a trigger for each vector), ``device`` (the base class), ``shared_memory`` (behind a BAR),
+``function`` (a device that is being served), ``standstill``, ``snapshot`` and ``state`` (a function that is saved), ``slot`` and ``bus`` (where it is plugged in, in a VMM).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class VirtQueue:
         size: Entries, a power of 2 in 1..32768.
         address: Where the ring lies, in the front-end's addresses.
         base: The available ring's index to begin with (``SET_VRING_BASE``).
-        features: The features agreed on; ``EVENT_IDX`` and ``INDIRECT_DESC`` count here, with a ``file`` a block device's ``FLUSH``.
+        features: The features agreed on; ``EVENT_IDX`` and ``INDIRECT_DESC`` count here, and with a ``file`` ``FLUSH``.
         inflight: The queue's part of the inflight buffer, or None. It outranks ``base``: what was in flight comes again
             first, then the ring goes on behind it.
         file: What :meth:`transfer` moves bytes to and from, or None.

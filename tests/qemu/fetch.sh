@@ -22,7 +22,12 @@ cannot() {
     exit 2
 }
 
-if [ -x "$program" ]; then
+# Where it lacks a module (for a window, or sound) it would look among the installed QEMU's, and one of another build ends it at once. In a
+# fetched copy the directory has another name, as long as the old one.
+modules=/usr/lib/x86_64-linux-gnu/qemu nowhere=/nonexistent/x86_64-linux/qemu
+renamed() { grep -qaF "$nowhere" "$1/usr/bin/qemu-system-x86_64"; }
+
+if [ -x "$program" ] && renamed "$home/$SUITE"; then
     echo "$program"
     exit
 fi
@@ -42,9 +47,8 @@ for package in "$work"/archives/*.deb; do
 done
 # Of what was unpacked, what runs is under usr/lib, usr/bin and these; the rest is documentation.
 find "$work/root/usr/share" -mindepth 1 -maxdepth 1 ! -name qemu ! -name seabios -exec rm -rf {} +
-# What it has no module for, a window or sound, it would also seek among the installed QEMU's, and another build's end it at once. The
-# path is as long as before.
-LC_ALL=C sed -i 's#/usr/lib/x86_64-linux-gnu/qemu#/nonexistent/x86_64-linux/qemu#g' "$work/root/usr/bin/qemu-system-x86_64"
+LC_ALL=C sed -i "s#$modules#$nowhere#g" "$work/root/usr/bin/qemu-system-x86_64"
+renamed "$work/root"
 cat >"$work/root/qemu-system-x86_64" <<'PROGRAM'
 #!/bin/sh
 root=$(dirname "$(readlink -f "$0")")

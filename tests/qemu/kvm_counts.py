@@ -1,8 +1,8 @@
 """What KVM itself counts of a guest's interrupts: a witness beside the device and the guest.
 
 QEMU's TCG, on which a nested guest runs, gives it an interrupt twice now and then. VMRUN delivers one and leaves its vector behind as if
-an exception were still to be raised; where QEMU then stops the CPU for reasons of its own before the guest next leaves, it is
-raised. The guest's handler runs once more, and its last write to EOI ends nothing, which no real CPU has it do: those are counted here.
+an exception were still to be raised; where QEMU then stops the CPU for reasons of its own before the guest next leaves, that vector is
+raised again. The guest's handler runs once more, and its last write to EOI ends nothing. Those are counted here.
 """
 
 from __future__ import annotations
@@ -39,11 +39,14 @@ class KvmCounts:
             self._file(event, "trigger").write_text(f"!{histogram}")
 
     def messages(self) -> list[int]:
-        """How often each message was sent, MSI-X vectors' all."""
+        """How often KVM was given each message (address and data), of all MSI-X vectors.
+
+        One that cannot be delivered where an eventfd is signalled, before the APICs are set up say, is counted once more later.
+        """
         return self._hits("kvm_msi_set_irq")
 
     def repeated(self) -> int:
-        """How many interrupts the emulated CPU has taken twice."""
+        """At most so many interrupts were taken twice: a guest may write to EOI for nothing by itself, too, but Linux 6.1 does not."""
         return sum(self._hits("kvm_eoi"))
 
     def _hits(self, event: str) -> list[int]:

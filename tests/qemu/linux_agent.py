@@ -2,7 +2,8 @@
 
 Each result is a line of JSON on the console, after the word RESULT: a name, and what came of it. A check is a function of
 :data:`CHECKS`, which boots a machine; what the machine's own guest says of itself is a line NAME=VALUE of its script's output, and
-a result NAME of its own. ``python -m tests.qemu.linux_agent KERNEL INITRAMFS [CHECK...]`` does the same on any machine with KVM.
+a result NAME of its own. ``python -m tests.qemu.linux_agent KERNEL INITRAMFS [CHECK...]`` does the same on any machine
+with KVM, as root, while no other virtual machine runs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What runs inside the guest that has KVM, to load the example VMM: disks whose vectors move from CPU to CPU, and boot after boot.
 
-``python -m tests.qemu.linux_soak_agent KERNEL INITRAMFS INTERRUPTS BOOTS BUSY_BOOTS`` does the same on any machine with KVM. Each
-result is a line of JSON on the console, after the word RESULT: a name, and what came of it.
+``python -m tests.qemu.linux_soak_agent KERNEL INITRAMFS INTERRUPTS BOOTS BUSY_BOOTS`` does the same on any machine with KVM, as root,
+while no other virtual machine runs. Each result is a line of JSON on the console, after the word RESULT: a name, and what came of it.
 """
 
 from __future__ import annotations

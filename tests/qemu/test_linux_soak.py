@@ -83,9 +83,10 @@ class TestVectorsThatMove:
 
     def test_each_is_one_message_of_kvm(self, results):
         calls, repeated = results["soak.blk"]["calls"], results["soak.repeated"]
-        # This vector stays where it is. Linux masks it only where it is interrupted by an interrupt that is taken twice; four more
-        # reads may be answered until it unmasks it, and they are one message.
-        assert any(0 <= calls - count <= 4 * repeated for count in results["soak.messages"])
+        # This vector stays where it is. Linux masks it only where it is raised again inside its own handler; a few more reads may be
+        # answered until it is unmasked, and they are one message.
+        assert any(0 <= calls - count <= 10 * repeated for count in results["soak.messages"])
+        assert repeated <= 2 + INTERRUPTS / 10_000
 
     def test_so_many_interrupts_were_taken_and_each_was_sent(self, results):
         values, repeated = results["soak.values"], results["soak.repeated"]
