@@ -66,7 +66,7 @@ devices() {
     umount /mnt && /sbin/e2fsck -fn /dev/vdb >/dev/null 2>&1; echo fsck=$?
     mount -t ext4 /dev/vdb /mnt && sha256sum </mnt/copy | sed 's/^/copy=/'; umount /mnt
     chmod +x /bin/leased; ip link set eth0 up; udhcpc -qn -i eth0 -s /bin/leased >/dev/null 2>&1; cat /tmp/lease
-    echo pings=$(ping -c 20 -i 0.01 10.0.0.1 | grep -c 'bytes from')
+    echo pings=$(for n in $(seq 20); do ping -c 1 -W 30 10.0.0.1; done | grep -c 'bytes from')
     exec 4<>/dev/hvc0; stty raw -echo <&4; echo ready >&4; head -c 3000 <&4 | sha256sum | sed 's/^/typed=/'
     dd if=/dev/vda bs=1000 count=3 2>/dev/null >&4; dd if=/dev/hwrng bs=4096 count=1 2>/dev/null >&4; exec 4>&-
     dd if=/dev/nvme0n1 bs=4096 count=256 2>/dev/null | sha256sum | sed 's/^/nvme=/'
